@@ -1,1 +1,13 @@
-//! CPU arithmetic.
+//! CPU arithmetic of RWKV models: the only crate that knows an instruction set.
+//!
+//! Every operation has a scalar version, written first, which is its meaning, generic over
+//! [`Real`] (f32 to run, f64 to check). Shapes stand beside every slice argument, in the letters
+//! `t` tokens, `c` channels, `h` heads, `n` head size, `o` and `i` a matrix's outputs and inputs.
+//! Nothing here knows what a model is.
+
+pub mod block;
+mod dtype;
+mod real;
+
+pub use dtype::DType;
+pub use real::Real;

@@ -1,0 +1,270 @@
+//! A checkpoint as it lies in its file: named tensors, still in the file's own bytes, under official
+//! names and shapes whatever the format. Readers in [`crate::format`] make it, the architectures and
+//! the writers use it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use hawfinch_kernels::{DType, block};
+use indexmap::IndexMap;
+
+use crate::{Error, Result};
+
+/// One tensor, in the bytes of its file (memory-mapped where the format allows).
+#[derive(Clone, Debug)]
+pub struct StoredTensor {
+    /// Number format of the bytes.
+    pub dtype: DType,
+    /// Logical shape, as in official checkpoints (`[out, in]` for linear weights).
+    pub shape: Vec<usize>,
+    /// When true the bytes hold the last two axes swapped (`shape` stays logical): web-rwkv and GGUF
+    /// store the low-rank matrices so. Always false for fewer than two axes.
+    pub transposed: bool,
+    /// Every stored number is to be multiplied by this (a power of two; 1 for nearly all files). GGUF
+    /// files of RWKV-6 hold output matrices divided by 2^(layer/rescale).
+    pub scale: f32,
+    /// Exactly as many bytes as dtype and shape ask for, row-major, without gaps. Little-endian.
+    pub data: Bytes,
+}
+
+impl StoredTensor {
+    /// A tensor in plain row-major order; `None` when the bytes are not as many as dtype and shape need.
+    pub fn new(dtype: DType, shape: Vec<usize>, data: Bytes) -> Option<Self> {
+        let t = StoredTensor { dtype, shape, transposed: false, scale: 1.0, data };
+        (t.expected_bytes() == Some(t.data.len())).then_some(t)
+    }
+
+    /// f32 values in row-major order.
+    ///
+    /// # Panics
+    /// When `values` is not as long as the shape asks for.
+    pub fn from_f32(shape: &[usize], values: &[f32]) -> Self {
+        let mut data = Vec::new();
+        block::encode(DType::F32, values, &mut data);
+        Self::new(DType::F32, shape.to_vec(), data.into()).expect("as many values as the shape says")
+    }
+
+    /// Bytes that dtype and shape ask for; `None` on overflow or when a row is not whole blocks.
+    pub fn expected_bytes(&self) -> Option<usize> {
+        let (rows, cols) = self.stored_rows_cols()?;
+        self.dtype.bytes_for(cols)?.checked_mul(rows)
+    }
+
+    /// Numbers in the tensor (1 for a scalar).
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// True when an axis is 0.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The shape without axes of length 1.
+    pub fn squeezed(&self) -> Vec<usize> {
+        self.shape.iter().copied().filter(|&d| d != 1).collect()
+    }
+
+    /// (rows, numbers in a row) of the bytes as stored; `None` on overflow.
+    fn stored_rows_cols(&self) -> Option<(usize, usize)> {
+        let total = self.shape.iter().try_fold(1usize, |a, &d| a.checked_mul(d))?;
+        let cols = match (self.shape.len(), self.transposed) {
+            (0, _) => 1,
+            (n, true) if n >= 2 => self.shape[n - 2],
+            (n, _) => self.shape[n - 1],
+        };
+        Some((total.checked_div(cols).unwrap_or(0), cols))
+    }
+
+    /// All values in logical row-major order, scale applied, rounded to f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.len()];
+        let (rows, cols) = self.stored_rows_cols().expect("checked when read");
+        if rows * cols == 0 {
+            return out;
+        }
+        let row_bytes = self.dtype.bytes_for(cols).expect("checked when read");
+        for (o, b) in out.chunks_exact_mut(cols).zip(self.data.chunks_exact(row_bytes)) {
+            block::decode(self.dtype, b, o);
+        }
+        if self.scale != 1.0 {
+            out.iter_mut().for_each(|v| *v *= self.scale);
+        }
+        if self.transposed { transpose_last_two(&out, &self.shape) } else { out }
+    }
+
+    /// All values in logical row-major order as f64 (exact for every float type but large I64).
+    pub fn to_f64(&self) -> Vec<f64> {
+        if self.dtype == DType::F64 && !self.transposed {
+            let whole = self.data.chunks_exact(8);
+            return whole
+                .map(|b| f64::from_le_bytes(b.try_into().expect("8 bytes")) * f64::from(self.scale))
+                .collect();
+        }
+        self.to_f32().into_iter().map(f64::from).collect()
+    }
+
+    /// The tensor re-encoded as `dtype` in plain logical order; itself, without a copy, when it is that
+    /// already. `None` when `dtype` cannot be written or its blocks do not divide a row.
+    pub fn converted(&self, dtype: DType) -> Option<StoredTensor> {
+        if self.dtype == dtype && !self.transposed && self.scale == 1.0 {
+            return Some(self.clone());
+        }
+        let cols = self.shape.last().copied().unwrap_or(1);
+        dtype.bytes_for(cols)?;
+        let mut data = Vec::new();
+        if dtype == DType::F64 {
+            self.to_f64().iter().for_each(|v| data.extend(v.to_le_bytes()));
+        } else if cols > 0 {
+            for row in self.to_f32().chunks(cols) {
+                if !block::encode(dtype, row, &mut data) {
+                    return None;
+                }
+            }
+        }
+        StoredTensor::new(dtype, self.shape.clone(), data.into())
+    }
+
+    /// Index and value of the first NaN or infinity, if there is one.
+    pub fn first_non_finite(&self) -> Option<(usize, f32)> {
+        self.to_f32().into_iter().enumerate().find(|(_, v)| !v.is_finite())
+    }
+}
+
+/// Swaps the last two axes of `values`, whose logical (swapped-to) shape is `shape`.
+fn transpose_last_two(values: &[f32], shape: &[usize]) -> Vec<f32> {
+    let (a, b) = (shape[shape.len() - 2], shape[shape.len() - 1]); // logical [.., a, b], stored [.., b, a]
+    let mut out = vec![0.0; values.len()];
+    for (o, v) in out.chunks_exact_mut(a * b).zip(values.chunks_exact(a * b)) {
+        for i in 0..a {
+            for j in 0..b {
+                o[i * b + j] = v[j * a + i];
+            }
+        }
+    }
+    out
+}
+
+/// In which form the file holds the decays of the versions whose decay is a plain parameter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum DecayForm {
+    /// As trained: `time_decay`.
+    #[default]
+    Raw,
+    /// rwkv.cpp: v4 holds `-exp(time_decay)`, v5 holds `exp(-exp(time_decay))`; v6 and v7 are raw. For
+    /// v5.0/5.1 files with `time_first` the bonus is exponentiated too.
+    Exponentiated,
+}
+
+/// The file format a checkpoint came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FileFormat {
+    /// PyTorch zip pickle.
+    Pth,
+    /// safetensors with official names, or ours.
+    Safetensors,
+    /// safetensors with web-rwkv / ai00 names and transposes (`.st`).
+    WebRwkv,
+    /// Hugging Face folder or file with v4, v5, v6 or FLA v7 names.
+    HuggingFace,
+    /// GGUF.
+    Gguf,
+    /// rwkv.cpp's ggml `.bin`.
+    Ggml,
+    /// Made in memory.
+    Memory,
+}
+
+impl FileFormat {
+    /// As printed by `inspect`.
+    pub fn name(self) -> &'static str {
+        match self {
+            FileFormat::Pth => "PyTorch .pth",
+            FileFormat::Safetensors => "safetensors",
+            FileFormat::WebRwkv => "safetensors (web-rwkv names)",
+            FileFormat::HuggingFace => "Hugging Face safetensors",
+            FileFormat::Gguf => "GGUF",
+            FileFormat::Ggml => "rwkv.cpp ggml .bin",
+            FileFormat::Memory => "memory",
+        }
+    }
+}
+
+/// Named tensors of one model (or state, or LoRA) file.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    /// Official name → tensor, in file order.
+    pub tensors: IndexMap<String, StoredTensor>,
+    /// String metadata of the file (safetensors `__metadata__`, GGUF key-values, our `.pth` record).
+    /// Our own keys start with `hawfinch.`; see [`crate::metadata`].
+    pub metadata: BTreeMap<String, String>,
+    /// Where it came from.
+    pub path: PathBuf,
+    /// In which format.
+    pub format: FileFormat,
+    /// Form of the decays.
+    pub decay_form: DecayForm,
+    /// Group-norm epsilon that this kind of file implies, if not the official 64e-5.
+    pub group_norm_eps: Option<f32>,
+    /// Bytes of the file(s) on disk.
+    pub file_bytes: u64,
+}
+
+impl Checkpoint {
+    /// An empty checkpoint of a format.
+    pub fn new(path: impl AsRef<Path>, format: FileFormat) -> Self {
+        Checkpoint {
+            tensors: IndexMap::new(),
+            metadata: BTreeMap::new(),
+            path: path.as_ref().into(),
+            format,
+            decay_form: DecayForm::Raw,
+            group_norm_eps: None,
+            file_bytes: 0,
+        }
+    }
+
+    /// The tensor of that official name.
+    pub fn get(&self, name: &str) -> Option<&StoredTensor> {
+        self.tensors.get(name)
+    }
+
+    /// Adds a tensor; two of one name are an error of the file.
+    pub fn insert(&mut self, name: impl Into<String>, tensor: StoredTensor) -> Result<()> {
+        let name = name.into();
+        if self.tensors.contains_key(&name) {
+            return Err(Error::damaged(&self.path, format!("it holds two tensors named `{name}`")));
+        }
+        self.tensors.insert(name, tensor);
+        Ok(())
+    }
+
+    /// Numbers in all tensors.
+    pub fn parameters(&self) -> u64 {
+        self.tensors.values().map(|t| t.len() as u64).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transposed_tensor_reads_as_its_logical_self() {
+        let mut t = StoredTensor::from_f32(&[2, 3], &[1., 2., 3., 4., 5., 6.]);
+        t.shape = vec![3, 2];
+        t.transposed = true; // bytes are rows of 3: logical [3, 2]
+        assert_eq!(t.to_f32(), [1., 4., 2., 5., 3., 6.]);
+        assert_eq!(t.expected_bytes(), Some(24));
+        t.scale = 2.0;
+        assert_eq!(t.converted(DType::F16).unwrap().to_f32(), [2., 8., 4., 10., 6., 12.]);
+    }
+
+    #[test]
+    fn sizes_that_overflow_are_refused() {
+        assert!(StoredTensor::new(DType::F32, vec![usize::MAX, 2], Bytes::new()).is_none());
+        assert!(StoredTensor::new(DType::F32, vec![2], Bytes::from_static(&[0; 7])).is_none());
+        assert!(StoredTensor::new(DType::F32, vec![0, 5], Bytes::new()).is_some());
+    }
+}

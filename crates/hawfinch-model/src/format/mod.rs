@@ -1,0 +1,27 @@
+//! One module a file format: bytes of a file → [`Checkpoint`], and back for the formats we write.
+//!
+//! Every reader is a pure function of untrusted bytes: it never panics, never runs anything the file
+//! says, and never allocates by a length it has not compared with the file's own.
+
+use std::fs::File;
+use std::path::Path;
+
+use bytes::Bytes;
+
+use crate::{Error, Result};
+
+/// Maps a file into memory. The mapping is shared by every tensor cut from it.
+pub fn map_file(path: &Path) -> Result<Bytes> {
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let meta = file.metadata().map_err(|e| Error::io(path, e))?;
+    if !meta.is_file() {
+        return Err(Error::not_a_model(path, "it is not a regular file"));
+    }
+    if meta.len() == 0 {
+        return Err(Error::not_a_model(path, "the file is empty"));
+    }
+    // SAFETY: the mapping is private and read-only. As with every mapped file, truncating or rewriting it
+    // while a model is open is undefined; hawfinch itself replaces files by rename, never in place.
+    let map = unsafe { memmap2::MmapOptions::new().map(&file) }.map_err(|e| Error::io(path, e))?;
+    Ok(Bytes::from_owner(map))
+}
