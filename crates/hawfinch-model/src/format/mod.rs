@@ -3,6 +3,9 @@
 //! Every reader is a pure function of untrusted bytes: it never panics, never runs anything the file
 //! says, and never allocates by a length it has not compared with the file's own.
 
+pub mod ggml;
+mod le;
+
 use std::fs::File;
 use std::path::Path;
 
