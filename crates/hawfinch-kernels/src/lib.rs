@@ -7,7 +7,12 @@
 
 pub mod block;
 mod dtype;
+pub mod elementwise;
+pub mod linear;
+pub mod norm;
+pub mod parallel;
 mod real;
+pub mod wkv;
 
 pub use dtype::DType;
 pub use real::Real;

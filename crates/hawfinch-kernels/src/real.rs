@@ -46,6 +46,8 @@ pub trait Real:
     fn max(self, other: Self) -> Self;
     /// Neither infinite nor NaN.
     fn is_finite(self) -> bool;
+    /// `values` as f32, when that is what they are.
+    fn as_f32_slice(values: &mut [Self]) -> Option<&mut [f32]>;
     /// Logistic function 1/(1+e^-self); tends to 0 and 1 without overflow.
     fn sigmoid(self) -> Self {
         Self::ONE / (Self::ONE + (-self).exp())
@@ -53,7 +55,7 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ty) => {
+    ($t:ty, $narrow:expr) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -93,8 +95,12 @@ macro_rules! real {
             fn is_finite(self) -> bool {
                 <$t>::is_finite(self)
             }
+            #[inline(always)]
+            fn as_f32_slice(values: &mut [Self]) -> Option<&mut [f32]> {
+                $narrow(values)
+            }
         }
     };
 }
-real!(f32);
-real!(f64);
+real!(f32, Some);
+real!(f64, |_| None);

@@ -1,0 +1,152 @@
+//! Operations that look at one channel of one token at a time. An operand with one row stands for every
+//! row: `[1, c]` beside `[t, c]`.
+
+use crate::Real;
+
+/// A function of one number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unary {
+    /// e^x
+    Exp,
+    /// Hyperbolic tangent.
+    Tanh,
+    /// 1/(1+e^-x)
+    Sigmoid,
+    /// x * sigmoid(x)
+    Silu,
+    /// max(x, 0)²
+    ReluSquared,
+}
+
+/// `y = f(x)`, any shape.
+pub fn unary<F: Real>(f: Unary, y: &mut [F], x: &[F]) {
+    let map: fn(F) -> F = match f {
+        Unary::Exp => F::exp,
+        Unary::Tanh => F::tanh,
+        Unary::Sigmoid => F::sigmoid,
+        Unary::Silu => |x| x * x.sigmoid(),
+        Unary::ReluSquared => |x| {
+            let p = x.max(F::ZERO);
+            p * p
+        },
+    };
+    y.iter_mut().zip(x).for_each(|(y, &x)| *y = map(x));
+}
+
+/// A function of two numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Binary {
+    /// a + b
+    Add,
+    /// a * b
+    Mul,
+    /// sigmoid(a) * b
+    SigmoidMul,
+    /// silu(a) * b
+    SiluMul,
+}
+
+/// `y = f(a, b)`: `y`, `a` `[t, c]`; `b` `[t, c]` or `[1, c]`.
+pub fn binary<F: Real>(f: Binary, y: &mut [F], a: &[F], b: &[F]) {
+    let each = |y: &mut [F], g: fn(F, F) -> F| {
+        for (y, a) in y.chunks_exact_mut(b.len()).zip(a.chunks_exact(b.len())) {
+            for j in 0..b.len() {
+                y[j] = g(a[j], b[j]);
+            }
+        }
+    };
+    match f {
+        Binary::Add => each(y, |a, b| a + b),
+        Binary::Mul => each(y, |a, b| a * b),
+        Binary::SigmoidMul => each(y, |a, b| a.sigmoid() * b),
+        Binary::SiluMul => each(y, |a, b| a * a.sigmoid() * b),
+    }
+}
+
+/// `y = a + s b`, any one shape.
+pub fn add_scaled<F: Real>(y: &mut [F], a: &[F], b: &[F], s: F) {
+    y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = a + s * b);
+}
+
+/// `y = from + (to - from) * weight`: `from`, `to`, `y` `[t, c]`; `weight` `[t, c]` or `[1, c]`.
+pub fn lerp<F: Real>(y: &mut [F], from: &[F], to: &[F], weight: &[F]) {
+    let c = weight.len();
+    for ((y, from), to) in y.chunks_exact_mut(c).zip(from.chunks_exact(c)).zip(to.chunks_exact(c)) {
+        for j in 0..c {
+            y[j] = from[j] + (to[j] - from[j]) * weight[j];
+        }
+    }
+}
+
+/// RWKV-7's key: `y = k * (1 + (a - 1) * k_a)`; `k`, `a`, `y` `[t, c]`, `k_a` `[c]`.
+pub fn scale_key<F: Real>(y: &mut [F], k: &[F], a: &[F], k_a: &[F]) {
+    let c = k_a.len();
+    for ((y, k), a) in y.chunks_exact_mut(c).zip(k.chunks_exact(c)).zip(a.chunks_exact(c)) {
+        for j in 0..c {
+            y[j] = k[j] * (F::ONE + (a[j] - F::ONE) * k_a[j]);
+        }
+    }
+}
+
+/// RWKV-7's current-token bonus: per head, `y = x + (Σ r k r_k) v`; all `[t, c]`, `r_k` `[c]`, heads of
+/// `n`.
+pub fn bonus<F: Real>(y: &mut [F], x: &[F], r: &[F], k: &[F], v: &[F], r_k: &[F], n: usize) {
+    let c = r_k.len();
+    for t in (0..y.len()).step_by(c) {
+        for h in (0..c).step_by(n) {
+            let mut s = F::ZERO;
+            for j in h..h + n {
+                s += r[t + j] * k[t + j] * r_k[j];
+            }
+            for j in h..h + n {
+                y[t + j] = x[t + j] + s * v[t + j];
+            }
+        }
+    }
+}
+
+/// The row before each row: `y[0] = previous`, `y[t] = x[t-1]`; afterwards `previous = x[last]`.
+/// `y`, `x` `[t, c]` of one sequence, `previous` `[c]`.
+pub fn token_shift<F: Real>(y: &mut [F], x: &[F], previous: &mut [F]) {
+    let c = previous.len();
+    if x.is_empty() {
+        return;
+    }
+    y[..c].copy_from_slice(previous);
+    y[c..].copy_from_slice(&x[..x.len() - c]);
+    previous.copy_from_slice(&x[x.len() - c..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shift_carries_over_any_split() {
+        let x: Vec<f32> = (0..10).map(|v| v as f32).collect();
+        let (mut whole, mut parts) = (vec![0.0; 10], vec![0.0; 10]);
+        let (mut p, mut q) = ([7.0, 8.0], [7.0, 8.0]);
+        token_shift(&mut whole, &x, &mut p);
+        token_shift(&mut parts[..4], &x[..4], &mut q);
+        token_shift(&mut [], &[], &mut q);
+        token_shift(&mut parts[4..], &x[4..], &mut q);
+        assert_eq!((whole, p), (parts, q));
+    }
+
+    #[test]
+    fn one_row_stands_for_all() {
+        let mut y = [0.0f64; 4];
+        lerp(&mut y, &[0.0, 0.0, 2.0, 2.0], &[1.0, 1.0, 4.0, 4.0], &[0.25, 0.5]);
+        assert_eq!(y, [0.25, 0.5, 2.5, 3.0]);
+        binary(Binary::Add, &mut y, &[1.0, 2.0, 3.0, 4.0], &[10.0, 20.0]);
+        assert_eq!(y, [11.0, 22.0, 13.0, 24.0]);
+        unary(Unary::ReluSquared, &mut y, &[-1.0, 2.0, 0.0, f64::NAN]);
+        assert_eq!(y[..3], [0.0, 4.0, 0.0]);
+    }
+
+    #[test]
+    fn sigmoid_of_extremes_is_finite() {
+        assert_eq!((-1e4f32).sigmoid(), 0.0);
+        assert_eq!(1e4f32.sigmoid(), 1.0);
+    }
+}

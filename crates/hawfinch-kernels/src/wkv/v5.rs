@@ -1,0 +1,61 @@
+//! RWKV-5.0, 5.1 and 5.2 (Eagle): a matrix state with a constant decay (spec sections 2 and 3).
+
+use super::matrix_step;
+use crate::Real;
+
+/// The recurrence.
+///
+/// * `y`, `r`, `k`, `v`: `[t, h*n]`
+/// * `s`: `[h, n, n]`, index [head, key, value]
+/// * `time_decay`, `bonus`: `[h]` (v5.0, v5.1: one a head) or `[h*n]` (v5.2: one a key channel);
+///   the decay of a step is exp(-exp(time_decay)), the bonus u is used directly
+pub fn wkv5<F: Real>(
+    y: &mut [F],
+    s: &mut [F],
+    r: &[F],
+    k: &[F],
+    v: &[F],
+    time_decay: &[F],
+    bonus: &[F],
+    n: usize,
+) {
+    let h = s.len() / (n * n);
+    let c = h * n;
+    let (mut w, mut u) = (vec![F::ZERO; n], vec![F::ZERO; n]);
+    for head in 0..h {
+        let per_channel = |p: &[F], i: usize| if p.len() == c { p[head * n + i] } else { p[head] };
+        for i in 0..n {
+            w[i] = (-per_channel(time_decay, i).exp()).exp();
+            u[i] = per_channel(bonus, i);
+        }
+        let s = &mut s[head * n * n..(head + 1) * n * n];
+        for t in (0..y.len()).step_by(c) {
+            let at = t + head * n..t + head * n + n;
+            matrix_step(&mut y[at.clone()], s, &r[at.clone()], &k[at.clone()], &v[at], &w, &u);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_decay_a_head_is_the_same_decay_for_each_channel() {
+        let (h, n, t) = (2, 3, 4);
+        let wave = |m: usize, f: f64| -> Vec<f64> { (0..m).map(|i| (i as f64 * f).sin()).collect() };
+        let (r, k, v) = (wave(t * h * n, 0.7), wave(t * h * n, 1.3), wave(t * h * n, 0.4));
+        let (d, u) = ([-1.0, 0.5], [0.3, -0.2]);
+        let wide = |p: [f64; 2]| -> Vec<f64> { (0..h * n).map(|i| p[i / n]).collect() };
+        let run = |d: &[f64], u: &[f64]| {
+            let (mut y, mut s) = (vec![0.0; t * h * n], vec![0.0; h * n * n]);
+            wkv5(&mut y, &mut s, &r, &k, &v, d, u, n);
+            (y, s)
+        };
+        assert_eq!(run(&d, &u), run(&wide(d), &wide(u)));
+        // First token on an empty state: y = (r · (u k)) v.
+        let (y, _) = run(&d, &u);
+        let dot: f64 = (0..n).map(|i| r[i] * u[0] * k[i]).sum();
+        assert!((0..n).all(|j| (y[j] - dot * v[j]).abs() < 1e-15));
+    }
+}
