@@ -126,6 +126,32 @@ impl StoredTensor {
         StoredTensor::new(dtype, self.shape.clone(), data.into())
     }
 
+    /// Entry `z` of the first axis, without copying.
+    ///
+    /// # Panics
+    /// When there is no such entry.
+    pub fn index(&self, z: usize) -> StoredTensor {
+        let len = self.data.len() / self.shape[0];
+        let transposed = self.transposed && self.shape.len() > 2;
+        let data = self.data.slice(z * len..(z + 1) * len);
+        StoredTensor {
+            dtype: self.dtype,
+            shape: self.shape[1..].to_vec(),
+            transposed,
+            scale: self.scale,
+            data,
+        }
+    }
+
+    /// The same bytes under another shape of as many numbers.
+    ///
+    /// # Panics
+    /// When the numbers of numbers differ.
+    pub fn reshaped(&self, shape: Vec<usize>) -> StoredTensor {
+        assert_eq!(shape.iter().product::<usize>(), self.len());
+        StoredTensor { shape, ..self.clone() }
+    }
+
     /// Index and value of the first NaN or infinity, if there is one.
     pub fn first_non_finite(&self) -> Option<(usize, f32)> {
         self.to_f32().into_iter().enumerate().find(|(_, v)| !v.is_finite())

@@ -1,12 +1,23 @@
 //! RWKV checkpoints of every version and file format, and the models they hold.
 
+mod arch;
 pub mod checkpoint;
 pub mod config;
+pub mod cpu;
 mod error;
 pub mod format;
+pub mod lora;
+pub mod metadata;
+mod model;
 pub mod names;
+pub mod ops;
 pub mod state;
+pub mod synthetic;
 
 pub use checkpoint::{Checkpoint, DecayForm, FileFormat, StoredTensor};
 pub use config::{Config, Version};
+pub use cpu::Cpu;
 pub use error::{Error, Result};
+pub use lora::Lora;
+pub use model::{Model, OpenOptions, Output, Rows, STEP_TOKENS, Sequence};
+pub use state::{State, StateLayout};

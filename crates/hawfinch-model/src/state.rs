@@ -1,4 +1,9 @@
-//! The state of one sequence: small, of constant size, exact.
+//! The state of one sequence: small, of constant size, exact. Saving it and loading it back, forking it
+//! and feeding it in any split give what feeding everything at once gives.
+
+use std::sync::Arc;
+
+use hawfinch_kernels::Real;
 
 use crate::config::{Config, Version};
 
@@ -20,7 +25,7 @@ impl Field {
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
-    /// Never true.
+    /// Never true for a model's field.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -72,5 +77,79 @@ impl StateLayout {
     /// Never true for a model.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The field of that name.
+    pub fn field(&self, name: &str) -> Option<&Field> {
+        self.fields.iter().find(|f| f.name == name)
+    }
+}
+
+/// The state of one sequence, in f32 (f64 when checking). Cloning it is forking the conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State<F: Real = f32> {
+    layout: Arc<StateLayout>,
+    data: Vec<F>,
+    /// Tokens that led here from the empty context (from a tuned state, since it).
+    pub tokens: u64,
+}
+
+impl<F: Real> State<F> {
+    /// The empty context.
+    pub fn new(layout: Arc<StateLayout>) -> Self {
+        let mut data = Vec::with_capacity(layout.len());
+        for _ in 0..layout.layers {
+            for f in &layout.fields {
+                data.extend(std::iter::repeat_n(F::from_f32(f.fresh), f.len()));
+            }
+        }
+        State { layout, data, tokens: 0 }
+    }
+
+    /// Which fields it has.
+    pub fn layout(&self) -> &Arc<StateLayout> {
+        &self.layout
+    }
+
+    /// All floats: layer by layer, field by field.
+    pub fn data(&self) -> &[F] {
+        &self.data
+    }
+
+    /// All floats, to change.
+    pub fn data_mut(&mut self) -> &mut [F] {
+        &mut self.data
+    }
+
+    /// One field of one layer.
+    ///
+    /// # Panics
+    /// When the layout has no such field or layer.
+    pub fn field(&self, layer: usize, name: &str) -> &[F] {
+        let f = self.layout.field(name).expect("a field of the layout");
+        let at = layer * self.layout.layer_len + f.offset;
+        &self.data[at..at + f.len()]
+    }
+
+    /// One field of one layer, to change; panics as [`State::field`].
+    pub fn field_mut(&mut self, layer: usize, name: &str) -> &mut [F] {
+        let f = self.layout.field(name).expect("a field of the layout");
+        let at = layer * self.layout.layer_len + f.offset;
+        &mut self.data[at..at + f.len()]
+    }
+
+    /// All fields of one layer, in the order of the layout.
+    pub(crate) fn layer_mut(&mut self, layer: usize) -> &mut [F] {
+        let len = self.layout.layer_len;
+        &mut self.data[layer * len..(layer + 1) * len]
+    }
+
+    /// The same state in another number type.
+    pub fn cast<G: Real>(&self) -> State<G> {
+        State {
+            layout: self.layout.clone(),
+            data: self.data.iter().map(|v| G::from_f64(v.to_f64())).collect(),
+            tokens: self.tokens,
+        }
     }
 }

@@ -1,0 +1,194 @@
+//! The architectures: one file a version, each reading like its equations. This file holds what they
+//! share: how parameters are fetched by name, a linear layer with its adapters, the block.
+
+mod v4;
+mod v5;
+mod v6;
+mod v7;
+
+use hawfinch_kernels::elementwise::Binary;
+
+use crate::checkpoint::{Checkpoint, DecayForm, StoredTensor};
+use crate::config::{Config, LAYER_NORM_EPS, Version, present_name};
+use crate::lora::Lora;
+use crate::ops::{Apply, Batch, Norm, Ops};
+use crate::{Error, Result};
+
+/// The two halves of a version's block. `x` is the normalised input of the half, `[t, d]`; the result is
+/// added to the residual stream by the caller.
+pub(crate) trait Block<O: Ops>: Send + Sync {
+    fn time_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor;
+    fn channel_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor;
+}
+
+/// What one step carries from block to block beside the residual stream.
+pub(crate) struct Step<'a, 'b, O: Ops> {
+    pub batch: &'a mut Batch<'b, O::State>,
+    /// v7: the value of layer 0, for the same tokens.
+    pub v_first: Option<O::Tensor>,
+}
+
+/// A block with its norms.
+pub(crate) struct Layer<O: Ops> {
+    ln1: Norm<O::Tensor>,
+    ln2: Norm<O::Tensor>,
+    block: Box<dyn Block<O>>,
+}
+
+impl<O: Ops> Layer<O> {
+    /// The residual stream through one block.
+    pub fn forward(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
+        let mixed = self.block.time_mix(o, layer, &o.layer_norm(x, &self.ln1), step);
+        let x = o.binary(Binary::Add, x, &mixed);
+        let mixed = self.block.channel_mix(o, layer, &o.layer_norm(&x, &self.ln2), step);
+        o.binary(Binary::Add, &x, &mixed)
+    }
+}
+
+/// A linear layer `W x`, with LoRA adapters applied unmerged: `W x + Σ scale B (A x)`.
+pub(crate) struct Linear<O: Ops> {
+    weight: O::Matrix,
+    adapters: Vec<(O::Matrix, O::Matrix, f64)>,
+}
+
+impl<O: Ops> Linear<O> {
+    pub fn forward(&self, o: &O, x: &O::Tensor) -> O::Tensor {
+        let y = o.linear(x, &self.weight);
+        self.adapters.iter().fold(y, |y, (a, b, scale)| {
+            let low = o.linear(x, a);
+            o.add_scaled(&y, &o.linear(&low, b), *scale)
+        })
+    }
+}
+
+/// Fetches the parameters of one model by official name and prepares them for `ops`.
+pub(crate) struct Loader<'a, O: Ops> {
+    pub ops: &'a O,
+    pub checkpoint: &'a Checkpoint,
+    pub config: &'a Config,
+    pub loras: &'a [Lora],
+}
+
+impl<O: Ops> Loader<'_, O> {
+    pub fn layers(&self) -> Result<Vec<Layer<O>>>
+    where
+        O: 'static,
+    {
+        (0..self.config.layers)
+            .map(|l| {
+                let block: Box<dyn Block<O>> = match self.config.version {
+                    Version::V4 => Box::new(v4::V4::load(self, l)?),
+                    Version::V5_0 | Version::V5_1 | Version::V5_2 => Box::new(v5::V5::load(self, l)?),
+                    Version::V6 => Box::new(v6::V6::load(self, l)?),
+                    Version::V7 => Box::new(v7::V7::load(self, l)?),
+                };
+                Ok(Layer {
+                    ln1: self.layer_norm(&format!("blocks.{l}.ln1"))?,
+                    ln2: self.layer_norm(&format!("blocks.{l}.ln2"))?,
+                    block,
+                })
+            })
+            .collect()
+    }
+
+    /// The tensor of that name: a LoRA file's replacement if it has one, else the checkpoint's.
+    fn tensor(&self, name: &str) -> Result<&StoredTensor> {
+        let replaced = self.loras.iter().rev().find_map(|l| l.replacements.get(name));
+        replaced.or_else(|| self.checkpoint.get(name)).ok_or_else(|| Error::MissingTensor {
+            name: name.into(),
+            version: self.config.version.number().into(),
+        })
+    }
+
+    /// A linear weight `[out, in]` with its adapters.
+    pub fn linear(&self, name: &str) -> Result<Linear<O>> {
+        let weight = self.ops.matrix(name, self.tensor(name)?, Apply::Linear)?;
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let adapters = self
+            .loras
+            .iter()
+            .filter_map(|l| l.modules.get(module).map(|m| (l, m)))
+            .map(|(l, (a, b))| {
+                let scale = l.alpha / a.shape[0] as f64;
+                Ok((
+                    self.ops.matrix(name, a, Apply::Linear)?,
+                    self.ops.matrix(name, b, Apply::Linear)?,
+                    scale,
+                ))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Linear { weight, adapters })
+    }
+
+    /// A matrix applied as it is: the embedding table (rows are looked up), no adapters.
+    pub fn table(&self, name: &str) -> Result<O::Matrix> {
+        self.ops.matrix(name, self.tensor(name)?, Apply::Linear)
+    }
+
+    /// A low-rank weight `[in, out]`.
+    pub fn low_rank(&self, name: &str) -> Result<O::Matrix> {
+        self.ops.matrix(name, self.tensor(name)?, Apply::Right)
+    }
+
+    /// The `z`-th low-rank weight of a stack `[k, in, out]`.
+    pub fn low_rank_of(&self, name: &str, z: usize) -> Result<O::Matrix> {
+        self.ops.matrix(name, &self.tensor(name)?.index(z), Apply::Right)
+    }
+
+    /// A vector parameter, checked to be finite.
+    pub fn vector(&self, name: &str) -> Result<O::Tensor> {
+        Ok(self.ops.vector(&self.values(name)?))
+    }
+
+    fn values(&self, name: &str) -> Result<Vec<f64>> {
+        let values = self.tensor(name)?.to_f64();
+        match values.iter().position(|v| !v.is_finite()) {
+            Some(index) => {
+                let value = values[index].to_string();
+                Err(Error::NonFinite { name: name.into(), index, value })
+            }
+            None => Ok(values),
+        }
+    }
+
+    /// `time_decay` of v4 and v5 as trained, whatever form the file holds.
+    pub fn time_decay(&self, name: &str) -> Result<O::Tensor> {
+        let mut values = self.values(name)?;
+        if self.checkpoint.decay_form == DecayForm::Exponentiated {
+            // v4 files hold -exp(d), v5 files exp(-exp(d)). A decay that rounded to exactly 0 or 1 comes
+            // back as a raw value that gives the same decay again.
+            let raw = |v: f64| match self.config.version {
+                Version::V4 => (-v).max(f64::from(f32::MIN_POSITIVE)).ln(),
+                _ => (-v.clamp(f64::from(f32::MIN_POSITIVE), 1.0 - 1e-16).ln()).ln(),
+            };
+            values.iter_mut().for_each(|v| *v = raw(*v));
+        }
+        Ok(self.ops.vector(&values))
+    }
+
+    /// The bonus u of v5: `time_faaaa` as it is, or exp(`time_first`); see spec section 2.
+    pub fn bonus5(&self, prefix: &str) -> Result<O::Tensor> {
+        let name = present_name(self.checkpoint, &format!("{prefix}time_faaaa"));
+        let mut values = self.values(&name)?;
+        if name.ends_with("time_first") && self.checkpoint.decay_form == DecayForm::Raw {
+            values.iter_mut().for_each(|v| *v = v.exp());
+        }
+        Ok(self.ops.vector(&values))
+    }
+
+    /// `name.weight` and `name.bias` as a layer norm.
+    pub fn layer_norm(&self, name: &str) -> Result<Norm<O::Tensor>> {
+        self.norm(name, LAYER_NORM_EPS)
+    }
+
+    /// `name.weight` and `name.bias` as the group norm after WKV.
+    pub fn group_norm(&self, name: &str) -> Result<Norm<O::Tensor>> {
+        self.norm(name, self.config.group_norm_eps)
+    }
+
+    fn norm(&self, name: &str, eps: f64) -> Result<Norm<O::Tensor>> {
+        let weight = self.vector(&format!("{name}.weight"))?;
+        let bias = self.vector(&format!("{name}.bias"))?;
+        Ok(Norm { weight, bias, eps })
+    }
+}

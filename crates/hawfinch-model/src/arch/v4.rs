@@ -1,0 +1,84 @@
+//! RWKV-4 (spec section 1).
+
+use hawfinch_kernels::elementwise::{Binary, Unary};
+
+use super::{Block, Linear, Loader, Step};
+use crate::Result;
+use crate::ops::Ops;
+
+pub(super) struct V4<O: Ops> {
+    time_decay: O::Tensor,
+    time_first: O::Tensor,
+    mix_k: O::Tensor,
+    mix_v: O::Tensor,
+    mix_r: O::Tensor,
+    key: Linear<O>,
+    value: Linear<O>,
+    receptance: Linear<O>,
+    output: Linear<O>,
+    ffn: ChannelMix<O>,
+}
+
+impl<O: Ops> V4<O> {
+    pub fn load(load: &Loader<'_, O>, layer: usize) -> Result<Self> {
+        let att = |name: &str| format!("blocks.{layer}.att.{name}");
+        Ok(V4 {
+            time_decay: load.time_decay(&att("time_decay"))?,
+            time_first: load.vector(&att("time_first"))?,
+            mix_k: load.vector(&att("time_mix_k"))?,
+            mix_v: load.vector(&att("time_mix_v"))?,
+            mix_r: load.vector(&att("time_mix_r"))?,
+            key: load.linear(&att("key.weight"))?,
+            value: load.linear(&att("value.weight"))?,
+            receptance: load.linear(&att("receptance.weight"))?,
+            output: load.linear(&att("output.weight"))?,
+            ffn: ChannelMix::load(load, layer)?,
+        })
+    }
+}
+
+impl<O: Ops> Block<O> for V4<O> {
+    fn time_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
+        let last = o.token_shift(x, step.batch, layer, "att_x");
+        let mix = |mu| o.lerp(&last, x, mu); // mu weights the current token
+        let r = self.receptance.forward(o, &mix(&self.mix_r));
+        let k = self.key.forward(o, &mix(&self.mix_k));
+        let v = self.value.forward(o, &mix(&self.mix_v));
+        let y = o.wkv4(&k, &v, &self.time_decay, &self.time_first, step.batch, layer);
+        self.output.forward(o, &o.binary(Binary::SigmoidMul, &r, &y))
+    }
+
+    fn channel_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
+        self.ffn.forward(o, layer, x, step)
+    }
+}
+
+/// The channel mix of v4 and v5.
+pub(super) struct ChannelMix<O: Ops> {
+    mix_k: O::Tensor,
+    mix_r: O::Tensor,
+    key: Linear<O>,
+    receptance: Linear<O>,
+    value: Linear<O>,
+}
+
+impl<O: Ops> ChannelMix<O> {
+    pub fn load(load: &Loader<'_, O>, layer: usize) -> Result<Self> {
+        let ffn = |name: &str| format!("blocks.{layer}.ffn.{name}");
+        Ok(ChannelMix {
+            mix_k: load.vector(&ffn("time_mix_k"))?,
+            mix_r: load.vector(&ffn("time_mix_r"))?,
+            key: load.linear(&ffn("key.weight"))?,
+            receptance: load.linear(&ffn("receptance.weight"))?,
+            value: load.linear(&ffn("value.weight"))?,
+        })
+    }
+
+    pub fn forward(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
+        let last = o.token_shift(x, step.batch, layer, "ffn_x");
+        let k = self.key.forward(o, &o.lerp(&last, x, &self.mix_k));
+        let r = self.receptance.forward(o, &o.lerp(&last, x, &self.mix_r));
+        let kv = self.value.forward(o, &o.unary(Unary::ReluSquared, &k));
+        o.binary(Binary::SigmoidMul, &r, &kv)
+    }
+}

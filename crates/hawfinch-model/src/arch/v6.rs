@@ -1,0 +1,93 @@
+//! RWKV-6, Finch (spec section 4): token shift and decay depend on the data.
+
+use hawfinch_kernels::elementwise::{Binary, Unary};
+
+use super::{Block, Linear, Loader, Step};
+use crate::Result;
+use crate::ops::{Norm, Ops};
+
+pub(super) struct V6<O: Ops> {
+    heads: usize,
+    mix_rank: usize,
+    maa_x: O::Tensor,
+    /// Static mixes in the order w, k, v, r, g.
+    maa: [O::Tensor; 5],
+    maa_w1: O::Matrix,
+    maa_w2: [O::Matrix; 5],
+    time_decay: O::Tensor,
+    decay_w1: O::Matrix,
+    decay_w2: O::Matrix,
+    bonus: O::Tensor,
+    receptance: Linear<O>,
+    key: Linear<O>,
+    value: Linear<O>,
+    gate: Linear<O>,
+    output: Linear<O>,
+    ln_x: Norm<O::Tensor>,
+    ffn_maa_k: O::Tensor,
+    ffn_maa_r: O::Tensor,
+    ffn_key: Linear<O>,
+    ffn_receptance: Linear<O>,
+    ffn_value: Linear<O>,
+}
+
+impl<O: Ops> V6<O> {
+    pub fn load(load: &Loader<'_, O>, layer: usize) -> Result<Self> {
+        let att = |name: &str| format!("blocks.{layer}.att.{name}");
+        let ffn = |name: &str| format!("blocks.{layer}.ffn.{name}");
+        let maa = |z: &str| load.vector(&att(&format!("time_maa_{z}")));
+        let w2 = |z| load.low_rank_of(&att("time_maa_w2"), z);
+        Ok(V6 {
+            heads: load.config.heads,
+            mix_rank: load.config.ranks.mix,
+            maa_x: maa("x")?,
+            maa: [maa("w")?, maa("k")?, maa("v")?, maa("r")?, maa("g")?],
+            maa_w1: load.low_rank(&att("time_maa_w1"))?,
+            maa_w2: [w2(0)?, w2(1)?, w2(2)?, w2(3)?, w2(4)?],
+            time_decay: load.vector(&att("time_decay"))?,
+            decay_w1: load.low_rank(&att("time_decay_w1"))?,
+            decay_w2: load.low_rank(&att("time_decay_w2"))?,
+            bonus: load.vector(&att("time_faaaa"))?,
+            receptance: load.linear(&att("receptance.weight"))?,
+            key: load.linear(&att("key.weight"))?,
+            value: load.linear(&att("value.weight"))?,
+            gate: load.linear(&att("gate.weight"))?,
+            output: load.linear(&att("output.weight"))?,
+            ln_x: load.group_norm(&att("ln_x"))?,
+            ffn_maa_k: load.vector(&ffn("time_maa_k"))?,
+            ffn_maa_r: load.vector(&ffn("time_maa_r"))?,
+            ffn_key: load.linear(&ffn("key.weight"))?,
+            ffn_receptance: load.linear(&ffn("receptance.weight"))?,
+            ffn_value: load.linear(&ffn("value.weight"))?,
+        })
+    }
+}
+
+impl<O: Ops> Block<O> for V6<O> {
+    fn time_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
+        let last = o.token_shift(x, step.batch, layer, "att_x");
+        // Five mixes, each a static one plus a low-rank function of the tokens.
+        let m = o.unary(Unary::Tanh, &o.linear(&o.lerp(x, &last, &self.maa_x), &self.maa_w1));
+        let mix = |z: usize| {
+            let m_z = o.linear(&o.columns(&m, z * self.mix_rank, self.mix_rank), &self.maa_w2[z]);
+            o.lerp(x, &last, &o.binary(Binary::Add, &m_z, &self.maa[z]))
+        };
+        let d = o.linear(&o.unary(Unary::Tanh, &o.linear(&mix(0), &self.decay_w1)), &self.decay_w2);
+        let d = o.binary(Binary::Add, &d, &self.time_decay);
+        let k = self.key.forward(o, &mix(1));
+        let v = self.value.forward(o, &mix(2));
+        let r = self.receptance.forward(o, &mix(3));
+        let g = self.gate.forward(o, &mix(4));
+        let y = o.wkv6([&r, &k, &v], &d, &self.bonus, step.batch, layer);
+        let y = o.group_norm(&y, &self.ln_x, self.heads);
+        self.output.forward(o, &o.binary(Binary::SiluMul, &g, &y))
+    }
+
+    fn channel_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
+        let last = o.token_shift(x, step.batch, layer, "ffn_x");
+        let k = self.ffn_key.forward(o, &o.lerp(x, &last, &self.ffn_maa_k));
+        let r = self.ffn_receptance.forward(o, &o.lerp(x, &last, &self.ffn_maa_r));
+        let kv = self.ffn_value.forward(o, &o.unary(Unary::ReluSquared, &k));
+        o.binary(Binary::SigmoidMul, &r, &kv)
+    }
+}

@@ -1,0 +1,252 @@
+//! A model: weights plus state plus tokens gives logits. One call serves prefill, decode and any mixture
+//! of sequences.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::arch::{Layer, Linear, Loader, Step};
+use crate::checkpoint::Checkpoint;
+use crate::config::Config;
+use crate::cpu::Cpu;
+use crate::lora::Lora;
+use crate::ops::{Batch, Norm, Ops};
+use crate::state::StateLayout;
+use crate::{Error, Result, State, format};
+
+/// Tokens that one step takes at most. Longer calls are divided into steps; the results are the same bits.
+pub const STEP_TOKENS: usize = 128;
+
+/// Which rows of a sequence's output are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Rows {
+    /// None: only the state.
+    #[default]
+    None,
+    /// The last token's.
+    Last,
+    /// Every token's.
+    All,
+}
+
+/// One sequence of a call: its new tokens, its state, what to return.
+pub struct Sequence<'a, S = State> {
+    /// New tokens; at least one.
+    pub tokens: &'a [u32],
+    /// The state they continue from, and which they change.
+    pub state: &'a mut S,
+    /// Logits wanted.
+    pub logits: Rows,
+    /// Hidden rows wanted: the last layer's output after the final norm, which the head multiplies.
+    pub hidden: Rows,
+}
+
+/// What a call returns for one sequence, row-major.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Output {
+    /// `[rows, vocab]`
+    pub logits: Vec<f32>,
+    /// `[rows, width]`
+    pub hidden: Vec<f32>,
+}
+
+/// How to open a model.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// LoRA files to apply (unmerged), in order.
+    pub loras: Vec<Lora>,
+    /// In place of the group-norm epsilon that the file implies.
+    pub group_norm_eps: Option<f64>,
+}
+
+/// A model ready to run.
+pub struct Model<O: Ops = Cpu<f32>> {
+    checkpoint: Checkpoint,
+    config: Config,
+    layout: Arc<StateLayout>,
+    ops: O,
+    embedding: O::Matrix,
+    ln0: Norm<O::Tensor>,
+    layers: Vec<Layer<O>>,
+    ln_out: Norm<O::Tensor>,
+    head: Linear<O>,
+}
+
+impl Model {
+    /// Opens a model file or folder of any format; its weights stay in the mapped file.
+    ///
+    /// # Errors
+    /// As [`format::open`] and [`Config::infer`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Model> {
+        Model::from_checkpoint(format::open(path.as_ref())?, OpenOptions::default(), Cpu::default())
+    }
+}
+
+impl<O: Ops + 'static> Model<O> {
+    /// Prepares the weights of a checkpoint for `ops`.
+    ///
+    /// # Errors
+    /// Not a model of a known version, a misshapen tensor, a LoRA that does not fit, NaN in a vector.
+    pub fn from_checkpoint(checkpoint: Checkpoint, options: OpenOptions, ops: O) -> Result<Self> {
+        let mut config = Config::infer(&checkpoint)?;
+        if let Some(eps) = options.group_norm_eps {
+            if !(eps > 0.0 && eps < 1.0) {
+                return Err(Error::Invalid(format!("the group-norm epsilon must lie in (0, 1), not {eps}")));
+            }
+            config.group_norm_eps = eps;
+        }
+        for lora in &options.loras {
+            lora.check(&checkpoint)?;
+        }
+        let load = Loader { ops: &ops, checkpoint: &checkpoint, config: &config, loras: &options.loras };
+        let embedding = load.table("emb.weight")?;
+        let ln0 = load.layer_norm("blocks.0.ln0")?;
+        let layers = load.layers()?;
+        let ln_out = load.layer_norm("ln_out")?;
+        let head = load.linear("head.weight")?;
+        let layout = Arc::new(StateLayout::new(&config));
+        Ok(Model { checkpoint, config, layout, ops, embedding, ln0, layers, ln_out, head })
+    }
+
+    /// Version and sizes.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The tensors behind the model.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
+    }
+
+    /// The operations it runs on.
+    pub fn ops(&self) -> &O {
+        &self.ops
+    }
+
+    /// Which fields its states have.
+    pub fn state_layout(&self) -> &Arc<StateLayout> {
+        &self.layout
+    }
+
+    /// The state of the empty context, on the host.
+    pub fn new_state(&self) -> State {
+        State::new(self.layout.clone())
+    }
+
+    /// Feeds every sequence's tokens, updating its state, and returns what each asked for, in order.
+    /// Sequences do not influence each other, and any division of a text into calls gives the same bits.
+    ///
+    /// # Errors
+    /// An id out of range, a sequence without tokens or a state of another model: checked before
+    /// anything changes. Logits that are not finite: states have moved on by then.
+    pub fn forward(&self, sequences: &mut [Sequence<'_, O::State>]) -> Result<Vec<Output>> {
+        for s in &*sequences {
+            if s.tokens.is_empty() {
+                return Err(Error::Invalid("a sequence needs at least one token".into()));
+            }
+            if let Some(&id) = s.tokens.iter().find(|&&id| id as usize >= self.config.vocab) {
+                return Err(Error::TokenRange { id, vocab: self.config.vocab });
+            }
+        }
+        let mut outputs = vec![Output::default(); sequences.len()];
+        let mut done = vec![0; sequences.len()];
+        loop {
+            // As many tokens as a step takes, from the sequences in order.
+            let mut room = STEP_TOKENS;
+            let mut parts = Vec::new();
+            let mut batch = Batch { lengths: Vec::new(), states: Vec::new() };
+            let mut tokens = Vec::new();
+            for (i, s) in sequences.iter_mut().enumerate() {
+                let take = (s.tokens.len() - done[i]).min(room);
+                if take > 0 {
+                    tokens.extend_from_slice(&s.tokens[done[i]..done[i] + take]);
+                    parts.push(Part {
+                        sequence: i,
+                        last: done[i] + take == s.tokens.len(),
+                        len: take,
+                        logits: s.logits,
+                        hidden: s.hidden,
+                        first: done[i],
+                    });
+                    batch.lengths.push(take);
+                    batch.states.push(&mut *s.state);
+                    room -= take;
+                    done[i] += take;
+                }
+            }
+            if parts.is_empty() {
+                return Ok(outputs);
+            }
+            self.step(&tokens, &mut batch, &parts, &mut outputs)?;
+        }
+    }
+
+    /// One step: every layer over the rows of all parts.
+    fn step(
+        &self,
+        tokens: &[u32],
+        batch: &mut Batch<'_, O::State>,
+        parts: &[Part],
+        outputs: &mut [Output],
+    ) -> Result<()> {
+        let o = &self.ops;
+        let mut x = o.layer_norm(&o.embedding(&self.embedding, tokens), &self.ln0);
+        let mut step = Step { batch, v_first: None };
+        for (l, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(o, l, &x, &mut step);
+        }
+        // The final norm and the head only for the rows that somebody wants.
+        let (hidden_rows, hidden_of) = chosen(parts, |p| p.hidden);
+        let (logit_rows, logits_of) = chosen(parts, |p| p.logits);
+        if !hidden_rows.is_empty() {
+            let mut values = Vec::new();
+            o.read(&o.layer_norm(&o.rows(&x, &hidden_rows), &self.ln_out), &mut values);
+            for (part, row) in hidden_of.iter().zip(values.chunks_exact(self.config.width)) {
+                outputs[part.sequence].hidden.extend_from_slice(row);
+            }
+        }
+        if !logit_rows.is_empty() {
+            let mut values = Vec::new();
+            let x = o.layer_norm(&o.rows(&x, &logit_rows), &self.ln_out);
+            o.read(&self.head.forward(o, &x), &mut values);
+            let rows = values.chunks_exact(self.config.vocab);
+            for ((part, row), position) in logits_of.iter().zip(rows).zip(&logit_rows) {
+                if !row.iter().all(|v| v.is_finite()) {
+                    let before: usize =
+                        parts.iter().take_while(|p| p.sequence != part.sequence).map(|p| p.len).sum();
+                    return Err(Error::NonFiniteLogits { position: part.first + position - before });
+                }
+                outputs[part.sequence].logits.extend_from_slice(row);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The share of one sequence in a step.
+struct Part {
+    sequence: usize,
+    /// Its first token's index in the call.
+    first: usize,
+    len: usize,
+    /// The sequence ends with this step.
+    last: bool,
+    logits: Rows,
+    hidden: Rows,
+}
+
+/// Rows of the step that are wanted, and whose they are.
+fn chosen(parts: &[Part], want: impl Fn(&Part) -> Rows) -> (Vec<usize>, Vec<&Part>) {
+    let (mut rows, mut of, mut at) = (Vec::new(), Vec::new(), 0);
+    for p in parts {
+        let wanted = match want(p) {
+            Rows::None => at..at,
+            Rows::Last if p.last => at + p.len - 1..at + p.len,
+            Rows::Last => at..at,
+            Rows::All => at..at + p.len,
+        };
+        of.extend(wanted.clone().map(|_| p));
+        rows.extend(wanted);
+        at += p.len;
+    }
+    (rows, of)
+}

@@ -1,0 +1,156 @@
+//! The contract between the architectures and whatever does the arithmetic. Each RWKV version is written
+//! once over these operations; the CPU ([`crate::cpu::Cpu`]) is one implementor, a tape that records for
+//! training and a GPU are others.
+//!
+//! Tensors are handles: two axes `[rows, channels]`, a row a token, living where the implementor keeps
+//! them. Nothing reads a value except [`Ops::read`]. Parameters that are vectors are tensors of one row,
+//! and an operand of one row stands for every row. Operations that look across tokens take the
+//! [`Batch`], which knows where sequences begin and owns their states; no other operation sees it.
+
+use hawfinch_kernels::elementwise::{Binary, Unary};
+
+use crate::checkpoint::StoredTensor;
+use crate::{Result, State};
+
+/// How a weight matrix is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Apply {
+    /// `W x` with W `[out, in]`: linear weights.
+    Linear,
+    /// `x @ W` with W `[in, out]`: low-rank weights.
+    Right,
+}
+
+/// The sequences of one step: their tokens lie one after the other in the rows of every tensor.
+pub struct Batch<'a, S> {
+    /// New tokens of each sequence; never zero.
+    pub lengths: Vec<usize>,
+    /// Their states, read and updated by the step.
+    pub states: Vec<&'a mut S>,
+}
+
+impl<S> Batch<'_, S> {
+    /// Rows of the step's tensors.
+    pub fn rows(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+}
+
+/// The operations of RWKV. Shapes: `t` rows of the step, `c` channels, `h` heads of `n` channels.
+pub trait Ops {
+    /// Handle of `[rows, channels]` values. Cloning copies the handle, not the values.
+    type Tensor: Clone + Send + Sync;
+    /// A weight matrix, prepared for this implementor, in its stored format.
+    type Matrix: Send + Sync;
+    /// The state of one sequence.
+    type State;
+
+    /// Prepares a weight matrix (two axes).
+    ///
+    /// # Errors
+    /// A number format that this implementor cannot multiply.
+    fn matrix(&self, name: &str, weight: &StoredTensor, apply: Apply) -> Result<Self::Matrix>;
+    /// A parameter vector as a tensor of one row.
+    fn vector(&self, values: &[f64]) -> Self::Tensor;
+
+    /// Rows of the embedding: `[t, d]`. Ids are within the table (the model checks them first).
+    fn embedding(&self, table: &Self::Matrix, tokens: &[u32]) -> Self::Tensor;
+    /// Matrix product: `[t, in]` → `[t, out]`.
+    fn linear(&self, x: &Self::Tensor, w: &Self::Matrix) -> Self::Tensor;
+    /// Channels `start .. start + len` of every row.
+    fn columns(&self, x: &Self::Tensor, start: usize, len: usize) -> Self::Tensor;
+    /// Chosen rows, in the order given.
+    fn rows(&self, x: &Self::Tensor, rows: &[usize]) -> Self::Tensor;
+
+    /// `f(x)`, element by element.
+    fn unary(&self, f: Unary, x: &Self::Tensor) -> Self::Tensor;
+    /// `f(a, b)`, element by element; `b` may have one row.
+    fn binary(&self, f: Binary, a: &Self::Tensor, b: &Self::Tensor) -> Self::Tensor;
+    /// `a + s b`.
+    fn add_scaled(&self, a: &Self::Tensor, b: &Self::Tensor, s: f64) -> Self::Tensor;
+    /// `from + (to - from) * weight`; `weight` may have one row.
+    fn lerp(&self, from: &Self::Tensor, to: &Self::Tensor, weight: &Self::Tensor) -> Self::Tensor;
+
+    /// Layer norm over each row.
+    fn layer_norm(&self, x: &Self::Tensor, norm: &Norm<Self::Tensor>) -> Self::Tensor;
+    /// Group norm: each head of each row on its own, then the affine of all channels.
+    fn group_norm(&self, x: &Self::Tensor, norm: &Norm<Self::Tensor>, heads: usize) -> Self::Tensor;
+    /// Each head of each row divided by max(its length, 1e-12).
+    fn normalize_heads(&self, x: &Self::Tensor, heads: usize) -> Self::Tensor;
+
+    /// The row before each row within its sequence; the first takes state field `field` of `layer`, which
+    /// then becomes the sequence's last row.
+    fn token_shift(
+        &self,
+        x: &Self::Tensor,
+        batch: &mut Batch<'_, Self::State>,
+        layer: usize,
+        field: &str,
+    ) -> Self::Tensor;
+
+    /// RWKV-4 (state `aa`, `bb`, `pp`); see [`hawfinch_kernels::wkv::wkv4`].
+    fn wkv4(
+        &self,
+        k: &Self::Tensor,
+        v: &Self::Tensor,
+        time_decay: &Self::Tensor,
+        time_first: &Self::Tensor,
+        batch: &mut Batch<'_, Self::State>,
+        layer: usize,
+    ) -> Self::Tensor;
+    /// RWKV-5 (state `wkv`); see [`hawfinch_kernels::wkv::wkv5`].
+    fn wkv5(
+        &self,
+        rkv: [&Self::Tensor; 3],
+        time_decay: &Self::Tensor,
+        bonus: &Self::Tensor,
+        batch: &mut Batch<'_, Self::State>,
+        layer: usize,
+    ) -> Self::Tensor;
+    /// RWKV-6 (state `wkv`); see [`hawfinch_kernels::wkv::wkv6`].
+    fn wkv6(
+        &self,
+        rkv: [&Self::Tensor; 3],
+        d: &Self::Tensor,
+        bonus: &Self::Tensor,
+        batch: &mut Batch<'_, Self::State>,
+        layer: usize,
+    ) -> Self::Tensor;
+    /// RWKV-7 (state `wkv`); see [`hawfinch_kernels::wkv::wkv7`].
+    fn wkv7(
+        &self,
+        rkv: [&Self::Tensor; 3],
+        om: &Self::Tensor,
+        kk: &Self::Tensor,
+        a: &Self::Tensor,
+        batch: &mut Batch<'_, Self::State>,
+        layer: usize,
+    ) -> Self::Tensor;
+    /// RWKV-7's key after the learning rate: `k (1 + (a - 1) k_a)`.
+    fn scale_key(&self, k: &Self::Tensor, a: &Self::Tensor, k_a: &Self::Tensor) -> Self::Tensor;
+    /// RWKV-7's current-token bonus, per head: `y + (Σ r k r_k) v`.
+    fn bonus(
+        &self,
+        y: &Self::Tensor,
+        rkv: [&Self::Tensor; 3],
+        r_k: &Self::Tensor,
+        heads: usize,
+    ) -> Self::Tensor;
+
+    /// Copies a tensor's values to the host, row-major, as f32, appending.
+    fn read(&self, x: &Self::Tensor, out: &mut Vec<f32>);
+    /// A state of the empty context in this implementor's memory, or one with given values.
+    fn state(&self, from: &State) -> Self::State;
+    /// Copies a state to the host.
+    fn read_state(&self, state: &Self::State) -> State;
+}
+
+/// Affine normalisation parameters.
+pub struct Norm<T> {
+    /// `[1, c]`
+    pub weight: T,
+    /// `[1, c]`
+    pub bias: T,
+    /// Added to the variance.
+    pub eps: f64,
+}

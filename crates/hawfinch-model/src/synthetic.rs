@@ -1,0 +1,173 @@
+//! Checkpoints made up in memory: random weights of any version and size, for tests, benchmarks and the
+//! built-in stand-in model. Deterministic in the seed on every platform.
+
+use std::collections::BTreeMap;
+
+use hawfinch_kernels::{DType, block};
+
+use crate::checkpoint::{Checkpoint, FileFormat, StoredTensor};
+use crate::config::{Config, GROUP_NORM_EPS, Ranks, Version};
+use crate::names::{self, Role};
+
+/// Sizes of a model to make up; [`Shape::config`] fills in the rest as released models have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Version.
+    pub version: Version,
+    /// L
+    pub layers: usize,
+    /// D; a multiple of `head_size`.
+    pub width: usize,
+    /// V
+    pub vocab: usize,
+    /// N (64 in every released model; not used by v4).
+    pub head_size: usize,
+}
+
+impl Shape {
+    /// The configuration a released model of these sizes would have: inner width 4 D (v5.2, v6: 3.5 D
+    /// in whole 32s), low-rank widths as released (v7: by the reference's formula where no released
+    /// model has the width).
+    pub fn config(&self) -> Config {
+        let d = self.width;
+        let ffn_width = match self.version {
+            Version::V5_2 | Version::V6 => d * 7 / 2 / 32 * 32,
+            _ => 4 * d,
+        };
+        let heads = if self.version == Version::V4 { 1 } else { d / self.head_size };
+        Config {
+            version: self.version,
+            layers: self.layers,
+            width: d,
+            att_width: d,
+            ffn_width: ffn_width.max(32),
+            vocab: self.vocab,
+            heads,
+            head_size: d / heads,
+            ranks: self.ranks(),
+            group_norm_eps: GROUP_NORM_EPS,
+        }
+    }
+
+    fn ranks(&self) -> Ranks {
+        let d = self.width;
+        match self.version {
+            Version::V6 if d >= 4096 => Ranks { mix: 64, decay: 128, ..Ranks::default() },
+            Version::V6 => Ranks { mix: 32, decay: 64, ..Ranks::default() },
+            Version::V7 => {
+                let (decay, learn, value, gate) = match d {
+                    768 | 1024 => (64, 64, 32, 128),
+                    2048 => (96, 96, 64, 256),
+                    2560 => (96, 96, 64, 320),
+                    4096 => (128, 128, 96, 480),
+                    _ => {
+                        let root = (d as f64).sqrt();
+                        let rank = |z: f64| (32.0 * (z / 32.0).round_ties_even()).max(32.0) as usize;
+                        (
+                            rank(1.8 * root),
+                            rank(1.8 * root),
+                            rank(1.3 * root),
+                            rank(0.6 * (d as f64).powf(0.8)),
+                        )
+                    }
+                };
+                Ranks { mix: 0, decay, learn, value, gate }
+            }
+            _ => Ranks::default(),
+        }
+    }
+}
+
+/// SplitMix64: the stream of numbers behind a synthetic checkpoint.
+#[derive(Clone, Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next 64 bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in [low, high).
+    pub fn uniform(&mut self, low: f32, high: f32) -> f32 {
+        low + (high - low) * ((self.bits() >> 40) as f32 / (1u64 << 24) as f32)
+    }
+}
+
+/// Random values of one parameter, in the range in which a trained model's lie, so that every path of the
+/// arithmetic changes the logits and nothing overflows.
+pub fn parameter(config: &Config, param: &names::Param, random: &mut Random) -> Vec<f32> {
+    let shape = config.shape(param);
+    let n: usize = shape.iter().product();
+    let name = param.name.rsplit_once("att.").map_or(param.name, |(_, n)| n);
+    let (low, high) = match param.role {
+        // Standard deviation 1/sqrt(inputs): activations keep their size.
+        Role::Matrix if param.name == "emb.weight" => (-0.5, 0.5),
+        Role::Matrix | Role::LowRank => {
+            let inputs = match param.role {
+                Role::Matrix => shape[shape.len() - 1],
+                _ => shape[shape.len() - 2],
+            };
+            let bound = (3.0 / inputs.max(1) as f32).sqrt();
+            (-bound, bound)
+        }
+        Role::Vector if name.contains("ln") && name.ends_with("weight") => (0.8, 1.2),
+        Role::Vector if name.contains("mix_") || name.contains("maa_") || name.contains("x_") => (0.0, 1.0),
+        Role::Vector if name == "time_decay" => (-6.0, 1.0),
+        Role::Vector if name == "w0" => (-6.0, 1.0),
+        Role::Vector if name == "k_k" || name == "k_a" => (0.7, 1.1),
+        Role::Vector => (-0.3, 0.3),
+    };
+    (0..n).map(|_| random.uniform(low, high)).collect()
+}
+
+/// A checkpoint of random weights in memory, official names and shapes, layer 0 of v7 with its unused
+/// `v0`, `v1`, `v2`.
+///
+/// # Panics
+/// When `dtype` cannot be written or does not divide the rows.
+pub fn checkpoint(config: &Config, dtype: DType, seed: u64) -> Checkpoint {
+    let mut random = Random(seed);
+    let mut ckpt = Checkpoint::new("synthetic", FileFormat::Memory);
+    for (key, param) in names::all_params(config.version, config.layers) {
+        let values = parameter(config, param, &mut random);
+        let mut data = Vec::new();
+        assert!(block::encode(dtype, &values, &mut data), "{dtype} cannot be written");
+        let tensor =
+            StoredTensor::new(dtype, config.shape(param), data.into()).expect("as many as the shape");
+        ckpt.tensors.insert(key, tensor);
+    }
+    ckpt.file_bytes = ckpt.tensors.values().map(|t| t.data.len() as u64).sum();
+    ckpt.metadata = BTreeMap::new();
+    ckpt
+}
+
+/// Sizes of the built-in stand-in model.
+pub const DEMO: Shape = Shape { version: Version::V7, layers: 3, width: 128, vocab: 256, head_size: 64 };
+
+/// The built-in stand-in: byte-level, untrained (random weights), so its text is noise. It lets every
+/// command run before a model has been fetched.
+pub fn demo() -> Checkpoint {
+    let mut ckpt = checkpoint(&DEMO.config(), DType::F32, 7);
+    ckpt.path = "the built-in stand-in model".into();
+    ckpt.metadata.insert("hawfinch.untrained".into(), "true".into());
+    ckpt
+}
+
+/// Bytes of every parameter for a dtype (matrices; vectors too), without making them: what a file of
+/// this model would weigh.
+pub fn bytes(config: &Config, dtype: DType) -> Option<u64> {
+    names::all_params(config.version, config.layers)
+        .iter()
+        .map(|(_, p)| {
+            let shape = config.shape(p);
+            let cols = *shape.last()?;
+            let rows = shape[..shape.len() - 1].iter().product::<usize>() as u64;
+            Some(dtype.bytes_for(cols)? as u64 * rows)
+        })
+        .sum()
+}
