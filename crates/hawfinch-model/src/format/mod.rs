@@ -3,15 +3,31 @@
 //! Every reader is a pure function of untrusted bytes: it never panics, never runs anything the file
 //! says, and never allocates by a length it has not compared with the file's own.
 
+mod detect;
+mod encode;
 pub mod ggml;
 mod le;
+mod pickle;
+pub mod pth;
+mod pth_write;
+pub mod safetensors;
+mod save;
+
+pub use save::{SaveFormat, SaveOptions, save};
 
 use std::fs::File;
 use std::path::Path;
 
 use bytes::Bytes;
 
+use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
+
+/// Opens a checkpoint in whatever format it is, told from its content, never from its name: a file, or
+/// a folder with one. Tensors get official names; they stay in the mapped file.
+pub fn open(path: &Path) -> Result<Checkpoint> {
+    detect::read_any(path, map_file(path)?)
+}
 
 /// Maps a file into memory. The mapping is shared by every tensor cut from it.
 pub fn map_file(path: &Path) -> Result<Bytes> {

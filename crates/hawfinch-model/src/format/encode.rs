@@ -1,0 +1,106 @@
+//! A tensor on its way into a file: under which name, in which shape and number type, written in
+//! pieces so that a model of any size is converted in a few megabytes of memory.
+
+use std::io::{self, Write};
+
+use hawfinch_kernels::{DType, block};
+
+use crate::checkpoint::StoredTensor;
+
+/// Numbers that are decoded and encoded at a time.
+const PIECE: usize = 1 << 18;
+
+/// Counts the bytes written and tells the caller.
+pub(super) struct Progress<'a> {
+    done: u64,
+    total: u64,
+    tell: Option<&'a mut dyn FnMut(u64, u64)>,
+}
+
+impl<'a> Progress<'a> {
+    pub fn new(total: u64, tell: Option<&'a mut dyn FnMut(u64, u64)>) -> Self {
+        Progress { done: 0, total, tell }
+    }
+
+    pub fn add(&mut self, bytes: usize) {
+        self.done += bytes as u64;
+        if let Some(tell) = &mut self.tell {
+            tell(self.done, self.total);
+        }
+    }
+}
+
+/// One tensor to be written.
+pub(super) struct Item<'a> {
+    /// Name in the file.
+    pub name: String,
+    /// Shape in the file: as many numbers as the tensor has, differing from its own shape by axes of
+    /// length 1 only.
+    pub shape: Vec<usize>,
+    /// Number type in the file.
+    pub dtype: DType,
+    /// The numbers.
+    pub tensor: &'a StoredTensor,
+}
+
+impl Item<'_> {
+    /// Bytes that the item takes in the file.
+    pub fn bytes(&self) -> io::Result<u64> {
+        let cols = self.tensor.shape.last().copied().unwrap_or(1);
+        let rows = if cols == 0 { 0 } else { self.tensor.len() / cols };
+        let row = self.dtype.bytes_for(cols).ok_or_else(|| self.unwritable())?;
+        Ok(row as u64 * rows as u64)
+    }
+
+    fn unwritable(&self) -> io::Error {
+        io::Error::other(format!(
+            "tensor `{}` of shape {:?} cannot be written as {}",
+            self.name, self.shape, self.dtype
+        ))
+    }
+
+    /// Writes the numbers, row-major, little-endian.
+    pub fn write(&self, out: &mut dyn Write, progress: &mut Progress) -> io::Result<()> {
+        let t = self.tensor;
+        if t.dtype == self.dtype && !t.transposed && t.scale == 1.0 {
+            for piece in t.data.chunks(4 * PIECE) {
+                out.write_all(piece)?;
+                progress.add(piece.len());
+            }
+            return Ok(());
+        }
+        // Swapped tensors are the low-rank ones, which are small; F64 goes by way of f64.
+        if t.transposed || self.dtype == DType::F64 || t.dtype == DType::F64 {
+            let whole = t.converted(self.dtype).ok_or_else(|| self.unwritable())?;
+            out.write_all(&whole.data)?;
+            progress.add(whole.data.len());
+            return Ok(());
+        }
+        let cols = t.shape.last().copied().unwrap_or(1);
+        if t.is_empty() {
+            return Ok(());
+        }
+        let row_bytes = t.dtype.bytes_for(cols).ok_or_else(|| self.unwritable())?;
+        let rows = (PIECE / cols).max(1);
+        let mut values = Vec::new();
+        let mut encoded = Vec::new();
+        for piece in t.data.chunks(rows * row_bytes) {
+            values.resize(piece.len() / row_bytes * cols, 0.0);
+            for (v, b) in values.chunks_exact_mut(cols).zip(piece.chunks_exact(row_bytes)) {
+                block::decode(t.dtype, b, v);
+            }
+            if t.scale != 1.0 {
+                values.iter_mut().for_each(|v| *v *= t.scale);
+            }
+            encoded.clear();
+            for row in values.chunks_exact(cols) {
+                if !block::encode(self.dtype, row, &mut encoded) {
+                    return Err(self.unwritable());
+                }
+            }
+            out.write_all(&encoded)?;
+            progress.add(encoded.len());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,237 @@
+//! Writing a checkpoint in another format or number type, under official names and shapes, in official
+//! order, without ever replacing a file by half of one.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use hawfinch_kernels::DType;
+
+use super::encode::{Item, Progress};
+use super::{pth_write, safetensors};
+use crate::checkpoint::{Checkpoint, DecayForm, StoredTensor};
+use crate::config::{self, Config, Version};
+use crate::{Error, Result, metadata, names};
+
+/// A format hawfinch writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SaveFormat {
+    /// PyTorch `.pth`.
+    Pth,
+    /// safetensors with official names.
+    Safetensors,
+    /// GGUF.
+    Gguf,
+}
+
+impl SaveFormat {
+    /// The format that a file name's extension asks for.
+    pub fn from_extension(path: &Path) -> Option<SaveFormat> {
+        match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+            "pth" | "pt" => Some(SaveFormat::Pth),
+            "safetensors" | "st" => Some(SaveFormat::Safetensors),
+            "gguf" => Some(SaveFormat::Gguf),
+            _ => None,
+        }
+    }
+}
+
+/// How to write.
+pub struct SaveOptions<'a> {
+    /// Format.
+    pub format: SaveFormat,
+    /// Number type of the floating-point tensors; `None` keeps each tensor's own. Block types are
+    /// kept where the format has them (GGUF) and become F16 where it has not: F16's eleven significant
+    /// bits lose the least of a block's `scale × integer`.
+    pub dtype: Option<DType>,
+    /// Told (bytes written, bytes in all) now and then.
+    pub progress: Option<&'a mut dyn FnMut(u64, u64)>,
+}
+
+/// Writes `ckpt` to `path`, through a temporary file beside it that is renamed when complete.
+///
+/// # Errors
+/// Checkpoints whose decays are stored exponentiated (rwkv.cpp's), number types that the format lacks,
+/// and what the system says.
+pub fn save(path: &Path, ckpt: &Checkpoint, options: SaveOptions) -> Result<()> {
+    if ckpt.decay_form == DecayForm::Exponentiated {
+        return Err(Error::unsupported(
+            &ckpt.path,
+            "rwkv.cpp's .bin files store the decays already exponentiated, from which the trained values cannot \
+             be had back exactly; hawfinch runs them but converts only from the original model",
+        ));
+    }
+    if let Some(d) = options.dtype
+        && options.format != SaveFormat::Gguf
+        && !d.is_float()
+    {
+        return Err(Error::Invalid(format!(
+            "{d} is not a number type of .pth and .safetensors files; GGUF has it"
+        )));
+    }
+    let config = Config::infer(ckpt).ok();
+    let metadata = metadata_of(ckpt, config.as_ref(), options.dtype);
+    if options.format == SaveFormat::Gguf {
+        return save_gguf(path, ckpt, options, &metadata);
+    }
+    let reshaped = official_shapes(ckpt, config.as_ref());
+    let items: Vec<Item> = official_order(ckpt, config.as_ref())
+        .into_iter()
+        .map(|(name, tensor)| {
+            let official = reshaped.get(name.as_str());
+            Item {
+                shape: official.map_or(&tensor.shape, |(s, _)| s).clone(),
+                dtype: target_dtype(tensor.dtype, options.dtype),
+                tensor: official.and_then(|(_, t)| t.as_ref()).unwrap_or(tensor),
+                name,
+            }
+        })
+        .collect();
+    let io_error = |e: io::Error| Error::io(path, e);
+    let total: u64 = items.iter().map(Item::bytes).sum::<io::Result<u64>>().map_err(io_error)?;
+    let mut progress = Progress::new(total, options.progress);
+    replace_file(path, |out| match options.format {
+        SaveFormat::Pth => pth_write::write(out, &items, &metadata, &mut progress),
+        _ => {
+            let mut metadata = metadata;
+            // transformers opens a file only if this says so.
+            metadata.insert("format".into(), "pt".into());
+            safetensors::write(out, &items, &metadata, &mut progress)
+        }
+    })
+}
+
+fn target_dtype(own: DType, asked: Option<DType>) -> DType {
+    match asked {
+        Some(d) if own.is_float() || own.is_quantized() => d,
+        None if own.is_quantized() => DType::F16,
+        _ => own,
+    }
+}
+
+/// Our metadata: what the file had of it, and what the tensors say now.
+fn metadata_of(ckpt: &Checkpoint, config: Option<&Config>, dtype: Option<DType>) -> BTreeMap<String, String> {
+    let ours = ckpt.metadata.iter().filter(|(k, _)| k.starts_with(metadata::PREFIX));
+    let mut out: BTreeMap<String, String> = ours.map(|(k, v)| (k.clone(), v.clone())).collect();
+    let mut set = |key: &str, value: String| drop(out.insert(key.into(), value));
+    set(metadata::WRITER, env!("CARGO_PKG_VERSION").into());
+    if let Some(c) = config {
+        set(metadata::VERSION, c.version.number().into());
+        set(metadata::VOCABULARY, c.vocab.to_string());
+        if c.version != Version::V4 {
+            set(metadata::HEAD_SIZE, c.head_size.to_string());
+            set(metadata::GROUP_NORM_EPS, c.group_norm_eps.to_string());
+        }
+        if let Some(t) = ckpt.get("blocks.0.att.key.weight") {
+            set(metadata::DTYPE, target_dtype(t.dtype, dtype).name().into());
+        }
+    }
+    out
+}
+
+/// The tensors in official order; what the version does not know comes last, in file order. Without a
+/// configuration (a state, a LoRA) all stay in file order.
+fn official_order<'c>(ckpt: &'c Checkpoint, config: Option<&Config>) -> Vec<(String, &'c StoredTensor)> {
+    let mut out: Vec<(String, &StoredTensor)> = Vec::with_capacity(ckpt.tensors.len());
+    let mut done = std::collections::HashSet::new();
+    if let Some(c) = config {
+        for (key, _) in names::all_params(c.version, c.layers) {
+            let key = config::present_name(ckpt, &key);
+            if let Some(t) = ckpt.get(&key) {
+                done.insert(key.clone());
+                out.push((key, t));
+            }
+        }
+    }
+    out.extend(ckpt.tensors.iter().filter(|(k, _)| !done.contains(*k)).map(|(k, t)| (k.clone(), t)));
+    out
+}
+
+type Reshaped = BTreeMap<String, (Vec<usize>, Option<StoredTensor>)>;
+
+/// Official shapes of the tensors whose format dropped or added axes of length 1. A tensor with its last
+/// two axes swapped in the file is put in order first, since other axes become the last two.
+fn official_shapes(ckpt: &Checkpoint, config: Option<&Config>) -> Reshaped {
+    let Some(c) = config else { return Reshaped::new() };
+    let mut out = Reshaped::new();
+    for (key, t) in &ckpt.tensors {
+        // The logarithmic bonus of v5 stands where time_faaaa does.
+        let listed = match c.version {
+            Version::V4 => key.clone(),
+            _ => key.replace("att.time_first", "att.time_faaaa"),
+        };
+        let Some((_, param)) = names::find(c.version, &listed) else { continue };
+        let official = c.shape(param);
+        let unit_free = |s: &[usize]| s.iter().copied().filter(|&d| d != 1).collect::<Vec<_>>();
+        if official != t.shape && unit_free(&official) == t.squeezed() {
+            let ordered = if t.transposed { t.converted(float_of(t.dtype)) } else { None };
+            out.insert(key.clone(), (official, ordered));
+        }
+    }
+    out
+}
+
+fn float_of(dtype: DType) -> DType {
+    if dtype.is_quantized() { DType::F32 } else { dtype }
+}
+
+fn save_gguf(
+    path: &Path,
+    ckpt: &Checkpoint,
+    options: SaveOptions,
+    metadata: &BTreeMap<String, String>,
+) -> Result<()> {
+    let _ = (path, options, metadata);
+    Err(Error::unsupported(&ckpt.path, "writing GGUF is not there yet"))
+}
+
+/// Lets `fill` write a new file beside `path`, then puts it in the place of `path` in one step. On an
+/// error the new file is removed and the old one stays.
+pub(crate) fn replace_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let name = path.file_name().ok_or_else(|| Error::Invalid(format!("{} names no file", path.display())))?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut temporary =
+        TemporaryFile::create(folder, &name.to_string_lossy()).map_err(|e| Error::io(path, e))?;
+    let written = (|| {
+        let mut out = BufWriter::with_capacity(1 << 20, &mut temporary.file);
+        fill(&mut out)?;
+        out.flush()?;
+        drop(out);
+        temporary.file.sync_all()?;
+        std::fs::rename(&temporary.path, path)
+    })();
+    written.map_err(|e| Error::io(path, e))?;
+    temporary.keep = true;
+    Ok(())
+}
+
+struct TemporaryFile {
+    path: PathBuf,
+    file: File,
+    keep: bool,
+}
+
+impl TemporaryFile {
+    fn create(folder: &Path, name: &str) -> io::Result<Self> {
+        // Two writers of one name must not meet in one file; create_new decides.
+        for n in 0..1000 {
+            let path = folder.join(format!(".{name}.{}-{n}.part", std::process::id()));
+            match OpenOptions::new().write(true).create_new(true).open(&path) {
+                Ok(file) => return Ok(TemporaryFile { path, file, keep: false }),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Err(io::Error::from(io::ErrorKind::AlreadyExists))
+    }
+}
+
+impl Drop for TemporaryFile {
+    fn drop(&mut self) {
+        if !self.keep {
+            // Nothing more can be done if this fails too.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Names of the metadata that hawfinch writes into its own files: what the tensors alone do not say.
+//! In safetensors they are `__metadata__`, in `.pth` the record `hawfinch.json`, in GGUF key-values.
+
+/// Every key of ours starts so; other keys of a file are kept when read, not when written.
+pub const PREFIX: &str = "hawfinch.";
+/// RWKV version, as [`crate::Version::number`] says it.
+pub const VERSION: &str = "hawfinch.version";
+/// Epsilon of the group norm after WKV.
+pub const GROUP_NORM_EPS: &str = crate::config::META_GROUP_NORM_EPS;
+/// Head size.
+pub const HEAD_SIZE: &str = "hawfinch.head_size";
+/// Rows of the embedding.
+pub const VOCABULARY: &str = "hawfinch.vocabulary";
+/// Number type of the file's matrices, as [`hawfinch_kernels::DType::name`] says it.
+pub const DTYPE: &str = "hawfinch.dtype";
+/// Hash of the model that this one was made from, with its scheme (`sha256:…`).
+pub const SOURCE_HASH: &str = "hawfinch.source_hash";
+/// Version of hawfinch that wrote the file.
+pub const WRITER: &str = "hawfinch.writer";
