@@ -1,2 +1,14 @@
-//! The command line of hawfinch.
-fn main() {}
+//! The command line of hawfinch: one file a subcommand in [`commands`].
+//!
+//! Exit codes: 0 done, 1 it failed (one sentence on standard error says what and what to do), 2 the
+//! command was given wrongly. A reader that closes the pipe ends the program quietly.
+
+mod cli;
+mod commands;
+mod fail;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    fail::report(cli::run())
+}
