@@ -1,1 +1,9 @@
 //! Token ids in, token ids out.
+
+mod error;
+pub mod sampler;
+mod stop;
+
+pub use error::{Error, Result};
+pub use sampler::{Mirostat, Rng, Sampled, Sampler, SamplerConfig, SamplerState, Uncounted};
+pub use stop::{StopMatcher, StopRules};

@@ -1,0 +1,102 @@
+//! Everything that can go wrong in this crate, one sentence each.
+
+/// An error of the engine: what is wrong, where, and what to do about it.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A sampler setting is outside its range.
+    #[error("the sampler setting `{setting}` is {value}: it must be {range}")]
+    Setting {
+        /// Name of the setting as in `SamplerConfig`.
+        setting: &'static str,
+        /// The refused value, as text.
+        value: String,
+        /// The accepted values, in words.
+        range: &'static str,
+    },
+    /// A logit is NaN or +infinity.
+    #[error(
+        "the logit of token {id} is {value}, so no token can be sampled: the weights are damaged or the computation overflowed; `hawfinch verify` on the model tells which"
+    )]
+    BadLogit {
+        /// The first token with such a logit.
+        id: u32,
+        /// Its logit.
+        value: f32,
+    },
+    /// Every token is banned or has a logit of -infinity.
+    #[error(
+        "no token is left to sample from: all {vocab} logits are -infinity after bias and penalties; remove some bans"
+    )]
+    NothingLeft {
+        /// Number of logits.
+        vocab: usize,
+    },
+    /// A stop string is empty.
+    #[error(
+        "stop string number {index} is empty: it would stop every reply before its first byte; remove it"
+    )]
+    EmptyStop {
+        /// Position in the list, from 0.
+        index: usize,
+    },
+    /// A chat template does not parse.
+    #[error("the chat template `{name}` does not parse: {reason}")]
+    TemplateSyntax {
+        /// Name of the template.
+        name: String,
+        /// The parser's words, with the line.
+        reason: String,
+    },
+    /// A chat template failed while it was rendered.
+    #[error("the chat template `{name}` cannot render this conversation: {reason}")]
+    TemplateRender {
+        /// Name of the template.
+        name: String,
+        /// The engine's or the template's own words.
+        reason: String,
+    },
+    /// A chat template file cannot be read.
+    #[error("cannot read the chat template {path}: {reason}")]
+    TemplateFile {
+        /// The path as given.
+        path: String,
+        /// The system's words.
+        reason: String,
+    },
+    /// A built-in template that does not exist.
+    #[error("there is no built-in chat template `{name}`: choose one of {known}, or give a file")]
+    UnknownTemplate {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// A token id that the model does not have.
+    #[error(
+        "token id {id} is outside the model's vocabulary of {vocab}: the text was encoded with another model's tokenizer"
+    )]
+    TokenRange {
+        /// The offending id.
+        id: u32,
+        /// Vocabulary size of the model.
+        vocab: usize,
+    },
+    /// The model refused or failed a step.
+    #[error("{0}")]
+    Model(String),
+    /// The tokenizer has no text for an id, or cannot encode.
+    #[error("{0}")]
+    Tokenizer(String),
+    /// A turn that does not exist.
+    #[error("there is no turn {turn} to go back to: this session has {turns}")]
+    NoSuchTurn {
+        /// The turn asked for.
+        turn: usize,
+        /// The number of turns held.
+        turns: usize,
+    },
+}
+
+/// Result of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
