@@ -31,6 +31,8 @@ pub enum DType {
     Q4_K,
     Q5_K,
     Q6_K,
+    IQ4_NL,
+    IQ4_XS,
 }
 
 impl DType {
@@ -38,8 +40,8 @@ impl DType {
     pub const fn block_len(self) -> usize {
         use DType::*;
         match self {
-            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 => 32,
-            Q2_K | Q3_K | Q4_K | Q5_K | Q6_K => 256,
+            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | IQ4_NL => 32,
+            Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | IQ4_XS => 256,
             _ => 1,
         }
     }
@@ -62,6 +64,8 @@ impl DType {
             Q4_K => 144,
             Q5_K => 176,
             Q6_K => 210,
+            IQ4_NL => 18,
+            IQ4_XS => 136,
         }
     }
 
@@ -113,15 +117,17 @@ impl DType {
             Q4_K => "q4_k",
             Q5_K => "q5_k",
             Q6_K => "q6_k",
+            IQ4_NL => "iq4_nl",
+            IQ4_XS => "iq4_xs",
         }
     }
 
     /// Every type, in the order of the enum.
-    pub const ALL: [DType; 20] = {
+    pub const ALL: [DType; 22] = {
         use DType::*;
         [
             F64, F32, F16, BF16, I64, I32, I16, I8, U8, Bool, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K,
-            Q5_K, Q6_K,
+            Q5_K, Q6_K, IQ4_NL, IQ4_XS,
         ]
     };
 

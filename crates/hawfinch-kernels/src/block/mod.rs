@@ -1,7 +1,10 @@
 //! Quantised block formats, bit-compatible with ggml's, and the decoding and encoding of rows of every
-//! [`DType`]. One file a family: `legacy.rs` (Q4_0 … Q8_0), `k.rs` (the 256-number "K" formats).
+//! [`DType`]. One file a family: `legacy.rs` (Q4_0 … Q8_0), `k.rs` (the 256-number "K" formats; the
+//! search for their codes in `k_search.rs`), `iq4.rs` (IQ4_NL, IQ4_XS).
 
+mod iq4;
 mod k;
+mod k_search;
 mod legacy;
 
 use crate::DType;
@@ -35,6 +38,7 @@ pub fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
             legacy::decode(dtype, bytes, out);
         }
         DType::Q2_K | DType::Q3_K | DType::Q4_K | DType::Q5_K | DType::Q6_K => k::decode(dtype, bytes, out),
+        DType::IQ4_NL | DType::IQ4_XS => iq4::decode(dtype, bytes, out),
     }
 }
 
@@ -61,3 +65,6 @@ pub fn encode(dtype: DType, values: &[f32], out: &mut Vec<u8>) -> bool {
     }
     true
 }
+
+#[cfg(test)]
+mod tests;
