@@ -6,12 +6,14 @@
 mod detect;
 mod encode;
 pub mod ggml;
+mod huggingface;
 mod le;
 mod pickle;
 pub mod pth;
 mod pth_write;
 pub mod safetensors;
 mod save;
+mod webrwkv;
 
 pub use save::{SaveFormat, SaveOptions, save};
 
@@ -20,13 +22,28 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, FileFormat};
 use crate::{Error, Result};
 
 /// Opens a checkpoint in whatever format it is, told from its content, never from its name: a file, or
 /// a folder with one. Tensors get official names; they stay in the mapped file.
 pub fn open(path: &Path) -> Result<Checkpoint> {
-    detect::read_any(path, map_file(path)?)
+    if path.is_dir() {
+        return huggingface::open(path);
+    }
+    translate(detect::read_any(path, map_file(path)?)?)
+}
+
+/// Official names for tensors that a program named in its own way. Formats with names of their own
+/// (GGUF, ggml) have them translated by their readers.
+fn translate(ckpt: Checkpoint) -> Result<Checkpoint> {
+    if !matches!(ckpt.format, FileFormat::Pth | FileFormat::Safetensors) {
+        return Ok(ckpt);
+    }
+    if ckpt.format == FileFormat::Safetensors && webrwkv::recognise(&ckpt) {
+        return webrwkv::translate(ckpt);
+    }
+    huggingface::translate(ckpt)
 }
 
 /// Maps a file into memory. The mapping is shared by every tensor cut from it.
