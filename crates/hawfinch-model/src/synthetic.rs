@@ -101,10 +101,16 @@ impl Random {
 /// Random values of one parameter, in the range in which a trained model's lie, so that every path of the
 /// arithmetic changes the logits and nothing overflows.
 pub fn parameter(config: &Config, param: &names::Param, random: &mut Random) -> Vec<f32> {
+    let n: usize = config.shape(param).iter().product();
+    let (low, high) = range(config, param);
+    (0..n).map(|_| random.uniform(low, high)).collect()
+}
+
+/// The range of [`parameter`]'s values.
+pub fn range(config: &Config, param: &names::Param) -> (f32, f32) {
     let shape = config.shape(param);
-    let n: usize = shape.iter().product();
     let name = param.name.rsplit_once("att.").map_or(param.name, |(_, n)| n);
-    let (low, high) = match param.role {
+    match param.role {
         // Standard deviation 1/sqrt(inputs): activations keep their size.
         Role::Matrix if param.name == "emb.weight" => (-0.5, 0.5),
         Role::Matrix | Role::LowRank => {
@@ -121,8 +127,7 @@ pub fn parameter(config: &Config, param: &names::Param, random: &mut Random) -> 
         Role::Vector if name == "w0" => (-6.0, 1.0),
         Role::Vector if name == "k_k" || name == "k_a" => (0.7, 1.1),
         Role::Vector => (-0.3, 0.3),
-    };
-    (0..n).map(|_| random.uniform(low, high)).collect()
+    }
 }
 
 /// A checkpoint of random weights in memory, official names and shapes, layer 0 of v7 with its unused

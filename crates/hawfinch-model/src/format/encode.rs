@@ -41,6 +41,30 @@ pub(super) struct Item<'a> {
     pub dtype: DType,
     /// The numbers.
     pub tensor: &'a StoredTensor,
+    /// When there, writes the numbers in place of `tensor`, which then has only type and shape.
+    pub made: Option<&'a Make<'a>>,
+}
+
+/// Writes all bytes of a tensor that is nowhere in memory.
+pub(super) type Make<'a> = dyn Fn(&mut dyn Write) -> io::Result<()> + 'a;
+
+/// Counts what goes through.
+struct Counting<'w, 'p, 'a> {
+    out: &'w mut dyn Write,
+    progress: &'p mut Progress<'a>,
+    written: u64,
+}
+
+impl Write for Counting<'_, '_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.out.write(bytes)?;
+        self.written += n as u64;
+        self.progress.add(n);
+        Ok(n)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 impl Item<'_> {
@@ -61,6 +85,14 @@ impl Item<'_> {
 
     /// Writes the numbers, row-major, little-endian.
     pub fn write(&self, out: &mut dyn Write, progress: &mut Progress) -> io::Result<()> {
+        if let Some(make) = self.made {
+            let mut counting = Counting { out, progress, written: 0 };
+            make(&mut counting)?;
+            if counting.written != self.bytes()? {
+                return Err(io::Error::other(format!("tensor `{}` was made with another length", self.name)));
+            }
+            return Ok(());
+        }
         let t = self.tensor;
         if t.dtype == self.dtype && !t.transposed && t.scale == 1.0 {
             for piece in t.data.chunks(4 * PIECE) {

@@ -13,9 +13,11 @@ pub mod pth;
 mod pth_write;
 pub mod safetensors;
 mod save;
+mod save_made;
 mod webrwkv;
 
 pub use save::{SaveFormat, SaveOptions, save};
+pub use save_made::{MadeTensor, save_made};
 
 use std::fs::File;
 use std::path::Path;

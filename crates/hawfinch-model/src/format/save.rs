@@ -84,6 +84,7 @@ pub fn save(path: &Path, ckpt: &Checkpoint, options: SaveOptions) -> Result<()> 
                 shape: official.map_or(&tensor.shape, |(s, _)| s).clone(),
                 dtype: target_dtype(tensor.dtype, options.dtype),
                 tensor: official.and_then(|(_, t)| t.as_ref()).unwrap_or(tensor),
+                made: None,
                 name,
             }
         })
