@@ -9,7 +9,6 @@ pub(crate) struct Cursor {
     at: usize,
 }
 
-#[allow(dead_code)] // until the GGUF reader is in
 impl Cursor {
     pub(crate) fn new(file: Bytes) -> Self {
         Cursor { file, at: 0 }

@@ -6,6 +6,9 @@
 mod detect;
 mod encode;
 pub mod ggml;
+pub mod gguf;
+mod gguf_container;
+mod gguf_names;
 mod huggingface;
 mod le;
 mod pickle;
@@ -16,6 +19,7 @@ mod save;
 mod save_made;
 mod webrwkv;
 
+pub(crate) use save::replace_file;
 pub use save::{SaveFormat, SaveOptions, save};
 pub use save_made::{MadeTensor, save_made};
 

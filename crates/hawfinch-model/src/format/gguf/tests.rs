@@ -1,0 +1,1 @@
+//! GGUF reading of small hand-made files.
