@@ -1,0 +1,95 @@
+//! Files that other projects' converters made, against the official checkpoints they were made from.
+
+mod common;
+
+use common::data;
+use hawfinch_kernels::DType;
+use hawfinch_model::{Checkpoint, Config, FileFormat, format};
+
+/// Every tensor of the official checkpoint stands in the other under its name, with the same numbers
+/// (rounded to `dtype`, where the other format is narrower), and nothing else does.
+fn same(official: &Checkpoint, other: &Checkpoint, dtype: Option<DType>) {
+    for (name, want) in &official.tensors {
+        let got = other.get(name).unwrap_or_else(|| panic!("{name} is missing"));
+        assert_eq!(want.squeezed(), got.squeezed(), "{name}");
+        let want = dtype.map_or(want.clone(), |d| want.converted(d).unwrap());
+        assert_eq!(want.to_f32(), got.to_f32(), "{name}");
+    }
+    for name in other.tensors.keys() {
+        assert!(official.get(name).is_some(), "{name} is not official");
+    }
+    assert_eq!(Config::infer(official).unwrap(), Config::infer(other).unwrap());
+}
+
+#[test]
+fn web_rwkv_files_are_the_official_ones() {
+    for v in ["v4", "v51", "v51-log", "v52", "v6", "v7"] {
+        let official = format::open(&data(&format!("{v}.pth"))).unwrap();
+        let other = format::open(&data(&format!("{v}.web-rwkv.st"))).unwrap();
+        // v4's names and shapes are the official ones.
+        let expected = if v == "v4" { FileFormat::Safetensors } else { FileFormat::WebRwkv };
+        assert_eq!(other.format, expected, "{v}");
+        same(&official, &other, Some(DType::F16));
+    }
+}
+
+#[test]
+fn a_web_rwkv_state_has_the_official_orientation() {
+    let official = format::open(&data("state.pth")).unwrap();
+    let other = format::open(&data("state.web-rwkv.st")).unwrap();
+    assert_eq!(other.format, FileFormat::WebRwkv);
+    assert_eq!(official.tensors.len(), 2);
+    for (name, want) in &official.tensors {
+        assert_eq!(want.shape, [2, 8, 8]);
+        assert_eq!(want.converted(DType::F16).unwrap().to_f32(), other.get(name).unwrap().to_f32(), "{name}");
+    }
+}
+
+#[test]
+fn hugging_face_folders_are_the_official_files() {
+    for (v, folder) in
+        [("v4", "v4.hf"), ("v52", "v52.hf"), ("v6", "v6.hf"), ("v6", "v6.fla"), ("v7-wide", "v7-wide.fla")]
+    {
+        let official = format::open(&data(&format!("{v}.pth"))).unwrap();
+        let other = format::open(&data(folder)).unwrap();
+        assert_eq!(other.format, FileFormat::HuggingFace, "{folder}");
+        assert_eq!(other.group_norm_eps, None, "{folder} has the official epsilon");
+        same(&official, &other, None);
+        // A single file of such a folder works too.
+        let file = data(folder).join("model.safetensors");
+        if file.exists() {
+            same(&official, &format::open(&file).unwrap(), None);
+        }
+    }
+}
+
+#[test]
+fn folders_tell_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = |what: &str| {
+        let e = format::open(dir.path()).unwrap_err().to_string();
+        assert!(e.contains(what), "{e}");
+    };
+    error("holds no model file");
+    std::fs::copy(data("v4.pth"), dir.path().join("one.pth")).unwrap();
+    let official = format::open(&data("v4.pth")).unwrap();
+    same(&official, &format::open(dir.path()).unwrap(), None);
+    std::fs::copy(data("v4.web-rwkv.st"), dir.path().join("two.st")).unwrap();
+    error("2 models; give one of them: one.pth, two.st");
+
+    // Shards.
+    for name in ["model.safetensors.index.json", "model-00001-of-00002.safetensors"] {
+        std::fs::copy(data("v6.hf").join(name), dir.path().join(name)).unwrap();
+    }
+    error("the shard model-00002-of-00002.safetensors that its index lists is not there");
+    let index = dir.path().join("model.safetensors.index.json");
+    let text = std::fs::read_to_string(&index).unwrap();
+    for bad in ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", ".."] {
+        std::fs::write(&index, text.replace("model-00002-of-00002.safetensors", bad)).unwrap();
+        error("outside the folder");
+    }
+    std::fs::write(&index, text.replace("model-00002", "model-00001")).unwrap();
+    error("which no shard holds");
+    std::fs::write(&index, "{").unwrap();
+    error("does not parse");
+}
