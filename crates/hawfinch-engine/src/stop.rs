@@ -99,7 +99,7 @@ impl StopMatcher {
             let mut found: Option<usize> = None;
             for (i, p) in self.patterns.iter_mut().enumerate() {
                 if p.step(byte) {
-                    let longer = found.is_none_or(|f| p.bytes.len() > keep || f > i && p.bytes.len() == keep);
+                    let longer = found.is_none() || p.bytes.len() > keep;
                     if longer {
                         found = Some(i);
                         keep = p.bytes.len();
