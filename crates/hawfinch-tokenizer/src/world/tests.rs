@@ -306,6 +306,17 @@ fn random_vocabularies_match_naively() {
 }
 
 #[test]
+fn own_vectors() {
+    let world = World::built_in();
+    let cases = crate::testing::vectors(include_bytes!("../../tests/data/world_vectors.jsonl"));
+    assert_eq!(cases.len(), 158);
+    for (text, ids) in cases {
+        assert_eq!(world.encode(&text), ids, "{}", text.escape_ascii());
+        assert_eq!(world.decode(&ids).unwrap(), text);
+    }
+}
+
+#[test]
 fn shared_vectors() {
     let Some(lines) = shared_data("tokenizer/world_vectors.jsonl") else { return };
     let crlf = shared_data("tokenizer/rwkv_vocab_v20230424.crlf.txt").expect("beside the vectors");
