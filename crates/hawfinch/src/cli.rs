@@ -18,6 +18,16 @@ pub struct Cli {
 enum Command {
     /// Show what a checkpoint is: version, sizes, parameters, state, memory, tensors
     Inspect(commands::inspect::Args),
+    /// Write a checkpoint in another format or number type
+    Convert(commands::convert::Args),
+    /// Compute the logits of given token ids and write them to a file
+    Logits(commands::logits::Args),
+    /// Turn text into token ids
+    Tokenize(commands::tokenize::Args),
+    /// Turn token ids into text
+    Detokenize(commands::detokenize::Args),
+    /// Make a checkpoint of random weights, for tests and benchmarks
+    Synthesize(commands::synthesize::Args),
 }
 
 /// Parses the command line and runs its command; with no argument, generates from the built-in model.
@@ -25,5 +35,10 @@ pub fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         None => Ok(ExitCode::SUCCESS),
         Some(Command::Inspect(args)) => commands::inspect::run(&args),
+        Some(Command::Convert(args)) => commands::convert::run(&args),
+        Some(Command::Logits(args)) => commands::logits::run(&args),
+        Some(Command::Tokenize(args)) => commands::tokenize::run(&args),
+        Some(Command::Detokenize(args)) => commands::detokenize::run(&args),
+        Some(Command::Synthesize(args)) => commands::synthesize::run(&args),
     }
 }

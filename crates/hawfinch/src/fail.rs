@@ -1,8 +1,9 @@
 //! How a command ends when it does not succeed.
 
-use std::error::Error as _;
 use std::fmt;
 use std::process::ExitCode;
+
+use crate::output::note;
 
 /// An error that is the caller's wording, not the world's: exit code 2.
 #[derive(Debug)]
@@ -27,18 +28,55 @@ pub fn report(result: anyhow::Result<ExitCode>) -> ExitCode {
         Ok(code) => code,
         Err(e) if closed_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("hawfinch: {e:#}");
+            note(format_args!("hawfinch: {}", sentence(&e)));
             ExitCode::from(if e.is::<Usage>() { 2 } else { 1 })
         }
     }
 }
 
+/// The error and its causes in one line. A cause that the error before it already quotes is not repeated.
+pub fn sentence(e: &anyhow::Error) -> String {
+    let mut out = String::new();
+    for cause in e.chain() {
+        let cause = cause.to_string();
+        if !out.contains(&cause) {
+            if !out.is_empty() {
+                out += ": ";
+            }
+            out += &cause;
+        }
+    }
+    // Messages of other libraries may span lines.
+    out.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
 /// True when whoever read our output went away.
 fn closed_pipe(e: &anyhow::Error) -> bool {
-    let mut causes = e.chain();
-    causes.any(|c| {
-        let io = c.downcast_ref::<std::io::Error>();
-        let io = io.or_else(|| c.source().and_then(|s| s.downcast_ref()));
-        io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+    e.chain().any(|c| {
+        c.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn causes_are_told_once() {
+        let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, "gone");
+        let e = anyhow::Error::from(missing()).context("a.pth").context("cannot open");
+        assert_eq!(sentence(&e), "cannot open: a.pth: gone");
+        let quoted = hawfinch_model::Error::io("b.pth", missing());
+        assert_eq!(sentence(&quoted.into()), "b.pth: gone");
+        let e = Err::<(), _>(missing()).context("two\n  lines").unwrap_err();
+        assert_eq!(sentence(&e), "two lines: gone");
+    }
+
+    #[test]
+    fn a_closed_pipe_is_success_however_deep() {
+        let pipe = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        assert!(closed_pipe(&anyhow::Error::from(pipe).context("while writing")));
+        assert!(!closed_pipe(&usage("no")));
+    }
 }

@@ -2,10 +2,18 @@
 //!
 //! Exit codes: 0 done, 1 it failed (one sentence on standard error says what and what to do), 2 the
 //! command was given wrongly. A reader that closes the pipe ends the program quietly.
+//!
+//! Results go to standard output, everything else (progress, notes, errors) to standard error.
 
 mod cli;
 mod commands;
 mod fail;
+mod ids;
+mod input;
+mod model_args;
+mod output;
+mod progress;
+mod tokenizer_args;
 
 use std::process::ExitCode;
 

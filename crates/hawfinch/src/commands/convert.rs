@@ -1,0 +1,118 @@
+//! `hawfinch convert`: a checkpoint in another file format or number type.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::ValueEnum;
+use hawfinch_kernels::DType;
+use hawfinch_model::format::{self, SaveFormat, SaveOptions};
+use hawfinch_model::{Config, FileFormat};
+
+use crate::fail::usage;
+use crate::model_args::open_checkpoint;
+use crate::output::{self, note, size};
+use crate::progress::Progress;
+
+/// Arguments of `convert`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Files of rwkv.cpp (ggml .bin) can be read, not written: they hold the decays already
+exponentiated. At equal number types .pth, .safetensors and .gguf convert into each other without
+losing a bit.
+
+Examples:
+  hawfinch convert model.pth model.safetensors
+  hawfinch convert model.safetensors model.gguf --dtype q8_0
+  hawfinch convert hf-folder/ model.out --to pth --dtype bf16")]
+pub struct Args {
+    /// The checkpoint to read: a file or folder of any format (`demo`: the built-in stand-in)
+    from: PathBuf,
+    /// The file to write
+    to: PathBuf,
+    /// Format to write [default: by the extension: .pth, .safetensors, .gguf]
+    #[arg(long = "to", value_name = "FORMAT", id = "format")]
+    format: Option<Format>,
+    /// Number type of the weights: f32, f16, bf16, or in GGUF q8_0, q4_0, q4_k … [default: as they are]
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<String>,
+    /// Replace the file if it exists
+    #[arg(long, short)]
+    force: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
+enum Format {
+    Pth,
+    Safetensors,
+    Gguf,
+}
+
+/// A number type that may be asked for by name.
+pub fn parse_dtype(name: &str) -> anyhow::Result<DType> {
+    let known = DType::from_name(name).filter(|d| d.is_float() || d.is_quantized());
+    known.ok_or_else(|| {
+        let all: Vec<&str> =
+            DType::ALL.into_iter().filter(|d| d.is_float() || d.is_quantized()).map(DType::name).collect();
+        usage(format!("`{name}` is no number type for weights: choose one of {}", all.join(", ")))
+    })
+}
+
+/// Converts.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let format = match args.format {
+        Some(Format::Pth) => SaveFormat::Pth,
+        Some(Format::Safetensors) => SaveFormat::Safetensors,
+        Some(Format::Gguf) => SaveFormat::Gguf,
+        None => SaveFormat::from_extension(&args.to).ok_or_else(|| {
+            usage(format!(
+                "{} names no format that hawfinch writes: end it in .pth, .safetensors or .gguf, or give --to FORMAT",
+                args.to.display()
+            ))
+        })?,
+    };
+    let dtype = args.dtype.as_deref().map(parse_dtype).transpose()?;
+    output::may_write(&args.to, args.force)?;
+    let ckpt = open_checkpoint(&args.from)?;
+    if ckpt.format != FileFormat::Memory && same_file(&args.from, &args.to) {
+        return Err(usage("the file to write is the file to read: give another name"));
+    }
+    // Tuned states and LoRA files are converted too, but no file that is none of these.
+    if let Err(e) = Config::infer(&ckpt)
+        && !ckpt.tensors.keys().any(|k| k.ends_with("time_state") || k.contains("lora_A"))
+    {
+        return Err(e.into());
+    }
+    let began = Instant::now();
+    let mut bar = None;
+    let mut tell = |done, total| {
+        bar.get_or_insert_with(|| Progress::bytes("writing", total)).set(done);
+    };
+    format::save(&args.to, &ckpt, SaveOptions { format, dtype, progress: Some(&mut tell) })?;
+    drop(bar);
+    let bytes = std::fs::metadata(&args.to)?.len();
+    let seconds = began.elapsed().as_secs_f64();
+    if args.json {
+        output::json(&serde_json::json!({
+            "from": args.from.display().to_string(),
+            "to": args.to.display().to_string(),
+            "tensors": ckpt.tensors.len(),
+            "bytes": bytes,
+            "seconds": seconds,
+        }))?;
+    } else {
+        note(format_args!(
+            "wrote {}: {} tensors, {} in {seconds:.1} s",
+            args.to.display(),
+            ckpt.tensors.len(),
+            size(bytes),
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn same_file(a: &std::path::Path, b: &std::path::Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}

@@ -1,0 +1,135 @@
+//! Opening a model as the command line asks for it: from a file, a folder or the built-in stand-in, with LoRA
+//! files, threads and what else every command that runs a model takes.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use hawfinch_model::names::{self, Role};
+use hawfinch_model::{
+    Checkpoint, Config, Cpu, Lora, Model, OpenOptions, STEP_TOKENS, State, format, synthetic,
+};
+
+use crate::fail::usage;
+use crate::progress::Progress;
+
+/// The name that stands for the built-in stand-in model.
+pub const DEMO: &str = "demo";
+
+/// Options of every command that runs a model.
+#[derive(clap::Args, Debug, Clone, Default)]
+#[command(next_help_heading = "Model options")]
+pub struct ModelOptions {
+    /// Apply a LoRA file (repeatable); its alpha is taken from here, the file or a JSON file beside it
+    #[arg(long = "lora", value_name = "FILE[:alpha=N]")]
+    loras: Vec<String>,
+    /// Epsilon of the group norm after WKV, in place of what the file implies
+    #[arg(long, value_name = "EPS")]
+    group_norm_eps: Option<f64>,
+    /// Threads to compute with (default: all that the machine runs at once); results do not depend on it
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+impl ModelOptions {
+    /// Opens the model, refusing one that does not fit the memory before anything of it is read.
+    pub fn open(&self, path: &Path) -> anyhow::Result<Model> {
+        if let Some(eps) = self.group_norm_eps
+            && !(eps > 0.0 && eps < 1.0)
+        {
+            return Err(usage(format!("--group-norm-eps must lie between 0 and 1, not {eps}")));
+        }
+        let checkpoint = open_checkpoint(path)?;
+        let config = Config::infer(&checkpoint)?;
+        check_memory(&checkpoint, &config)?;
+        let loras = self.loras.iter().map(|s| Lora::from_spec(s)).collect::<Result<_, _>>()?;
+        let options = OpenOptions { loras, group_norm_eps: self.group_norm_eps };
+        let ops = self.threads.map_or_else(Cpu::default, |n| Cpu::new(n.get()));
+        Ok(Model::from_checkpoint(checkpoint, options, ops)?)
+    }
+}
+
+/// The tensors of a model file or folder, or of the built-in stand-in for the name `demo`.
+pub fn open_checkpoint(path: &Path) -> anyhow::Result<Checkpoint> {
+    if !path.exists() {
+        if path.as_os_str() == DEMO {
+            return Ok(synthetic::demo());
+        }
+        anyhow::bail!(
+            "there is no file or folder {}; `hawfinch models` lists what is on disk, `hawfinch pull NAME` fetches a model",
+            path.display()
+        );
+    }
+    Ok(format::open(path)?)
+}
+
+/// Refuses a model that does not fit.
+fn check_memory(_checkpoint: &Checkpoint, _config: &Config) -> anyhow::Result<()> {
+    Ok(())
+}
+
+/// What running a model takes at most, in bytes: the file's weights as they are, its vectors widened to f32,
+/// one sequence's state and the rows of one step of [`STEP_TOKENS`] tokens.
+pub fn memory_need(checkpoint: &Checkpoint, config: &Config) -> u64 {
+    let stored: u64 = checkpoint.tensors.values().map(|t| t.data.len() as u64).sum();
+    let vectors: u64 = names::all_params(config.version, config.layers)
+        .iter()
+        .filter(|(_, p)| p.role == Role::Vector)
+        .map(|(_, p)| config.shape(p).iter().map(|&d| d as u64).product::<u64>())
+        .sum();
+    // About two dozen rows of the model's width live at once, two of the channel mix, one of logits.
+    let row = 24 * config.width.max(config.att_width) + 2 * config.ffn_width + config.vocab;
+    stored + 4 * (vectors + config.state_len() as u64 + (STEP_TOKENS * row) as u64)
+}
+
+/// Options of commands that can start from a saved state and keep the last one.
+#[derive(clap::Args, Debug, Clone, Default)]
+#[command(next_help_heading = "State options")]
+pub struct StateOptions {
+    /// Start from this state: one saved by hawfinch, or a tuned one (.pth with time_state, ai00 .state)
+    #[arg(long = "state", value_name = "FILE")]
+    from: Option<PathBuf>,
+    /// Save the state at the end
+    #[arg(long = "state-out", value_name = "FILE")]
+    to: Option<PathBuf>,
+}
+
+impl StateOptions {
+    /// The state to start from.
+    pub fn load(&self, model: &Model) -> anyhow::Result<State> {
+        match &self.from {
+            Some(path) => load_state(model, path),
+            None => Ok(model.new_state()),
+        }
+    }
+
+    /// Saves the last state where that is asked for.
+    pub fn save(&self, model: &Model, state: &State) -> anyhow::Result<()> {
+        match &self.to {
+            Some(path) => save_state(model, state, path),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Loads a state of any format.
+pub fn load_state(model: &Model, path: &Path) -> anyhow::Result<State> {
+    if !path.exists() {
+        anyhow::bail!("there is no state file {}", path.display());
+    }
+    Ok(model.load_state(path)?)
+}
+
+/// Saves a state; the model's hash, computed when first needed, may take a while.
+pub fn save_state(model: &Model, state: &State, path: &Path) -> anyhow::Result<()> {
+    let identity = model_identity(model)?;
+    Ok(state.save(path, model.config().version, &identity)?)
+}
+
+/// The model's identity, with a bar while it is computed.
+pub fn model_identity(model: &Model) -> anyhow::Result<String> {
+    let mut bar = None;
+    let mut tell = |done, total| {
+        bar.get_or_insert_with(|| Progress::bytes("hashing the model", total)).set(done);
+    };
+    Ok(hawfinch_model::hash::identity(model.checkpoint(), Some(&mut tell))?)
+}

@@ -1,0 +1,41 @@
+//! Which tokenizer a command uses: by name, from a file, or the one that belongs to the model.
+
+use std::path::{Path, PathBuf};
+
+use hawfinch_model::Model;
+use hawfinch_tokenizer::Tokenizer;
+
+/// The option `--tokenizer`.
+#[derive(clap::Args, Debug, Clone, Default)]
+pub struct TokenizerOption {
+    /// `world`, `bytes`, or a file: a World vocabulary or a tokenizer.json [default: by the model's vocabulary]
+    #[arg(long, value_name = "NAME|FILE")]
+    tokenizer: Option<PathBuf>,
+}
+
+impl TokenizerOption {
+    /// The tokenizer that was asked for, if one was.
+    pub fn asked(&self) -> anyhow::Result<Option<Tokenizer>> {
+        let Some(path) = &self.tokenizer else { return Ok(None) };
+        Ok(Some(match path.to_str() {
+            Some("world") => Tokenizer::world(),
+            Some("bytes") => Tokenizer::bytes(),
+            _ => Tokenizer::from_file(path)?,
+        }))
+    }
+
+    /// The tokenizer for a model; a model whose ids go beyond the tokenizer's is fine, the reverse is not.
+    pub fn for_model(&self, model: &Model) -> anyhow::Result<Tokenizer> {
+        self.for_vocab(model.config().vocab, &model.checkpoint().path)
+    }
+
+    /// As [`TokenizerOption::for_model`], by the size of the vocabulary and where the model lies.
+    pub fn for_vocab(&self, vocab: usize, beside: &Path) -> anyhow::Result<Tokenizer> {
+        let Some(tokenizer) = self.asked()? else {
+            return Ok(Tokenizer::for_vocab_size(vocab, Some(beside))?);
+        };
+        // World has 65,530 ids; models of fewer rows, such as test models, would fail at the first such id.
+        tokenizer.check_fits(vocab, self.tokenizer.as_deref().unwrap_or(beside))?;
+        Ok(tokenizer)
+    }
+}
