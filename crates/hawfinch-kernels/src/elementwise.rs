@@ -14,7 +14,7 @@ pub enum Unary {
     Sigmoid,
     /// x * sigmoid(x)
     Silu,
-    /// max(x, 0)²
+    /// max(x, 0)²; NaN stays NaN, so that a damaged weight shows.
     ReluSquared,
 }
 
@@ -26,7 +26,7 @@ pub fn unary<F: Real>(f: Unary, y: &mut [F], x: &[F]) {
         Unary::Sigmoid => F::sigmoid,
         Unary::Silu => |x| x * x.sigmoid(),
         Unary::ReluSquared => |x| {
-            let p = x.max(F::ZERO);
+            let p = if x < F::ZERO { F::ZERO } else { x };
             p * p
         },
     };
@@ -142,6 +142,7 @@ mod tests {
         assert_eq!(y, [11.0, 22.0, 13.0, 24.0]);
         unary(Unary::ReluSquared, &mut y, &[-1.0, 2.0, 0.0, f64::NAN]);
         assert_eq!(y[..3], [0.0, 4.0, 0.0]);
+        assert!(y[3].is_nan());
     }
 
     #[test]

@@ -169,6 +169,9 @@ impl Config {
     }
 
     fn infer_sizes(ckpt: &Checkpoint) -> Result<Config> {
+        if ckpt.get("emb.weight").is_none() && ckpt.tensors.keys().any(|k| is_adapter(k)) {
+            return Err(not_rwkv(ckpt));
+        }
         refuse_variants(ckpt)?;
         let layers = ckpt
             .tensors
@@ -225,7 +228,9 @@ impl Config {
             Some(s) => s.parse().ok().filter(|e: &f64| *e > 0.0 && *e < 1.0).ok_or_else(|| {
                 Error::damaged(&ckpt.path, format!("its metadata gives the group-norm epsilon as `{s}`"))
             })?,
-            None => ckpt.group_norm_eps.map_or(GROUP_NORM_EPS, |e| e.to_string().parse().unwrap_or(f64::from(e))),
+            None => {
+                ckpt.group_norm_eps.map_or(GROUP_NORM_EPS, |e| e.to_string().parse().unwrap_or(f64::from(e)))
+            }
         };
         Ok(Config {
             version,
@@ -284,13 +289,18 @@ pub fn present_name(ckpt: &Checkpoint, key: &str) -> String {
     key.to_string()
 }
 
+/// A tensor of a state or LoRA file.
+fn is_adapter(key: &str) -> bool {
+    key.contains(".lora_A") || key.ends_with(".att.time_state") || key.starts_with("state.")
+}
+
 fn not_rwkv(ckpt: &Checkpoint) -> Error {
     let seen: Vec<&str> = ckpt.tensors.keys().take(3).map(String::as_str).collect();
     let why = if seen.is_empty() {
         "it holds no tensors".to_string()
-    } else if ckpt.tensors.keys().any(|k| k.ends_with("att.time_state")) {
-        "it is a tuned state, not a model: give it with --state beside its model".to_string()
-    } else if ckpt.tensors.keys().any(|k| k.contains("lora_A") || k.contains("lora.")) {
+    } else if ckpt.tensors.keys().any(|k| k.ends_with(".att.time_state") || k.starts_with("state.")) {
+        "it is a state, not a model: give it with --state beside its model".to_string()
+    } else if ckpt.tensors.keys().any(|k| is_adapter(k)) {
         "it is a LoRA file, not a model: give it with --lora beside its model".to_string()
     } else {
         format!("its tensors are not RWKV's (the first are {})", seen.join(", "))
@@ -344,8 +354,7 @@ fn detect_version(ckpt: &Checkpoint) -> Result<Version> {
 }
 
 fn require<'a>(version: Version, ckpt: &'a Checkpoint, name: &str) -> Result<&'a StoredTensor> {
-    ckpt.get(name)
-        .ok_or_else(|| Error::MissingTensor { name: name.into(), version: version.number().into() })
+    ckpt.get(name).ok_or_else(|| Error::MissingTensor { name: name.into(), version: version.number().into() })
 }
 
 fn dims2(version: Version, ckpt: &Checkpoint, name: &str) -> Result<(usize, usize)> {

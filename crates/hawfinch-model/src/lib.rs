@@ -6,13 +6,16 @@ pub mod config;
 pub mod cpu;
 mod error;
 pub mod format;
+pub mod hash;
 pub mod lora;
 pub mod metadata;
 mod model;
 pub mod names;
 pub mod ops;
 pub mod state;
+mod state_file;
 pub mod synthetic;
+pub mod verify;
 
 pub use checkpoint::{Checkpoint, DecayForm, FileFormat, StoredTensor};
 pub use config::{Config, Version};

@@ -17,3 +17,9 @@ pub const DTYPE: &str = "hawfinch.dtype";
 pub const SOURCE_HASH: &str = "hawfinch.source_hash";
 /// Version of hawfinch that wrote the file.
 pub const WRITER: &str = "hawfinch.writer";
+/// What the file is, when it is not a model: `state`.
+pub const KIND: &str = "hawfinch.kind";
+/// Tokens that a state has consumed.
+pub const TOKENS: &str = "hawfinch.tokens";
+/// Identity of the model that a state belongs to.
+pub const MODEL: &str = "hawfinch.model";

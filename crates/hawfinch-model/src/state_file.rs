@@ -1,0 +1,234 @@
+//! Reading and writing states.
+//!
+//! Our file is a `.safetensors` with tensors `state.L.att_x`, `state.L.wkv`, `state.L.ffn_x` (v4:
+//! `.aa`, `.bb`, `.pp` in place of `.wkv`), f32, `.wkv` as `[head, key, value]` for v5 and v6 and
+//! `[head, value, key]` for v7. Its metadata: `hawfinch.kind` = `state`, `hawfinch.version`,
+//! `hawfinch.tokens` (consumed), `hawfinch.model` (the model's [identity](crate::hash::identity)).
+//!
+//! Also read: tuned initial states (`blocks.L.att.time_state`, official `.pth` or ai00's `.state`), whose
+//! tensors are `[head, value, key]` in every version.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use hawfinch_kernels::DType;
+
+use crate::checkpoint::{Checkpoint, FileFormat, StoredTensor};
+use crate::format::{SaveFormat, SaveOptions};
+use crate::ops::Ops;
+use crate::state::StateLayout;
+use crate::{Config, Error, Model, Result, State, Version, format, hash, metadata};
+
+impl State {
+    /// Writes the state to a file of our format, atomically. `model` is the identity of the model that
+    /// it belongs to ([`Model::identity`]).
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn save(&self, path: &Path, version: Version, model: &str) -> Result<()> {
+        let mut file = Checkpoint::new(path, FileFormat::Memory);
+        for layer in 0..self.layout().layers {
+            for f in &self.layout().fields {
+                let tensor = StoredTensor::from_f32(&f.shape, self.field(layer, f.name));
+                file.insert(format!("state.{layer}.{}", f.name), tensor)?;
+            }
+        }
+        file.metadata.insert(metadata::KIND.into(), "state".into());
+        file.metadata.insert(metadata::VERSION.into(), version.number().into());
+        file.metadata.insert(metadata::TOKENS.into(), self.tokens.to_string());
+        file.metadata.insert(metadata::MODEL.into(), model.into());
+        format::save(
+            path,
+            &file,
+            SaveOptions { format: SaveFormat::Safetensors, dtype: Some(DType::F32), progress: None },
+        )
+    }
+}
+
+impl<O: Ops + 'static> Model<O> {
+    /// The model's [identity](crate::hash::identity), computed when first needed and cached.
+    ///
+    /// # Errors
+    /// None in practice: the model was opened from a sound checkpoint.
+    pub fn identity(&self) -> Result<String> {
+        hash::identity(self.checkpoint(), None)
+    }
+
+    /// Reads a state file of any of the formats above.
+    ///
+    /// # Errors
+    /// Not a state; a state of another model, version or size; NaN in it.
+    pub fn load_state(&self, path: &Path) -> Result<State> {
+        self.state_from(&format::open(path)?)
+    }
+
+    /// As [`Model::load_state`], from a file already read.
+    ///
+    /// # Errors
+    /// As [`Model::load_state`].
+    pub fn state_from(&self, file: &Checkpoint) -> Result<State> {
+        if file.tensors.keys().any(|k| k.starts_with("state.")) {
+            self.check_owner(file)?;
+            return read_ours(file, self.config(), self.state_layout());
+        }
+        if file.tensors.keys().any(|k| k.ends_with(".att.time_state")) {
+            return read_tuned(file, self.config(), self.state_layout());
+        }
+        Err(Error::State(format!(
+            "{} holds neither `state.N.…` tensors nor `blocks.N.att.time_state`",
+            file.path.display()
+        )))
+    }
+
+    fn check_owner(&self, file: &Checkpoint) -> Result<()> {
+        let own = self.config().version.number();
+        if let Some(v) = file.metadata.get(metadata::VERSION).filter(|v| *v != own) {
+            let shown: String = v.chars().take(8).collect();
+            return Err(Error::State(format!("it is a state of RWKV-{shown}, the model is RWKV-{own}")));
+        }
+        if let Some(model) = file.metadata.get(metadata::MODEL) {
+            let own = self.identity()?;
+            if *model != own {
+                let short = |s: &str| s.chars().take(19).collect::<String>();
+                return Err(Error::State(format!(
+                    "it belongs to another model ({}…), this one is {}…",
+                    short(model),
+                    short(&own)
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Our format, or the same tensors without metadata.
+fn read_ours(file: &Checkpoint, config: &Config, layout: &Arc<StateLayout>) -> Result<State> {
+    let mut state = State::new(layout.clone());
+    let mut known = 0;
+    for layer in 0..layout.layers {
+        for f in &layout.fields {
+            let name = format!("state.{layer}.{}", f.name);
+            let tensor = file.get(&name).ok_or_else(|| {
+                Error::State(format!("it has no `{name}`, which RWKV-{} needs", config.version.number()))
+            })?;
+            copy(&mut state, layer, f.name, &name, tensor, &f.shape)?;
+            known += 1;
+        }
+    }
+    if file.tensors.keys().filter(|k| k.starts_with("state.")).count() != known {
+        return Err(Error::State(format!("it has more tensors than a model of {} layers", layout.layers)));
+    }
+    if let Some(n) = file.metadata.get(metadata::TOKENS) {
+        state.tokens = n
+            .parse()
+            .map_err(|_| Error::State("its metadata does not give the number of tokens".to_string()))?;
+    }
+    Ok(state)
+}
+
+/// `blocks.L.att.time_state` in kernel orientation [head, value, key]; the shift states start at zero.
+fn read_tuned(file: &Checkpoint, config: &Config, layout: &Arc<StateLayout>) -> Result<State> {
+    if config.version == Version::V4 {
+        return Err(Error::State("RWKV-4 has no matrix state to tune".into()));
+    }
+    let mut state = State::new(layout.clone());
+    let n = config.head_size;
+    let count = file.tensors.keys().filter(|k| k.ends_with(".att.time_state")).count();
+    if count != layout.layers {
+        return Err(Error::State(format!("it has {count} layers, the model {}", layout.layers)));
+    }
+    for layer in 0..layout.layers {
+        let name = format!("blocks.{layer}.att.time_state");
+        let tensor = file.get(&name).ok_or_else(|| Error::State(format!("it has no `{name}`")))?;
+        copy(&mut state, layer, "wkv", &name, tensor, &[config.heads, n, n])?;
+        if config.version != Version::V7 {
+            for head in state.field_mut(layer, "wkv").chunks_exact_mut(n * n) {
+                for i in 0..n {
+                    for j in 0..i {
+                        head.swap(i * n + j, j * n + i);
+                    }
+                }
+            }
+        }
+    }
+    Ok(state)
+}
+
+fn copy(
+    state: &mut State,
+    layer: usize,
+    field: &str,
+    name: &str,
+    tensor: &StoredTensor,
+    shape: &[usize],
+) -> Result<()> {
+    if tensor.shape != shape {
+        return Err(Error::State(format!(
+            "its `{name}` has shape {:?}, the model's is {shape:?}",
+            tensor.shape
+        )));
+    }
+    let values = tensor.to_f32();
+    if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+        return Err(Error::State(format!("its `{name}` holds {} at index {i}", values[i])));
+    }
+    state.field_mut(layer, field).copy_from_slice(&values);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::synthetic::{self, Shape};
+    use crate::{Cpu, OpenOptions, Rows, Sequence};
+
+    fn model(version: Version, seed: u64) -> Model {
+        let config = Shape { version, layers: 2, width: 32, vocab: 64, head_size: 16 }.config();
+        let ckpt = synthetic::checkpoint(&config, DType::F32, seed);
+        Model::from_checkpoint(ckpt, OpenOptions::default(), Cpu::new(1)).unwrap()
+    }
+
+    #[test]
+    fn a_saved_state_comes_back_and_fits_no_other_model() {
+        let dir = tempfile::tempdir().unwrap();
+        for version in [Version::V4, Version::V5_0, Version::V5_2, Version::V6, Version::V7] {
+            let m = model(version, 3);
+            let mut state = m.new_state();
+            let tokens = [3, 1, 4, 1, 5];
+            m.forward(&mut [Sequence {
+                tokens: &tokens,
+                state: &mut state,
+                logits: Rows::None,
+                hidden: Rows::None,
+            }])
+            .unwrap();
+            state.tokens = 5;
+            let path = dir.path().join("s.safetensors");
+            state.save(&path, version, &m.identity().unwrap()).unwrap();
+            assert_eq!(m.load_state(&path).unwrap(), state);
+            let other = model(version, 4).load_state(&path).unwrap_err().to_string();
+            assert!(other.contains("belongs to another model"), "{other}");
+            let wrong = if version == Version::V7 { Version::V6 } else { Version::V7 };
+            let other = model(wrong, 3).load_state(&path).unwrap_err().to_string();
+            assert!(other.contains("the model is RWKV-"), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_tuned_state_is_turned_for_version_6_and_not_for_7() {
+        let mut file = Checkpoint::new("tuned", FileFormat::Memory);
+        let values: Vec<f32> = (0..512).map(|v| v as f32).collect();
+        for l in 0..2 {
+            let t = StoredTensor::from_f32(&[2, 16, 16], &values);
+            file.insert(format!("blocks.{l}.att.time_state"), t).unwrap();
+        }
+        let s7 = model(Version::V7, 1).state_from(&file).unwrap();
+        assert_eq!(s7.field(1, "wkv"), values);
+        let s6 = model(Version::V6, 1).state_from(&file).unwrap();
+        assert_eq!(s6.field(1, "wkv")[1], 16.0);
+        assert_eq!(s6.field(1, "wkv")[256 + 16], 257.0);
+        assert!(model(Version::V4, 1).state_from(&file).is_err());
+        file.tensors.shift_remove("blocks.1.att.time_state");
+        assert!(model(Version::V6, 1).state_from(&file).unwrap_err().to_string().contains("1 layers"));
+    }
+}

@@ -1,0 +1,176 @@
+//! Proof that a model is computed right: against itself (any division of a text gives the same bits,
+//! states survive a round trip, no weight is NaN) and, in [`parity`], against what an independent
+//! implementation computed.
+
+pub mod parity;
+
+use crate::checkpoint::Checkpoint;
+use crate::ops::Ops;
+use crate::{Cpu, Model, OpenOptions, Result, Rows, Sequence, State};
+
+/// One thing that was checked.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Check {
+    /// What was compared with what.
+    pub what: String,
+    /// The largest error found.
+    pub error: f64,
+    /// The largest error allowed.
+    pub tolerance: f64,
+    /// Words to add: units, where the largest error was.
+    pub note: String,
+}
+
+impl Check {
+    /// Within tolerance. An error that is NaN is not.
+    pub fn passed(&self) -> bool {
+        self.error <= self.tolerance
+    }
+}
+
+/// What was found out about one model or folder.
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
+pub struct Report {
+    /// Checks in the order they ran.
+    pub checks: Vec<Check>,
+    /// Parts that were not there to compare with.
+    pub absent: Vec<String>,
+}
+
+impl Report {
+    /// At least one check, and all passed.
+    pub fn passed(&self) -> bool {
+        !self.checks.is_empty() && self.checks.iter().all(Check::passed)
+    }
+
+    fn add(&mut self, what: impl Into<String>, error: f64, tolerance: f64, note: impl Into<String>) {
+        self.checks.push(Check { what: what.into(), error, tolerance, note: note.into() });
+    }
+}
+
+/// Logits of every token, fed in pieces of the given lengths (the rest in one), and the state after.
+pub(crate) fn run<O: Ops + 'static>(
+    model: &Model<O>,
+    tokens: &[u32],
+    pieces: &[usize],
+    state: State,
+) -> Result<(Vec<f32>, State)> {
+    let mut own = model.ops().state(&state);
+    let mut logits = Vec::new();
+    let mut rest = tokens;
+    let lengths = pieces.iter().copied().chain(std::iter::once(usize::MAX));
+    for len in lengths {
+        let (piece, after) = rest.split_at(len.min(rest.len()));
+        rest = after;
+        if piece.is_empty() {
+            continue;
+        }
+        let mut call = [Sequence { tokens: piece, state: &mut own, logits: Rows::All, hidden: Rows::None }];
+        for out in model.forward(&mut call)? {
+            logits.extend(out.logits);
+        }
+    }
+    Ok((logits, model.ops().read_state(&own)))
+}
+
+/// The checks that need nothing but the model. `tokens` is how many tokens to feed (at least 2);
+/// `progress` is told what happens next.
+///
+/// # Errors
+/// A weight that is NaN or infinite, logits that are not finite.
+pub fn against_itself(model: &Model, tokens: usize, mut progress: impl FnMut(&str)) -> Result<Report> {
+    let mut report = Report::default();
+    progress("reading every weight");
+    let bad = first_bad_tensor(model.checkpoint());
+    report.add(
+        "weights that are NaN or infinite",
+        bad.len() as f64,
+        0.0,
+        bad.first().cloned().unwrap_or_default(),
+    );
+    let vocab = model.config().vocab as u64;
+    let mut random = crate::synthetic::Random(1);
+    let ids: Vec<u32> = (0..tokens.max(2)).map(|_| (random.bits() % vocab) as u32).collect();
+
+    progress("one token at a time");
+    let ones = vec![1; ids.len()];
+    let (sequential, state_sequential) = run(model, &ids, &ones, model.new_state())?;
+    progress("all at once");
+    let (whole, state_whole) = run(model, &ids, &[], model.new_state())?;
+    progress("in pieces");
+    let third = (ids.len() / 3).max(1);
+    let (split, state_split) = run(model, &ids, &[third, 1], model.new_state())?;
+    let bits = "largest difference of any logit; 0 means the same bits";
+    report.add("logits: all at once = one by one", max_abs(&whole, &sequential), 0.0, bits);
+    report.add("logits: in pieces = one by one", max_abs(&split, &sequential), 0.0, bits);
+    report.add(
+        "state: all at once = one by one",
+        max_abs(state_whole.data(), state_sequential.data()),
+        0.0,
+        "",
+    );
+    report.add(
+        "state: in pieces = one by one",
+        max_abs(state_split.data(), state_sequential.data()),
+        0.0,
+        "",
+    );
+
+    progress("beside another sequence");
+    let other: Vec<u32> = ids.iter().rev().copied().collect();
+    let (mut a, mut b) = (model.new_state(), model.new_state());
+    let mut call = [
+        Sequence { tokens: &other, state: &mut b, logits: Rows::All, hidden: Rows::None },
+        Sequence { tokens: &ids, state: &mut a, logits: Rows::All, hidden: Rows::None },
+    ];
+    let out = model.forward(&mut call)?;
+    report.add("logits: beside another sequence = alone", max_abs(&out[1].logits, &whole), 0.0, bits);
+
+    progress("state to a file and back");
+    report.add("state: saved and loaded", round_trip(model, &state_whole)?, 0.0, "");
+
+    progress("in double precision");
+    let wide: Model<Cpu<f64>> =
+        Model::from_checkpoint(model.checkpoint().clone(), OpenOptions::default(), Cpu::default())?;
+    let few = &ids[..ids.len().min(8)];
+    let (exact, _) = run(&wide, few, &[], wide.new_state())?;
+    let scale = exact.iter().fold(1.0f64, |m, v| m.max(f64::from(v.abs())));
+    report.add(
+        "logits: f32 against f64 arithmetic",
+        max_abs(&whole[..exact.len()], &exact) / scale,
+        1e-3,
+        "relative to the largest logit, at least 1",
+    );
+    Ok(report)
+}
+
+fn round_trip(model: &Model, state: &State) -> Result<f64> {
+    let name = format!("hawfinch-verify-{}.safetensors", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let result = (|| {
+        state.save(&path, model.config().version, &model.identity()?)?;
+        Ok(max_abs(model.load_state(&path)?.data(), state.data()))
+    })();
+    let _ = std::fs::remove_file(&path);
+    result
+}
+
+/// Names of the tensors that hold a value that is not finite, with the place.
+pub fn first_bad_tensor(ckpt: &Checkpoint) -> Vec<String> {
+    let bad = ckpt.tensors.iter().filter(|(_, t)| t.dtype.is_float() || t.dtype.is_quantized());
+    bad.filter_map(|(name, t)| t.first_non_finite().map(|(i, v)| format!("`{name}` holds {v} at index {i}")))
+        .collect()
+}
+
+/// Largest absolute difference; NaN when one of the two has a NaN or the lengths differ.
+pub(crate) fn max_abs(a: &[f32], b: &[f32]) -> f64 {
+    if a.len() != b.len() {
+        return f64::NAN;
+    }
+    a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).abs()).fold(0.0, worse)
+}
+
+/// The larger error, where NaN is the worst of all.
+pub(crate) fn worse(a: f64, b: f64) -> f64 {
+    if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
+}

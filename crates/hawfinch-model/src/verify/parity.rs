@@ -1,0 +1,323 @@
+//! Comparison with a folder of results that an independent implementation computed (`meta.json`,
+//! `model.pth`, `model-bf16.pth`, `case.safetensors`, and where present `state.pth`, `lora.pth`,
+//! `peft.safetensors`). Tolerances are the folder's own.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{Report, max_abs, run, worse};
+use crate::checkpoint::{Checkpoint, StoredTensor};
+use crate::ops::Ops;
+use crate::{Cpu, Error, Lora, Model, OpenOptions, Result, State, Version, format};
+
+/// Every folder at or below `dir` that holds a `meta.json` beside a `case.safetensors` or
+/// `peft.safetensors`, in order of path. Links are not followed.
+///
+/// # Errors
+/// `dir` cannot be read.
+pub fn find(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut open = vec![dir.to_path_buf()];
+    while let Some(folder) = open.pop() {
+        let entries = std::fs::read_dir(&folder).map_err(|e| Error::io(&folder, e))?;
+        for entry in entries {
+            let entry = entry.map_err(|e| Error::io(&folder, e))?;
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                open.push(entry.path());
+            }
+        }
+        let has = |name: &str| folder.join(name).is_file();
+        if has("meta.json") && (has("case.safetensors") || has("peft.safetensors")) {
+            found.push(folder);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The tolerances of a folder's `meta.json`.
+struct Tolerances {
+    logits: f64,
+    state: f64,
+    loss: f64,
+    logits_f64: f64,
+}
+
+impl Tolerances {
+    fn read(folder: &Path) -> Result<Tolerances> {
+        let path = folder.join("meta.json");
+        let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        let meta: Value = serde_json::from_slice(&text)
+            .map_err(|e| Error::damaged(&path, format!("it is no JSON: {e}")))?;
+        let get = |group: &str, key: &str| {
+            let pointer = format!("/recommended_tolerances/{group}/{key}");
+            meta.pointer(&pointer)
+                .and_then(Value::as_f64)
+                .filter(|t| t.is_finite() && *t >= 0.0)
+                .ok_or_else(|| Error::damaged(&path, format!("it gives no tolerance at {pointer}")))
+        };
+        Ok(Tolerances {
+            logits: get("f32_sequential", "logits_max_abs")?,
+            state: get("f32_sequential", "state_rel_to_tensor_max")?,
+            loss: get("f32_sequential", "loss_abs")?,
+            logits_f64: get("f64", "logits_max_abs")?,
+        })
+    }
+}
+
+/// A file of expected values.
+struct Case {
+    file: Checkpoint,
+}
+
+impl Case {
+    fn open(path: &Path) -> Result<Case> {
+        Ok(Case { file: format::open(path)? })
+    }
+
+    fn tensor(&self, name: &str) -> Option<&StoredTensor> {
+        self.file.get(name)
+    }
+
+    fn values(&self, name: &str) -> Option<Vec<f32>> {
+        self.tensor(name).map(StoredTensor::to_f32)
+    }
+
+    fn scalar(&self, name: &str) -> Option<f64> {
+        self.tensor(name)?.to_f64().first().copied()
+    }
+
+    fn ids(&self, name: &str) -> Option<Vec<u32>> {
+        Some(self.values(name)?.into_iter().map(|v| v as u32).collect())
+    }
+}
+
+/// Compares everything the folder holds; what it lacks is listed as absent.
+///
+/// # Errors
+/// A file of the folder that cannot be read or is no model.
+pub fn check(folder: &Path) -> Result<Report> {
+    let tolerances = Tolerances::read(folder)?;
+    let mut report = Report::default();
+    let base = folder.join("model.pth");
+    let case_path = folder.join("case.safetensors");
+    let case = if case_path.is_file() { Some(Case::open(&case_path)?) } else { None };
+    if !base.is_file() {
+        report.absent.push("model.pth".into());
+    }
+    match &case {
+        None => report.absent.push("case.safetensors".into()),
+        Some(case) => {
+            if base.is_file() {
+                let checkpoint = format::open(&base)?;
+                check_f32(&mut report, case, &tolerances, &checkpoint)?;
+                check_f64(&mut report, case, &tolerances, &checkpoint)?;
+            }
+            let bf16 = folder.join("model-bf16.pth");
+            if bf16.is_file() {
+                check_bf16(&mut report, case, &tolerances, &Model::open(&bf16)?)?;
+            } else {
+                report.absent.push("model-bf16.pth".into());
+            }
+        }
+    }
+    check_peft(&mut report, folder, &tolerances, &base)?;
+    Ok(report)
+}
+
+fn model<F: hawfinch_kernels::Real>(checkpoint: &Checkpoint, loras: Vec<Lora>) -> Result<Model<Cpu<F>>> {
+    let options = OpenOptions { loras, ..OpenOptions::default() };
+    Model::from_checkpoint(checkpoint.clone(), options, Cpu::default())
+}
+
+fn check_f32(report: &mut Report, case: &Case, tol: &Tolerances, checkpoint: &Checkpoint) -> Result<()> {
+    let m = model::<f32>(checkpoint, Vec::new())?;
+    let Some(tokens) = case.ids("tokens") else {
+        report.absent.push("tokens".into());
+        return Ok(());
+    };
+    let (logits, state) = run(&m, &tokens, &[], m.new_state())?;
+    compare_logits(report, case, "logits_f32", "logits, f32 weights", &logits, tol.logits);
+    compare_loss(report, case, ["loss", "targets"], "loss, f32 weights", &logits, m.config().vocab, tol.loss);
+    compare_state(report, case, "state", "state after the last token", &state, &m, tol.state);
+
+    let split = [1, tokens.len() / 3, 1];
+    let (parts, state_parts) = run(&m, &tokens, &split, m.new_state())?;
+    let (ones, state_ones) = run(&m, &tokens, &vec![1; tokens.len()], m.new_state())?;
+    let differs = worse(max_abs(&parts, &logits), max_abs(&ones, &logits));
+    report.add("logits: one by one = in pieces = at once", differs, 0.0, "0 means the same bits");
+    let differs = worse(max_abs(state_parts.data(), state.data()), max_abs(state_ones.data(), state.data()));
+    report.add("state: one by one = in pieces = at once", differs, 0.0, "0 means the same bits");
+
+    match case.ids("cont_tokens") {
+        None => report.absent.push("cont_tokens".into()),
+        Some(cont) => {
+            let (logits, _) = run(&m, &cont, &[], state)?;
+            compare_logits(report, case, "cont_logits", "logits of the continuation", &logits, tol.logits);
+        }
+    }
+    match state_of(case, "init", &m)? {
+        None => report.absent.push("init.* (initial state)".into()),
+        Some(init) => {
+            let (logits, _) = run(&m, &tokens, &[], init)?;
+            compare_logits(report, case, "init_logits", "logits from an initial state", &logits, tol.logits);
+            let names = ["init_loss", "targets"];
+            compare_loss(
+                report,
+                case,
+                names,
+                "loss from an initial state",
+                &logits,
+                m.config().vocab,
+                tol.loss,
+            );
+        }
+    }
+    Ok(())
+}
+
+fn check_f64(report: &mut Report, case: &Case, tol: &Tolerances, checkpoint: &Checkpoint) -> Result<()> {
+    let m = model::<f64>(checkpoint, Vec::new())?;
+    let Some(tokens) = case.ids("tokens") else { return Ok(()) };
+    let (logits, _) = run(&m, &tokens, &[], m.new_state())?;
+    compare_logits(report, case, "logits_f32", "logits, f64 arithmetic", &logits, tol.logits_f64);
+    Ok(())
+}
+
+fn check_bf16(report: &mut Report, case: &Case, tol: &Tolerances, m: &Model) -> Result<()> {
+    let Some(tokens) = case.ids("tokens") else { return Ok(()) };
+    let (logits, _) = run(m, &tokens, &[], m.new_state())?;
+    compare_logits(report, case, "logits_bf16w", "logits, bf16 weights", &logits, tol.logits);
+    let names = ["loss_bf16w", "targets"];
+    compare_loss(report, case, names, "loss, bf16 weights", &logits, m.config().vocab, tol.loss);
+    Ok(())
+}
+
+fn check_peft(report: &mut Report, folder: &Path, tol: &Tolerances, base: &Path) -> Result<()> {
+    let (path, tuned, lora) =
+        (folder.join("peft.safetensors"), folder.join("state.pth"), folder.join("lora.pth"));
+    if !path.is_file() || !base.is_file() {
+        for file in [&path, &tuned, &lora].into_iter().filter(|f| !f.is_file()) {
+            report.absent.extend(file.file_name().map(|n| n.to_string_lossy().into_owned()));
+        }
+        return Ok(());
+    }
+    let case = Case::open(&path)?;
+    let checkpoint = format::open(base)?;
+    let Some(tokens) = case.ids("tokens") else {
+        report.absent.push("tokens of peft.safetensors".into());
+        return Ok(());
+    };
+    if tuned.is_file() {
+        let m = model::<f32>(&checkpoint, Vec::new())?;
+        let (logits, state) = run(&m, &tokens, &[], m.load_state(&tuned)?)?;
+        compare_logits(report, &case, "logits_state", "logits from the tuned state", &logits, tol.logits);
+        let names = ["loss_state", "targets"];
+        compare_loss(report, &case, names, "loss from the tuned state", &logits, m.config().vocab, tol.loss);
+        compare_state(report, &case, "state_final", "state after the tuned state", &state, &m, tol.state);
+    } else {
+        report.absent.push("state.pth".into());
+    }
+    if lora.is_file() {
+        let m = model::<f32>(&checkpoint, vec![Lora::open(&lora, None)?])?;
+        let (logits, _) = run(&m, &tokens, &[], m.new_state())?;
+        compare_logits(report, &case, "logits_lora", "logits with the LoRA", &logits, tol.logits);
+        let names = ["loss_lora", "targets"];
+        compare_loss(report, &case, names, "loss with the LoRA", &logits, m.config().vocab, tol.loss);
+    } else {
+        report.absent.push("lora.pth".into());
+    }
+    Ok(())
+}
+
+fn compare_logits(report: &mut Report, case: &Case, name: &str, what: &str, got: &[f32], tolerance: f64) {
+    match case.values(name) {
+        Some(want) => report.add(what, max_abs(got, &want), tolerance, "largest absolute error"),
+        None => report.absent.push(name.into()),
+    }
+}
+
+/// Mean cross entropy (natural logarithm) of the targets against an expected value; `names` are the
+/// expected loss and the targets.
+fn compare_loss(
+    report: &mut Report,
+    case: &Case,
+    names: [&str; 2],
+    what: &str,
+    logits: &[f32],
+    vocab: usize,
+    tolerance: f64,
+) {
+    let (Some(want), Some(targets)) = (case.scalar(names[0]), case.ids(names[1])) else {
+        report.absent.push(names[0].into());
+        return;
+    };
+    let losses = logits.chunks_exact(vocab).zip(&targets).map(|(row, &t)| cross_entropy(row, t as usize));
+    let loss = losses.sum::<f64>() / targets.len() as f64;
+    report.add(what, (loss - want).abs(), tolerance, format!("{loss:.6} against {want:.6}"));
+}
+
+/// -log softmax(row)[target]; NaN when there is no such target.
+pub(crate) fn cross_entropy(row: &[f32], target: usize) -> f64 {
+    let max = row.iter().fold(f64::NEG_INFINITY, |m, &v| m.max(f64::from(v)));
+    let sum: f64 = row.iter().map(|&v| (f64::from(v) - max).exp()).sum();
+    row.get(target).map_or(f64::NAN, |&v| max + sum.ln() - f64::from(v))
+}
+
+/// A state given as tensors `PREFIX.L.field`; `None` when the case has none.
+fn state_of<O: Ops + 'static>(case: &Case, prefix: &str, m: &Model<O>) -> Result<Option<State>> {
+    let mut file = Checkpoint::new(&case.file.path, case.file.format);
+    for (name, tensor) in &case.file.tensors {
+        if let Some(rest) = name.strip_prefix(prefix).and_then(|r| r.strip_prefix('.')) {
+            file.insert(format!("state.{rest}"), tensor.clone())?;
+        }
+    }
+    if file.tensors.is_empty() { Ok(None) } else { m.state_from(&file).map(Some) }
+}
+
+/// Each field of each layer, relative to the largest expected value of that tensor. v4's sums are
+/// compared without their common exponent, which implementations may choose differently.
+fn compare_state<O: Ops + 'static>(
+    report: &mut Report,
+    case: &Case,
+    prefix: &str,
+    what: &str,
+    got: &State,
+    m: &Model<O>,
+    tolerance: f64,
+) {
+    let want = match state_of(case, prefix, m) {
+        Ok(Some(want)) => want,
+        Ok(None) => return report.absent.push(format!("{prefix}.*")),
+        Err(e) => return report.add(what, f64::NAN, tolerance, e.to_string()),
+    };
+    let mut worst = (0.0, String::new());
+    let v4 = m.config().version == Version::V4;
+    for layer in 0..got.layout().layers {
+        for f in &got.layout().fields {
+            if f.name == "pp" {
+                continue;
+            }
+            let values = |s: &State| -> Vec<f64> {
+                let unscaled = v4 && matches!(f.name, "aa" | "bb");
+                let raw = s.field(layer, f.name).iter().map(|v| f64::from(*v));
+                if unscaled {
+                    raw.zip(s.field(layer, "pp")).map(|(v, p)| v * f64::from(*p).exp()).collect()
+                } else {
+                    raw.collect()
+                }
+            };
+            let (a, b) = (values(got), values(&want));
+            let largest = b.iter().fold(f64::MIN_POSITIVE, |m, v| m.max(v.abs()));
+            let error = a.iter().zip(&b).map(|(a, b)| (a - b).abs() / largest).fold(0.0, worse);
+            if worst.1.is_empty() || error.is_nan() || error > worst.0 {
+                worst = (
+                    worse(worst.0, error),
+                    format!("relative to the tensor's largest value; worst in layer {layer}, {}", f.name),
+                );
+            }
+        }
+    }
+    report.add(what, worst.0, tolerance, worst.1);
+}

@@ -1,0 +1,105 @@
+//! `hawfinch verify`: proof that a model is computed right.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use hawfinch_model::Model;
+use hawfinch_model::verify::{self, Report, parity};
+
+use crate::fail::usage;
+
+/// Arguments of `verify`.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hawfinch verify model.pth
+  hawfinch verify --against fixtures/parity
+
+Exit code: 0 when every check passed, 1 when one failed, 2 when there was nothing to check.")]
+pub struct Args {
+    /// A model file or folder to check against itself: every weight finite; one token at a time, all at
+    /// once and in pieces give the same bits; the state survives a round trip through its file
+    #[arg(required_unless_present = "against")]
+    model: Option<PathBuf>,
+    /// A folder of results of an independent implementation (meta.json, model.pth, case.safetensors …), or
+    /// any folder above some: compares logits, states, losses within the tolerances of each meta.json
+    #[arg(long, value_name = "DIR", conflicts_with = "model")]
+    against: Option<PathBuf>,
+    /// Tokens to feed a model that is checked against itself
+    #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(2..=4096))]
+    tokens: u32,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the checks and prints the report.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let reports = match (&args.model, &args.against) {
+        (_, Some(dir)) => {
+            let folders = parity::find(dir)?;
+            if folders.is_empty() {
+                return Err(usage(format!(
+                    "nothing to verify in {}: no folder there holds a meta.json beside a case.safetensors",
+                    dir.display()
+                )));
+            }
+            let mut reports = Vec::new();
+            for folder in folders {
+                eprintln!("verifying {}", folder.display());
+                reports.push((folder.display().to_string(), parity::check(&folder)?));
+            }
+            reports
+        }
+        (Some(path), None) => {
+            let model = Model::open(path)?;
+            eprintln!("verifying {} ({})", path.display(), model.config().version);
+            let report =
+                verify::against_itself(&model, args.tokens as usize, |what| eprintln!("  {what} …"))?;
+            vec![(path.display().to_string(), report)]
+        }
+        (None, None) => return Err(usage("give a model, or --against DIR")),
+    };
+    if args.json {
+        let all: Vec<_> = reports
+            .iter()
+            .map(|(name, r)| serde_json::json!({ "name": name, "passed": r.passed(), "report": r }))
+            .collect();
+        print(&format!("{:#}\n", serde_json::Value::from(all)))?;
+    } else {
+        for (name, report) in &reports {
+            print(&format!("{name}\n{}", table(report)))?;
+        }
+    }
+    let nothing = reports.iter().all(|(_, r)| r.checks.is_empty());
+    if nothing {
+        return Err(usage("none of the folders holds both a model and results to compare it with"));
+    }
+    let failed: usize = reports.iter().map(|(_, r)| r.checks.iter().filter(|c| !c.passed()).count()).sum();
+    let checks: usize = reports.iter().map(|(_, r)| r.checks.len()).sum();
+    if !args.json {
+        let places =
+            if reports.len() == 1 { String::new() } else { format!(" in {} folders", reports.len()) };
+        print(&format!("{} of {checks} checks passed{places}\n", checks - failed))?;
+    }
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// A line a check: verdict, error, tolerance, what, note.
+fn table(report: &Report) -> String {
+    let mut out = String::new();
+    for c in &report.checks {
+        let verdict = if c.passed() { "ok  " } else { "FAIL" };
+        let note = if c.note.is_empty() { String::new() } else { format!(" ({})", c.note) };
+        out += &format!("  {verdict} {:>9.2e} of {:>7.0e}  {}{note}\n", c.error, c.tolerance, c.what);
+    }
+    for a in &report.absent {
+        out += &format!("  absent: {a}\n");
+    }
+    out
+}
+
+fn print(text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    std::io::stdout().lock().write_all(text.as_bytes())
+}
