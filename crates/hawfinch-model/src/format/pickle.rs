@@ -25,7 +25,7 @@ fn damaged<T>(what: impl Into<String>) -> Result<T> {
 }
 
 /// Longest pickle that is read: real ones take about 200 bytes a tensor.
-pub(super) const MAX_PICKLE: usize = 16 << 20;
+pub(super) const MAX_PICKLE: usize = 4 << 20;
 
 /// A value; compound ones are indices into the arenas of [`Pickle`].
 #[derive(Clone, Copy, Debug, PartialEq)]

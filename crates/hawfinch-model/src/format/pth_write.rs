@@ -63,41 +63,32 @@ fn record<W: Write>(
 }
 
 /// The pickle, protocol 2: `{name: _rebuild_tensor_v2(storage, 0, shape, strides, False, OrderedDict())}`.
+///
+/// Only instructions that `torch.load(weights_only=True)` allows, which has no POP: a global is
+/// remembered where it is first used.
 fn pickle(items: &[Item]) -> io::Result<Vec<u8>> {
-    let mut p = vec![0x80, 2];
-    // Names that every tensor needs are pushed once, remembered (BINPUT) and dropped (POP).
-    let classes: BTreeMap<&str, u8> = items
-        .iter()
-        .map(|i| {
-            storage_class(i.dtype)
-                .map(|c| (c, 0))
-                .ok_or_else(|| io::Error::other(format!("a .pth file cannot hold {} tensors", i.dtype)))
-        })
-        .collect::<io::Result<_>>()?;
-    let remember = |p: &mut Vec<u8>, slot: u8, module: &str, name: &str| {
-        p.push(b'c');
-        p.extend(format!("{module}\n{name}\n").bytes());
-        p.extend([b'q', slot, b'0']);
+    let mut p = vec![0x80, 2, b'}', b'('];
+    let mut slots: BTreeMap<&str, u8> = BTreeMap::new();
+    let mut global = |p: &mut Vec<u8>, module: &str, name: &'static str| match slots.get(name) {
+        Some(&slot) => p.extend([b'h', slot]),
+        None => {
+            let slot = slots.len() as u8; // a dozen names at most
+            slots.insert(name, slot);
+            p.extend(format!("c{module}\n{name}\n").bytes());
+            p.extend([b'q', slot]);
+        }
     };
-    const REBUILD: u8 = 0;
-    const ORDERED_DICT: u8 = 1;
-    remember(&mut p, REBUILD, "torch._utils", "_rebuild_tensor_v2");
-    remember(&mut p, ORDERED_DICT, "collections", "OrderedDict");
-    let mut class_slot = BTreeMap::new();
-    for (slot, class) in (2..).zip(classes.keys()) {
-        remember(&mut p, slot, "torch", class);
-        class_slot.insert(*class, slot);
-    }
-    p.extend(b"}(");
     for (i, item) in items.iter().enumerate() {
+        let class = storage_class(item.dtype)
+            .ok_or_else(|| io::Error::other(format!("a .pth file cannot hold {} tensors", item.dtype)))?;
         string(&mut p, &item.name);
-        p.extend([b'h', REBUILD, b'(', b'(']);
+        global(&mut p, "torch._utils", "_rebuild_tensor_v2");
+        p.extend(b"((");
         string(&mut p, "storage");
-        p.extend([b'h', class_slot[storage_class(item.dtype).expect("checked above")]]);
+        global(&mut p, "torch", class);
         string(&mut p, &i.to_string());
         string(&mut p, "cpu");
-        let count: usize = item.shape.iter().product();
-        int(&mut p, count);
+        int(&mut p, item.shape.iter().product());
         p.extend(b"tQ");
         int(&mut p, 0);
         p.push(b'(');
@@ -108,7 +99,9 @@ fn pickle(items: &[Item]) -> io::Result<Vec<u8>> {
             strides[axis - 1] = strides[axis] * item.shape[axis].max(1);
         }
         strides.iter().for_each(|&s| int(&mut p, s));
-        p.extend([b't', 0x89, b'h', ORDERED_DICT, b')', b'R', b't', b'R']);
+        p.extend([b't', 0x89]); // not requires_grad
+        global(&mut p, "collections", "OrderedDict"); // no hooks
+        p.extend(b")RtR");
     }
     p.extend(b"u.");
     Ok(p)
