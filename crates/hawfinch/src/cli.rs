@@ -26,6 +26,8 @@ enum Command {
     Tokenize(commands::tokenize::Args),
     /// Turn token ids into text
     Detokenize(commands::detokenize::Args),
+    /// Prove that a model is computed right: against itself, or against given results
+    Verify(commands::verify::Args),
     /// Make a checkpoint of random weights, for tests and benchmarks
     Synthesize(commands::synthesize::Args),
 }
@@ -39,6 +41,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Logits(args)) => commands::logits::run(&args),
         Some(Command::Tokenize(args)) => commands::tokenize::run(&args),
         Some(Command::Detokenize(args)) => commands::detokenize::run(&args),
+        Some(Command::Verify(args)) => commands::verify::run(&args),
         Some(Command::Synthesize(args)) => commands::synthesize::run(&args),
     }
 }

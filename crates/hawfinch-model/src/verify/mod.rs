@@ -4,9 +4,11 @@
 
 pub mod parity;
 
+use std::path::Path;
+
 use crate::checkpoint::Checkpoint;
 use crate::ops::Ops;
-use crate::{Cpu, Model, OpenOptions, Result, Rows, Sequence, State};
+use crate::{Cpu, Error, Model, OpenOptions, Result, Rows, Sequence, State};
 
 /// One thing that was checked.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -141,6 +143,34 @@ pub fn against_itself(model: &Model, tokens: usize, mut progress: impl FnMut(&st
         1e-3,
         "relative to the largest logit, at least 1",
     );
+    Ok(report)
+}
+
+/// Logits that another program computed for `ids`: raw little-endian f32 of the last token, or a safetensors
+/// file with a tensor `logits` `[ids, vocab]` of all of them.
+///
+/// # Errors
+/// Ids out of range; a file that holds another number of logits.
+pub fn against_logits(model: &Model, ids: &[u32], file: &Path, tolerance: f64) -> Result<Report> {
+    let vocab = model.config().vocab;
+    let (got, _) = run(model, ids, &[], model.new_state())?;
+    let bytes = crate::format::map_file(file)?;
+    let want: Vec<f32> = if bytes.len() == 4 * vocab {
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes"))).collect()
+    } else {
+        let file = crate::format::safetensors::read(file, bytes)?;
+        let tensor =
+            file.get("logits").ok_or_else(|| Error::damaged(&file.path, "it has no tensor `logits`"))?;
+        if tensor.shape != [ids.len(), vocab] {
+            let expected = format!("[{}, {vocab}]", ids.len());
+            return Err(Error::Shape { name: "logits".into(), found: tensor.shape.clone(), expected });
+        }
+        tensor.to_f32()
+    };
+    let from =
+        got.len().checked_sub(want.len()).ok_or_else(|| Error::Invalid("give at least one id".into()))?;
+    let mut report = Report::default();
+    report.add("logits: as expected", max_abs(&got[from..], &want), tolerance, "largest absolute error");
     Ok(report)
 }
 

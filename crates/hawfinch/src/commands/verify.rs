@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use hawfinch_model::Model;
 use hawfinch_model::verify::{self, Report, parity};
 
 use crate::fail::usage;
+use crate::ids;
+use crate::model_args::ModelOptions;
+use crate::output::{self, note};
 
 /// Arguments of `verify`.
 #[derive(clap::Args, Debug)]
@@ -14,6 +16,7 @@ use crate::fail::usage;
 Examples:
   hawfinch verify model.pth
   hawfinch verify --against fixtures/parity
+  hawfinch verify model.bin --ids 34,105,110 --expect logits.bin --tolerance 1e-5
 
 Exit code: 0 when every check passed, 1 when one failed, 2 when there was nothing to check.")]
 pub struct Args {
@@ -28,6 +31,18 @@ pub struct Args {
     /// Tokens to feed a model that is checked against itself
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(2..=4096))]
     tokens: u32,
+    /// Compare with logits that another program computed: raw little-endian f32 of the last token, or a
+    /// safetensors file with a tensor `logits` of all tokens
+    #[arg(long, value_name = "FILE", requires = "ids", requires = "model")]
+    expect: Option<PathBuf>,
+    /// The token ids that `--expect` belongs to, as in 1,2,3
+    #[arg(long, requires = "expect")]
+    ids: Option<String>,
+    /// The largest absolute error allowed with `--expect`
+    #[arg(long, default_value_t = 1e-4, requires = "expect")]
+    tolerance: f64,
+    #[command(flatten)]
+    options: ModelOptions,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -46,16 +61,25 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             }
             let mut reports = Vec::new();
             for folder in folders {
-                eprintln!("verifying {}", folder.display());
+                note(format_args!("verifying {}", folder.display()));
                 reports.push((folder.display().to_string(), parity::check(&folder)?));
             }
             reports
         }
         (Some(path), None) => {
-            let model = Model::open(path)?;
-            eprintln!("verifying {} ({})", path.display(), model.config().version);
-            let report =
-                verify::against_itself(&model, args.tokens as usize, |what| eprintln!("  {what} …"))?;
+            let model = args.options.open(path)?;
+            let report = match (&args.expect, &args.ids) {
+                (Some(file), Some(ids)) => {
+                    let ids = ids::parse(ids).map_err(|e| usage(e.to_string()))?;
+                    verify::against_logits(&model, &ids, file, args.tolerance)?
+                }
+                _ => {
+                    note(format_args!("verifying {} ({})", path.display(), model.config().version));
+                    verify::against_itself(&model, args.tokens as usize, |what| {
+                        note(format_args!("  {what} …"));
+                    })?
+                }
+            };
             vec![(path.display().to_string(), report)]
         }
         (None, None) => return Err(usage("give a model, or --against DIR")),
@@ -65,7 +89,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             .iter()
             .map(|(name, r)| serde_json::json!({ "name": name, "passed": r.passed(), "report": r }))
             .collect();
-        print(&format!("{:#}\n", serde_json::Value::from(all)))?;
+        output::json(&all)?;
     } else {
         for (name, report) in &reports {
             print(&format!("{name}\n{}", table(report)))?;
