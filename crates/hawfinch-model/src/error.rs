@@ -61,7 +61,9 @@ pub enum Error {
         expected: String,
     },
     /// A tensor holds NaN or infinity.
-    #[error("tensor `{name}` holds {value} at index {index}: the checkpoint is damaged or was not trained stably")]
+    #[error(
+        "tensor `{name}` holds {value} at index {index}: the checkpoint is damaged or was not trained stably"
+    )]
     NonFinite {
         /// Official name.
         name: String,

@@ -76,15 +76,11 @@ const fn opt0(name: &'static str, shape: &'static [Dim], role: Role) -> Param {
 pub const HEAD_OF_FILE: &[Param] = &[p("emb.weight", &[V, D], Matrix)];
 
 /// In block 0 only, after its `ln2`.
-pub const LN0: &[Param] =
-    &[p("blocks.0.ln0.weight", &[D], Vector), p("blocks.0.ln0.bias", &[D], Vector)];
+pub const LN0: &[Param] = &[p("blocks.0.ln0.weight", &[D], Vector), p("blocks.0.ln0.bias", &[D], Vector)];
 
 /// After the blocks.
-pub const END_OF_FILE: &[Param] = &[
-    p("ln_out.weight", &[D], Vector),
-    p("ln_out.bias", &[D], Vector),
-    p("head.weight", &[V, D], Matrix),
-];
+pub const END_OF_FILE: &[Param] =
+    &[p("ln_out.weight", &[D], Vector), p("ln_out.bias", &[D], Vector), p("head.weight", &[V, D], Matrix)];
 
 const NORMS: &[Param] = &[
     p("ln1.weight", &[D], Vector),
@@ -243,7 +239,8 @@ pub fn block_params(version: Version) -> impl Iterator<Item = &'static Param> {
 
 /// Every parameter of a model of `layers` blocks as (full official key, entry), in official order.
 pub fn all_params(version: Version, layers: usize) -> Vec<(String, &'static Param)> {
-    let mut out: Vec<(String, &'static Param)> = HEAD_OF_FILE.iter().map(|p| (p.name.to_string(), p)).collect();
+    let mut out: Vec<(String, &'static Param)> =
+        HEAD_OF_FILE.iter().map(|p| (p.name.to_string(), p)).collect();
     for l in 0..layers {
         for (i, param) in block_params(version).enumerate() {
             out.push((format!("blocks.{l}.{}", param.name), param));
