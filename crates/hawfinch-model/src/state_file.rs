@@ -3,10 +3,10 @@
 //! Our file is a `.safetensors` with tensors `state.L.att_x`, `state.L.wkv`, `state.L.ffn_x` (v4:
 //! `.aa`, `.bb`, `.pp` in place of `.wkv`), f32, `.wkv` as `[head, key, value]` for v5 and v6 and
 //! `[head, value, key]` for v7. Its metadata: `hawfinch.kind` = `state`, `hawfinch.version`,
-//! `hawfinch.tokens` (consumed), `hawfinch.model` (the model's [identity](crate::hash::identity)).
+//! `hawfinch.tokens` (consumed), `hawfinch.model` (the model's [identity](Model::identity)).
 //!
 //! Also read: tuned initial states (`blocks.L.att.time_state`, official `.pth` or ai00's `.state`), whose
-//! tensors are `[head, value, key]` in every version.
+//! tensors are `[head, value, key]` in every version, and ai00's live states.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::checkpoint::{Checkpoint, FileFormat, StoredTensor};
 use crate::format::{SaveFormat, SaveOptions};
 use crate::ops::Ops;
 use crate::state::StateLayout;
-use crate::{Config, Error, Model, Result, State, Version, format, hash, metadata};
+use crate::{Config, Error, Model, Result, State, Version, format, metadata};
 
 impl State {
     /// Writes the state to a file of our format, atomically. `model` is the identity of the model that
@@ -26,6 +26,20 @@ impl State {
     /// # Errors
     /// What the system says.
     pub fn save(&self, path: &Path, version: Version, model: &str) -> Result<()> {
+        self.save_with(path, version, model, &[])
+    }
+
+    /// As [`State::save`], with more metadata; its keys must start with [`metadata::PREFIX`].
+    ///
+    /// # Errors
+    /// As [`State::save`].
+    pub fn save_with(
+        &self,
+        path: &Path,
+        version: Version,
+        model: &str,
+        more: &[(&str, String)],
+    ) -> Result<()> {
         let mut file = Checkpoint::new(path, FileFormat::Memory);
         for layer in 0..self.layout().layers {
             for f in &self.layout().fields {
@@ -37,23 +51,21 @@ impl State {
         file.metadata.insert(metadata::VERSION.into(), version.number().into());
         file.metadata.insert(metadata::TOKENS.into(), self.tokens.to_string());
         file.metadata.insert(metadata::MODEL.into(), model.into());
+        file.metadata.extend(more.iter().map(|(k, v)| ((*k).to_string(), v.clone())));
         format::save(
             path,
             &file,
-            SaveOptions { format: SaveFormat::Safetensors, dtype: Some(DType::F32), progress: None },
+            SaveOptions {
+                format: SaveFormat::Safetensors,
+                dtype: Some(DType::F32),
+                vocabulary: None,
+                progress: None,
+            },
         )
     }
 }
 
 impl<O: Ops + 'static> Model<O> {
-    /// The model's [identity](crate::hash::identity), computed when first needed and cached.
-    ///
-    /// # Errors
-    /// None in practice: the model was opened from a sound checkpoint.
-    pub fn identity(&self) -> Result<String> {
-        hash::identity(self.checkpoint(), None)
-    }
-
     /// Reads a state file of any of the formats above.
     ///
     /// # Errors
@@ -87,7 +99,13 @@ impl<O: Ops + 'static> Model<O> {
             return Err(Error::State(format!("it is a state of RWKV-{shown}, the model is RWKV-{own}")));
         }
         if let Some(model) = file.metadata.get(metadata::MODEL) {
-            let own = self.identity()?;
+            let own = self.identity(None)?;
+            let base = |id: &str| id.split('+').next().unwrap_or_default().to_string();
+            if *model != own && base(model) == base(&own) {
+                return Err(Error::State(
+                    "it was computed with other LoRA files than those given now: give the same --lora".into(),
+                ));
+            }
             if *model != own {
                 let short = |s: &str| s.chars().take(19).collect::<String>();
                 return Err(Error::State(format!(
@@ -141,6 +159,13 @@ fn read_tuned(file: &Checkpoint, config: &Config, layout: &Arc<StateLayout>) -> 
         let name = format!("blocks.{layer}.att.time_state");
         let tensor = file.get(&name).ok_or_else(|| Error::State(format!("it has no `{name}`")))?;
         copy(&mut state, layer, "wkv", &name, tensor, &[config.heads, n, n])?;
+        // Ai00's live states have the shift states too.
+        for (field, name) in [("att_x", "att.shift_state"), ("ffn_x", "ffn.shift_state")] {
+            let name = format!("blocks.{layer}.{name}");
+            if let Some(tensor) = file.get(&name) {
+                copy(&mut state, layer, field, &name, tensor, &[config.width])?;
+            }
+        }
         if config.version != Version::V7 {
             for head in state.field_mut(layer, "wkv").chunks_exact_mut(n * n) {
                 for i in 0..n {
@@ -204,7 +229,7 @@ mod tests {
             .unwrap();
             state.tokens = 5;
             let path = dir.path().join("s.safetensors");
-            state.save(&path, version, &m.identity().unwrap()).unwrap();
+            state.save(&path, version, &m.identity(None).unwrap()).unwrap();
             assert_eq!(m.load_state(&path).unwrap(), state);
             let other = model(version, 4).load_state(&path).unwrap_err().to_string();
             assert!(other.contains("belongs to another model"), "{other}");

@@ -64,8 +64,12 @@ fn perturbed(folder: &Path, file: &str, tensor: &str, by: f64) -> Report {
         StoredTensor::from_f32(&t.shape, &values)
     };
     *t = changed;
-    let options =
-        format::SaveOptions { format: format::SaveFormat::Safetensors, dtype: None, progress: None };
+    let options = format::SaveOptions {
+        format: format::SaveFormat::Safetensors,
+        dtype: None,
+        vocabulary: None,
+        progress: None,
+    };
     // The old file is mapped by `case`: write beside it, then replace.
     let new = copy.path().join("new.safetensors");
     format::save(&new, &case, options).unwrap();

@@ -13,7 +13,7 @@ use hawfinch_model::format::{self, SaveFormat, SaveOptions};
 use hawfinch_model::{Checkpoint, Config, StoredTensor, metadata};
 
 fn save(path: &Path, ckpt: &Checkpoint, format: SaveFormat, dtype: Option<DType>) {
-    format::save(path, ckpt, SaveOptions { format, dtype, progress: None }).unwrap();
+    format::save(path, ckpt, SaveOptions { format, dtype, vocabulary: None, progress: None }).unwrap();
 }
 
 /// Every file of torch.save's at hand: the fixtures here, and the parity models where they are.
@@ -165,8 +165,12 @@ fn conversion_rounds_once_and_reports_progress() {
             assert!(done >= last.0 && done <= total);
             last = (done, total);
         };
-        let options =
-            SaveOptions { format: SaveFormat::Safetensors, dtype: Some(dtype), progress: Some(&mut tell) };
+        let options = SaveOptions {
+            format: SaveFormat::Safetensors,
+            dtype: Some(dtype),
+            vocabulary: None,
+            progress: Some(&mut tell),
+        };
         format::save(&path, &source, options).unwrap();
         assert!(last.0 == last.1 && last.0 > 0);
         let got = format::open(&path).unwrap();
@@ -213,7 +217,7 @@ fn what_cannot_be_written_is_said_and_leaves_the_old_file() {
     std::fs::write(&path, "precious").unwrap();
     let mut ckpt = format::open(&data("v4.pth")).unwrap();
     let try_save = |c: &Checkpoint, dtype| {
-        let options = SaveOptions { format: SaveFormat::Pth, dtype, progress: None };
+        let options = SaveOptions { format: SaveFormat::Pth, dtype, vocabulary: None, progress: None };
         format::save(&path, c, options).unwrap_err().to_string()
     };
     assert!(try_save(&ckpt, Some(DType::Q4_K)).contains("not a number type of .pth"));
@@ -222,7 +226,7 @@ fn what_cannot_be_written_is_said_and_leaves_the_old_file() {
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "precious");
     ckpt.decay_form = hawfinch_model::DecayForm::Raw;
     let missing = dir.path().join("no/such/folder.pth");
-    let options = SaveOptions { format: SaveFormat::Pth, dtype: None, progress: None };
+    let options = SaveOptions { format: SaveFormat::Pth, dtype: None, vocabulary: None, progress: None };
     assert!(format::save(&missing, &ckpt, options).is_err());
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }

@@ -3,12 +3,14 @@
 //! Every reader is a pure function of untrusted bytes: it never panics, never runs anything the file
 //! says, and never allocates by a length it has not compared with the file's own.
 
+pub mod ai00;
 mod detect;
 mod encode;
 pub mod ggml;
 pub mod gguf;
 mod gguf_container;
 mod gguf_names;
+mod gguf_write;
 mod huggingface;
 mod le;
 mod pickle;
@@ -37,19 +39,43 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     if path.is_dir() {
         return huggingface::open(path);
     }
-    translate(detect::read_any(path, map_file(path)?)?)
+    read(path, map_file(path)?)
+}
+
+/// As [`open`], from a file's bytes; `path` appears in messages only.
+///
+/// # Errors
+/// Bytes of no known format, and what the format's reader finds wrong.
+pub fn read(path: &Path, file: Bytes) -> Result<Checkpoint> {
+    translate(detect::read_any(path, file)?)
 }
 
 /// Official names for tensors that a program named in its own way. Formats with names of their own
 /// (GGUF, ggml) have them translated by their readers.
-fn translate(ckpt: Checkpoint) -> Result<Checkpoint> {
+fn translate(mut ckpt: Checkpoint) -> Result<Checkpoint> {
     if !matches!(ckpt.format, FileFormat::Pth | FileFormat::Safetensors) {
         return Ok(ckpt);
     }
+    unwrap_names(&mut ckpt);
     if ckpt.format == FileFormat::Safetensors && webrwkv::recognise(&ckpt) {
         return webrwkv::translate(ckpt);
     }
     huggingface::translate(ckpt)
+}
+
+/// Takes away what training wrappers put before every name.
+fn unwrap_names(ckpt: &mut Checkpoint) {
+    const WRAPPERS: [&str; 4] = ["_forward_module.", "module.", "_orig_mod.", "model."];
+    if !ckpt.tensors.keys().any(|k| k.ends_with(".emb.weight")) {
+        return;
+    }
+    // Wrappers may be nested, but not deeper than there are kinds.
+    for _ in WRAPPERS {
+        let wrapper = WRAPPERS.into_iter().find(|w| ckpt.tensors.keys().all(|k| k.starts_with(w)));
+        let Some(w) = wrapper else { return };
+        let tensors = std::mem::take(&mut ckpt.tensors);
+        ckpt.tensors = tensors.into_iter().map(|(k, t)| (k[w.len()..].to_string(), t)).collect();
+    }
 }
 
 /// Maps a file into memory. The mapping is shared by every tensor cut from it.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use hawfinch_kernels::DType;
 
 use super::encode::{Item, Progress};
-use super::{pth_write, safetensors};
+use super::{gguf, gguf_write, pth_write, safetensors};
 use crate::checkpoint::{Checkpoint, DecayForm, StoredTensor};
 use crate::config::{self, Config, Version};
 use crate::{Error, Result, metadata, names};
@@ -45,6 +45,10 @@ pub struct SaveOptions<'a> {
     /// kept where the format has them (GGUF) and become F16 where it has not: F16's eleven significant
     /// bits lose the least of a block's `scale × integer`.
     pub dtype: Option<DType>,
+    /// GGUF: bytes of each token of the World vocabulary by id (id 0, the end of text, has none), which
+    /// llama.cpp needs to tokenise. Without it the file is whole for hawfinch and for callers of llama.cpp
+    /// that pass token ids.
+    pub vocabulary: Option<&'a [Vec<u8>]>,
     /// Told (bytes written, bytes in all) now and then.
     pub progress: Option<&'a mut dyn FnMut(u64, u64)>,
 }
@@ -73,7 +77,7 @@ pub fn save(path: &Path, ckpt: &Checkpoint, options: SaveOptions) -> Result<()> 
     let config = Config::infer(ckpt).ok();
     let metadata = metadata_of(ckpt, config.as_ref(), options.dtype);
     if options.format == SaveFormat::Gguf {
-        return save_gguf(path, ckpt, options, &metadata);
+        return save_gguf(path, ckpt, options, metadata);
     }
     let reshaped = official_shapes(ckpt, config.as_ref());
     let items: Vec<Item> = official_order(ckpt, config.as_ref())
@@ -82,7 +86,7 @@ pub fn save(path: &Path, ckpt: &Checkpoint, options: SaveOptions) -> Result<()> 
             let official = reshaped.get(name.as_str());
             Item {
                 shape: official.map_or(&tensor.shape, |(s, _)| s).clone(),
-                dtype: target_dtype(tensor.dtype, options.dtype),
+                dtype: target_dtype(gguf::original_type(ckpt, &name).unwrap_or(tensor.dtype), options.dtype),
                 tensor: official.and_then(|(_, t)| t.as_ref()).unwrap_or(tensor),
                 made: None,
                 name,
@@ -114,6 +118,7 @@ fn target_dtype(own: DType, asked: Option<DType>) -> DType {
 /// Our metadata: what the file had of it, and what the tensors say now.
 fn metadata_of(ckpt: &Checkpoint, config: Option<&Config>, dtype: Option<DType>) -> BTreeMap<String, String> {
     let ours = ckpt.metadata.iter().filter(|(k, _)| k.starts_with(metadata::PREFIX));
+    let ours = ours.filter(|(k, _)| !gguf_write::is_ours_alone(k));
     let mut out: BTreeMap<String, String> = ours.map(|(k, v)| (k.clone(), v.clone())).collect();
     let mut set = |key: &str, value: String| drop(out.insert(key.into(), value));
     set(metadata::WRITER, env!("CARGO_PKG_VERSION").into());
@@ -123,6 +128,10 @@ fn metadata_of(ckpt: &Checkpoint, config: Option<&Config>, dtype: Option<DType>)
         if c.version != Version::V4 {
             set(metadata::HEAD_SIZE, c.head_size.to_string());
             set(metadata::GROUP_NORM_EPS, c.group_norm_eps.to_string());
+        }
+        // The model stays the one it was: states made with it fit what is written.
+        if let Ok(hash) = crate::hash::identity(ckpt, None) {
+            set(metadata::SOURCE_HASH, hash);
         }
         if let Some(t) = ckpt.get("blocks.0.att.key.weight") {
             set(metadata::DTYPE, target_dtype(t.dtype, dtype).name().into());
@@ -181,10 +190,23 @@ fn save_gguf(
     path: &Path,
     ckpt: &Checkpoint,
     options: SaveOptions,
-    metadata: &BTreeMap<String, String>,
+    metadata: BTreeMap<String, String>,
 ) -> Result<()> {
-    let _ = (path, options, metadata);
-    Err(Error::unsupported(&ckpt.path, "writing GGUF is not there yet"))
+    let config = Config::infer(ckpt)?;
+    let name = ckpt.metadata.get("general.name").cloned();
+    let name = name.or_else(|| Some(ckpt.path.file_stem()?.to_string_lossy().into_owned()));
+    let plan = gguf_write::Plan::new(
+        ckpt,
+        &config,
+        &gguf_write::Options {
+            dtype: options.dtype,
+            vocabulary: options.vocabulary,
+            metadata,
+            name: name.unwrap_or_default(),
+        },
+    )?;
+    let mut progress = Progress::new(plan.total(), options.progress);
+    replace_file(path, |out| plan.write(out, &mut progress))
 }
 
 /// Lets `fill` write a new file beside `path`, then puts it in the place of `path` in one step. On an

@@ -90,7 +90,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut tell = |done, total| {
         bar.get_or_insert_with(|| Progress::bytes("writing", total)).set(done);
     };
-    format::save(&args.to, &ckpt, SaveOptions { format, dtype, progress: Some(&mut tell) })?;
+    format::save(&args.to, &ckpt, SaveOptions { format, dtype, vocabulary: None, progress: Some(&mut tell) })?;
     drop(bar);
     let bytes = std::fs::metadata(&args.to)?.len();
     let seconds = began.elapsed().as_secs_f64();

@@ -1,1 +1,0 @@
-//! GGUF reading of small hand-made files.
