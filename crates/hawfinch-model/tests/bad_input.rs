@@ -7,7 +7,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use common::data;
-use hawfinch_model::format::{self, pth, safetensors};
+use hawfinch_model::format::{self, ai00, pth, safetensors};
 use hawfinch_model::{Checkpoint, Result};
 
 /// SplitMix64.
@@ -56,6 +56,7 @@ fn truncation_at_every_length_is_an_error() {
     for (name, read) in [
         ("state.pth", pth::read as fn(&Path, Bytes) -> Result<Checkpoint>),
         ("state.web-rwkv.st", safetensors::read),
+        ("live.state", ai00::read),
     ] {
         let whole = Bytes::from(std::fs::read(data(name)).unwrap());
         assert!(read(Path::new(name), whole.clone()).is_ok());
@@ -76,6 +77,7 @@ fn flipped_bytes_never_panic() {
     let dir = tempfile::tempdir().unwrap();
     for name in [
         "state.pth",
+        "live.state",
         "v4.pth",
         "state.web-rwkv.st",
         "v7.web-rwkv.st",
@@ -98,7 +100,11 @@ fn flipped_bytes_never_panic() {
                 bytes[at] = random.next() as u8;
             }
             let file = Bytes::from(bytes);
-            let read = if name.ends_with(".pth") { pth::read } else { safetensors::read };
+            let read = match name.rsplit_once('.').unwrap().1 {
+                "pth" => pth::read,
+                "state" => ai00::read,
+                _ => safetensors::read,
+            };
             if let Ok(c) = read(Path::new(name), file.clone()) {
                 walk(c);
             }
@@ -403,6 +409,9 @@ fn other_files_are_told_for_what_they_are() {
     check(b"\x1f\x8b\x08\0", "gzip");
     check(b"\x89HDF\r\n\x1a\n", "HDF5");
     check(b"\x80\x04\x95\0\0", "bare pickle");
+    check(b"\xa2\x64info\xa0", "Ai00 prefab");
+    check(b"\xa4\x64name\x61x", "cut short");
+    check(b"\xa1\x64name\x61x", "lacks its shape");
     check(&[0; 100], "of no format hawfinch reads");
     check(&[0xff; 100], "of no format hawfinch reads");
     check(b"PK\x03\x04", "is truncated");

@@ -45,6 +45,45 @@ fn a_web_rwkv_state_has_the_official_orientation() {
     }
 }
 
+/// `live.state` holds layer·1000 + row·20 + channel + 1/4 in [C 16, rows 10, L 2].
+#[test]
+fn a_live_ai00_state_is_head_value_key() {
+    let state = format::open(&data("live.state")).unwrap();
+    assert_eq!((state.tensors.len(), state.format), (6, FileFormat::WebRwkv));
+    for layer in 0..2 {
+        let base = layer as f32 * 1000.0 + 0.25;
+        let shift = |row: usize| (0..16).map(|c| base + (row * 20 + c) as f32).collect::<Vec<_>>();
+        let get = |name: &str| state.get(&format!("blocks.{layer}.{name}")).unwrap();
+        assert_eq!(get("att.shift_state").to_f32(), shift(0));
+        assert_eq!(get("ffn.shift_state").to_f32(), shift(9));
+        let wkv = get("att.time_state");
+        assert_eq!(wkv.shape, [2, 8, 8]);
+        let values = wkv.to_f32();
+        for (h, v, k) in [(0, 0, 0), (0, 1, 0), (0, 0, 1), (1, 3, 5), (1, 7, 7)] {
+            assert_eq!(values[(h * 8 + v) * 8 + k], base + ((k + 1) * 20 + h * 8 + v) as f32);
+        }
+    }
+}
+
+#[test]
+fn names_of_training_wrappers_are_unwrapped() {
+    let dir = tempfile::tempdir().unwrap();
+    let official = format::open(&data("v7.pth")).unwrap();
+    let mut wrapped = Checkpoint::new("made", FileFormat::Memory);
+    for (name, t) in &official.tensors {
+        wrapped.insert(format!("_forward_module.model.{name}"), t.clone()).unwrap();
+    }
+    let path = dir.path().join("wrapped.pth");
+    let options = format::SaveOptions {
+        format: format::SaveFormat::Pth,
+        dtype: None,
+        vocabulary: None,
+        progress: None,
+    };
+    format::save(&path, &wrapped, options).unwrap();
+    same(&official, &format::open(&path).unwrap(), None);
+}
+
 #[test]
 fn hugging_face_folders_are_the_official_files() {
     for (v, folder) in

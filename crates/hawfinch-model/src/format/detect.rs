@@ -4,7 +4,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::{ggml, gguf, pth, safetensors};
+use super::{ai00, ggml, gguf, pth, safetensors};
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
 
@@ -13,6 +13,7 @@ use crate::{Error, Result};
 pub(super) fn read_any(path: &Path, file: Bytes) -> Result<Checkpoint> {
     match &file[..file.len().min(8)] {
         [b'P', b'K', 3, 4, ..] | [b'P', b'K', 5, 6, ..] => return pth::read(path, file),
+        head if ai00::recognise(head) => return ai00::read(path, file),
         head if gguf::is_gguf(head) => return gguf::read(path, file),
         head if ggml::is_ggml(head) => return ggml::read(path, file),
         _ => {}
