@@ -1,0 +1,58 @@
+//! What the engine needs of a model: tokens and a state in, logits and the state out.
+
+use crate::Result;
+
+/// One sequence of a step: its new tokens and its state.
+#[derive(Debug)]
+pub struct Feed<'a, S> {
+    /// The new tokens; at least one.
+    pub tokens: &'a [u32],
+    /// The state they continue from; afterwards the state that includes them.
+    pub state: &'a mut S,
+    /// Receives the logits after the last token (replacing what it holds, `vocab` long), when they are wanted.
+    pub logits: Option<&'a mut Vec<f32>>,
+}
+
+/// A model with a state of constant size.
+///
+/// An implementor keeps two promises that the engine builds on: sequences of one step do not influence each other,
+/// and feeding tokens in any division gives the same state and logits.
+pub trait LanguageModel {
+    /// The state of one sequence; cloning it forks the sequence.
+    type State: Clone;
+
+    /// Number of logits.
+    fn vocab(&self) -> usize;
+
+    /// The state of the empty context.
+    fn new_state(&self) -> Self::State;
+
+    /// Feeds each sequence its tokens. After an error the states of this step are undefined.
+    fn forward(&self, feeds: &mut [Feed<'_, Self::State>]) -> Result<()>;
+}
+
+impl<M: LanguageModel> LanguageModel for &M {
+    type State = M::State;
+    fn vocab(&self) -> usize {
+        (**self).vocab()
+    }
+    fn new_state(&self) -> Self::State {
+        (**self).new_state()
+    }
+    fn forward(&self, feeds: &mut [Feed<'_, Self::State>]) -> Result<()> {
+        (**self).forward(feeds)
+    }
+}
+
+impl<M: LanguageModel> LanguageModel for std::sync::Arc<M> {
+    type State = M::State;
+    fn vocab(&self) -> usize {
+        (**self).vocab()
+    }
+    fn new_state(&self) -> Self::State {
+        (**self).new_state()
+    }
+    fn forward(&self, feeds: &mut [Feed<'_, Self::State>]) -> Result<()> {
+        (**self).forward(feeds)
+    }
+}

@@ -1,0 +1,91 @@
+//! Models for the tests of sessions, chats and batches: one whose logits depend on everything it has read, one that
+//! says what it is told to say.
+
+use crate::{Feed, LanguageModel, Result, Rng, Sampler, SamplerConfig, Uncounted};
+use hawfinch_tokenizer::Tokenizer;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Logits are a hash of all tokens read, in order.
+pub(crate) struct HashModel(pub usize);
+
+impl LanguageModel for HashModel {
+    type State = u64;
+    fn vocab(&self) -> usize {
+        self.0
+    }
+    fn new_state(&self) -> u64 {
+        1
+    }
+    fn forward(&self, feeds: &mut [Feed<'_, u64>]) -> Result<()> {
+        for f in feeds {
+            assert!(!f.tokens.is_empty());
+            for &t in f.tokens {
+                *f.state = Rng::new(f.state.wrapping_mul(31).wrapping_add(u64::from(t))).next_u64();
+            }
+            if let Some(logits) = &mut f.logits {
+                let mut rng = Rng::new(*f.state);
+                logits.clear();
+                logits.extend((0..self.0).map(|_| rng.next_f64() as f32 * 6.0));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a scripted model wants to say after a text: the rest of its reply; nothing left is token 0.
+type Script = fn(&str) -> String;
+
+/// Says what `script` makes of the text read so far, and counts the tokens it is fed.
+pub(crate) struct ScriptModel {
+    pub tokenizer: Tokenizer,
+    pub script: Script,
+    pub fed: AtomicUsize,
+}
+
+impl ScriptModel {
+    pub fn new(tokenizer: Tokenizer, script: Script) -> Self {
+        Self { tokenizer, script, fed: AtomicUsize::new(0) }
+    }
+    pub fn fed(&self) -> usize {
+        self.fed.load(Ordering::Relaxed)
+    }
+}
+
+impl LanguageModel for ScriptModel {
+    type State = Vec<u32>;
+    fn vocab(&self) -> usize {
+        self.tokenizer.vocab_size() + 3
+    }
+    fn new_state(&self) -> Vec<u32> {
+        Vec::new()
+    }
+    fn forward(&self, feeds: &mut [Feed<'_, Vec<u32>>]) -> Result<()> {
+        for f in feeds {
+            assert!(!f.tokens.is_empty());
+            f.state.extend_from_slice(f.tokens);
+            self.fed.fetch_add(f.tokens.len(), Ordering::Relaxed);
+            if let Some(logits) = &mut f.logits {
+                let text = read_text(&self.tokenizer, f.state);
+                // A character may be half read; the script then continues from the bytes that are there.
+                let valid = text.iter().rposition(|&b| b < 0x80).map_or(0, |at| at + 1);
+                let whole = std::str::from_utf8(&text).map_or(valid, str::len);
+                let rest = (self.script)(std::str::from_utf8(&text[..whole]).unwrap());
+                let half = text.len() - whole;
+                let next = self.tokenizer.encode(&rest.as_bytes()[half..]).first().copied().unwrap_or(0);
+                logits.clear();
+                logits.resize(self.vocab(), 0.0);
+                logits[next as usize] = 60.0;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of tokens, the end of document being none.
+pub(crate) fn read_text(tokenizer: &Tokenizer, tokens: &[u32]) -> Vec<u8> {
+    tokens.iter().flat_map(|&t| tokenizer.token_bytes(t).unwrap_or_default().to_vec()).collect()
+}
+
+pub(crate) fn sampler(config: SamplerConfig, seed: u64) -> Sampler {
+    Sampler::new(SamplerConfig { seed: Some(seed), ..config }, Uncounted::none()).unwrap()
+}
