@@ -81,8 +81,20 @@ impl Trie {
 
     /// What stands where the child of `node` along `byte` would: the child if its label is `byte`.
     #[inline(always)]
-    pub(crate) fn slot(&self, node: Node, byte: u8) -> Node {
+    fn slot(&self, node: Node, byte: u8) -> Node {
         self.nodes[node.base() ^ usize::from(byte)]
+    }
+
+    /// The same without a check of bounds.
+    ///
+    /// # Safety
+    /// `node` comes from this trie.
+    #[inline(always)]
+    pub(crate) unsafe fn slot_unchecked(&self, node: Node, byte: u8) -> Node {
+        debug_assert!(node.base() < self.nodes.len());
+        // SAFETY: the builder asserts that each base lies inside `nodes`, whose length is a multiple of 256: a base
+        // with its low eight bits changed lies inside too.
+        unsafe { *self.nodes.get_unchecked(node.base() ^ usize::from(byte)) }
     }
 
     /// The child of `node` along `byte`.
@@ -247,6 +259,10 @@ impl<'a> Builder<'a> {
                 }
             }
         }
+        // What `slot_unchecked` relies on.
+        let slots = self.nodes.len();
+        assert!(slots.is_multiple_of(BLOCK) && root.base() < slots);
+        assert!(self.nodes.iter().all(|node| node.base() < slots));
         Ok(Trie { nodes: self.nodes, root })
     }
 

@@ -1,25 +1,19 @@
 //! Several places of one text matched at once by one thread.
 //!
 //! A greedy match is one chain of dependent loads with a badly predicted branch at each token's end: the processor
-//! mostly waits. Three chains at three places of the text, each step of each without a branch, fill these waits. Every
+//! mostly waits. Four chains at four places of the text, each step of each without a branch, fill these waits. Every
 //! lane but the first begins at a guessed place; [`super::join`] makes the exact sequence of them.
 
 use super::World;
 use super::join::Join;
 use crate::trie::Node;
 
-const LANES: usize = 3;
-/// Bytes of one lane's piece. Small, so that the lanes of one round hold the same kind of text and end together.
-const PIECE: usize = 4000;
-/// Room for a piece's ids (no more than its bytes), a power of two so that an index can be masked.
-const ROOM: usize = 4096;
-const _: () = assert!(ROOM.is_power_of_two() && ROOM > PIECE);
-
+const LANES: usize = 4;
 /// Shorter texts are matched one token after another.
-pub(super) const MIN_TEXT: usize = 1024;
+pub(super) const MIN_TEXT: usize = 128;
 
-/// Ids of each lane.
-pub(super) type Scratch = [[u32; ROOM]; LANES];
+/// Ids of each lane. A piece has fewer bytes, and so fewer ids, than `ROOM`.
+type Scratch<const ROOM: usize> = [[u32; ROOM]; LANES];
 
 #[derive(Clone, Copy)]
 struct Lane {
@@ -34,17 +28,37 @@ struct Lane {
 impl World {
     /// Appends the tokens that begin in `from..to` when one begins at `from`; returns where the last one ends.
     pub(super) fn encode_lanes(&self, text: &[u8], from: usize, to: usize, ids: &mut Vec<u32>) -> usize {
-        let mut scratch: Box<Scratch> = Box::new([[0; ROOM]; LANES]);
+        // Rooms are powers of two, so that an index can be masked. The largest piece is still small, so that the lanes
+        // of one round hold the same kind of text and end together; short texts need not clear so much memory.
+        if to - from < LANES * 64 {
+            self.encode_rounds(text, from, to, ids, &mut [[0; 64]; LANES])
+        } else if to - from < LANES * 512 {
+            self.encode_rounds(text, from, to, ids, &mut [[0; 512]; LANES])
+        } else {
+            let mut scratch: Box<Scratch<4096>> = Box::new([[0; 4096]; LANES]);
+            self.encode_rounds(text, from, to, ids, &mut scratch)
+        }
+    }
+
+    fn encode_rounds<const ROOM: usize>(
+        &self,
+        text: &[u8],
+        from: usize,
+        to: usize,
+        ids: &mut Vec<u32>,
+        scratch: &mut Scratch<ROOM>,
+    ) -> usize {
+        const { assert!(ROOM.is_power_of_two()) };
         let mut join = Join { at: from };
         let mut round = from;
         while to - round >= MIN_TEXT {
-            let piece = (to - round).div_ceil(LANES).min(PIECE);
+            let piece = (to - round).div_ceil(LANES).min(ROOM - 1);
             let mut lanes: [Lane; LANES] = std::array::from_fn(|l| {
                 let start = round + l * piece;
                 let end = (start + piece).min(to);
                 Lane { node: self.pair(text, start), next: start + 2, end, ids: 0 }
             });
-            self.run(text, &mut lanes, &mut scratch);
+            self.run(text, &mut lanes, scratch);
             for (l, (lane, lane_ids)) in lanes.iter_mut().zip(scratch.iter_mut()).enumerate() {
                 let start = round + l * piece;
                 let end = self.finish(text, lane, lane_ids);
@@ -62,9 +76,10 @@ impl World {
     }
 
     /// Steps all lanes until one of them is near its end.
-    fn run(&self, text: &[u8], lanes: &mut [Lane; LANES], ids: &mut Scratch) {
+    fn run<const ROOM: usize>(&self, text: &[u8], lanes: &mut [Lane; LANES], ids: &mut Scratch<ROOM>) {
         loop {
-            // A step moves a lane by two bytes at most, and looks one byte beyond the next.
+            assert!(lanes.iter().all(|lane| lane.end <= text.len()));
+            // A step moves a lane by two bytes at most, so in each of these steps `next + 1 < end`.
             let steps = lanes.iter().map(|lane| lane.end.saturating_sub(lane.next) / 2).min().unwrap_or(0);
             if steps == 0 {
                 return;
@@ -72,11 +87,20 @@ impl World {
             let mut local = *lanes;
             for _ in 0..steps {
                 for (lane, ids) in local.iter_mut().zip(ids.iter_mut()) {
-                    let byte = text[lane.next];
-                    let child = self.trie.slot(lane.node, byte);
-                    let over = child.label() != u32::from(byte);
                     let start = lane.next - lane.node.back();
-                    let fresh = self.pair(text, start);
+                    debug_assert!(lane.node.back() < lane.next && lane.next + 1 < lane.end);
+                    // SAFETY: `start <= next`, because a walk's last accepted token ends at its first byte or later
+                    // (each single byte is a token), so `back` is less than the bytes walked. `next + 1 < end`, see
+                    // `steps`, and `end <= text.len()` was asserted: both reads are inside `text`. All nodes come
+                    // from this trie.
+                    let (pair, byte, child) = unsafe {
+                        let pair = text.as_ptr().add(start).cast::<[u8; 2]>().read();
+                        let byte = *text.get_unchecked(lane.next);
+                        (pair, byte, self.trie.slot_unchecked(lane.node, byte))
+                    };
+                    let over = child.label() != u32::from(byte);
+                    let fresh = self.pairs[usize::from(u16::from_be_bytes(pair))];
+                    // Written in every step, kept when the token is over.
                     ids[lane.ids & (ROOM - 1)] = lane.node.value();
                     lane.ids += usize::from(over);
                     lane.node = std::hint::select_unpredictable(over, fresh, child);
@@ -88,7 +112,7 @@ impl World {
     }
 
     /// Takes one lane to the end of its piece; returns where its last token ends.
-    fn finish(&self, text: &[u8], lane: &mut Lane, ids: &mut [u32; ROOM]) -> usize {
+    fn finish<const ROOM: usize>(&self, text: &[u8], lane: &mut Lane, ids: &mut [u32; ROOM]) -> usize {
         let mut push = |id| {
             ids[lane.ids & (ROOM - 1)] = id;
             lane.ids += 1;

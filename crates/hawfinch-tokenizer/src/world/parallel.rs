@@ -1,46 +1,61 @@
 //! One long text on several threads, with exactly the ids of one thread (see [`super::join`]).
 
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::World;
 use super::join::Join;
 
-/// Below this a thread costs more than it brings.
-const MIN_PIECE: usize = 1 << 16;
+/// Bytes of a piece that one thread matches at a time.
+const PIECE: usize = 1 << 18;
 
 impl World {
     /// The ids of one long text, found by `threads` threads (0: as many as the machine has).
     /// Exactly the result of [`World::encode`].
     pub fn encode_parallel(&self, text: &[u8], threads: usize) -> Vec<u32> {
-        let threads = crate::many::thread_count(threads).min(text.len() / MIN_PIECE).max(1);
-        self.encode_pieces(text, threads)
+        self.encode_pieces(text, crate::many::thread_count(threads), PIECE)
     }
 
-    /// The same in `pieces` pieces, whatever their size.
-    pub(super) fn encode_pieces(&self, text: &[u8], pieces: usize) -> Vec<u32> {
-        if pieces < 2 || text.len() < pieces {
+    /// The same in pieces of `size` bytes.
+    pub(super) fn encode_pieces(&self, text: &[u8], threads: usize, size: usize) -> Vec<u32> {
+        let pieces = text.len().div_ceil(size);
+        if threads < 2 || pieces < 2 {
             return self.encode(text);
         }
-        let size = text.len().div_ceil(pieces);
-        let cuts: Vec<(usize, usize)> =
-            (0..text.len()).step_by(size).map(|from| (from, (from + size).min(text.len()))).collect();
-        let guesses: Vec<(Vec<u32>, usize)> = std::thread::scope(|scope| {
-            let guess = |from, to| {
-                move || {
-                    let mut ids = Vec::with_capacity((to - from) / 3 + 8);
-                    let end = self.encode_range(text, from, to, &mut ids);
-                    (ids, end)
+        let bounds = |piece: usize| (piece * size, ((piece + 1) * size).min(text.len()));
+        let next = AtomicUsize::new(0);
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            for _ in 0..threads.min(pieces) {
+                let (sender, next) = (sender.clone(), &next);
+                scope.spawn(move || {
+                    while let piece = next.fetch_add(1, Ordering::Relaxed)
+                        && piece < pieces
+                    {
+                        let (from, to) = bounds(piece);
+                        let mut guess = Vec::with_capacity(super::likely_ids(to - from));
+                        let end = self.encode_range(text, from, to, &mut guess);
+                        if sender.send((piece, guess, end)).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            drop(sender);
+            // This thread joins what has come, in the text's order, while the others go on.
+            let mut ids = Vec::with_capacity(super::likely_ids(text.len()));
+            let mut join = Join { at: 0 };
+            let mut waiting = HashMap::new();
+            let mut piece = 0;
+            for (index, guess, end) in receiver {
+                waiting.insert(index, (guess, end));
+                while let Some((guess, end)) = waiting.remove(&piece) {
+                    let (from, to) = bounds(piece);
+                    join.piece(self, text, from, to, &guess, end, &mut ids);
+                    piece += 1;
                 }
-            };
-            let workers: Vec<_> = cuts.iter().map(|&(from, to)| scope.spawn(guess(from, to))).collect();
-            workers
-                .into_iter()
-                .map(|w| w.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
-        });
-        let mut ids = Vec::with_capacity(guesses.iter().map(|(ids, _)| ids.len()).sum());
-        let mut join = Join { at: 0 };
-        for (&(from, to), (guess, guess_end)) in cuts.iter().zip(&guesses) {
-            join.piece(self, text, from, to, guess, *guess_end, &mut ids);
-        }
-        ids
+            }
+            ids
+        })
     }
 }

@@ -127,12 +127,9 @@ fn lanes_pieces_and_naive_matcher_agree() {
             assert_eq!(ids, naive(&world, &text));
         }
         assert!(world.encode(&text) == ids, "lanes differ on {} bytes", text.len());
-        for pieces in [1, 2, 3, 7, 50] {
-            assert!(
-                world.encode_pieces(&text, pieces) == ids,
-                "{pieces} pieces differ on {} bytes",
-                text.len()
-            );
+        for (threads, size) in [(1, 9), (2, 1 + text.len() / 50), (3, 1 + text.len() / 7), (4, 5_000)] {
+            let found = world.encode_pieces(&text, threads, size);
+            assert!(found == ids, "pieces of {size} differ on {} bytes", text.len());
         }
     }
 }
@@ -147,15 +144,16 @@ fn joining_that_never_meets_is_still_exact() {
     let text = "ab".repeat(9_001);
     let ids = vec![257; 9_001];
     assert_eq!(world.encode(text.as_bytes()), ids);
-    for pieces in [2, 3, 5, 1_001] {
-        assert_eq!(world.encode_pieces(text.as_bytes(), pieces), ids);
+    for size in [19, 6_001, 9_001] {
+        assert_eq!(world.encode_pieces(text.as_bytes(), 2, size), ids);
     }
 }
 
 #[test]
 fn encode_parallel_is_encode() {
     let world = World::built_in();
-    let text: Vec<u8> = texts(&mut Random::new(2)).concat().repeat(2);
+    let mixed = texts(&mut Random::new(2)).concat();
+    let text = mixed.repeat((1 << 20) / mixed.len() + 1); // several pieces
     for threads in [0, 1, 2, 5] {
         assert!(world.encode_parallel(&text, threads) == world.encode(&text));
     }
@@ -301,7 +299,7 @@ fn random_vocabularies_match_naively() {
         let text: Vec<u8> = (0..5_000).map(|_| [b'a', b'b', 0, 0xFF, b'c'][random.below(5)]).collect();
         let expected = naive(&world, &text);
         assert_eq!(world.encode(&text), expected);
-        assert_eq!(world.encode_pieces(&text, 4), expected);
+        assert_eq!(world.encode_pieces(&text, 2, 333), expected);
     }
 }
 
