@@ -16,6 +16,10 @@ pub struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Generate text that goes on from a prompt; many prompts as one batch
+    Generate(commands::generate::Args),
+    /// Talk with a model in the terminal
+    Chat(commands::chat::Args),
     /// Show what a checkpoint is: version, sizes, parameters, state, memory, tensors
     Inspect(commands::inspect::Args),
     /// Write a checkpoint in another format or number type
@@ -30,12 +34,24 @@ enum Command {
     Verify(commands::verify::Args),
     /// Make a checkpoint of random weights, for tests and benchmarks
     Synthesize(commands::synthesize::Args),
+    /// Fetch models from the Hugging Face hub
+    Pull(commands::pull::Args),
+    /// List or remove the models on this machine
+    Models(commands::models::Args),
+    /// Say what this machine is and which models would run on it how fast
+    Doctor(commands::doctor::Args),
+    /// Print a script that completes these commands in a shell
+    Completions(commands::completions::Args),
+    /// Print the manual page, or write one page a command
+    Man(commands::man::Args),
 }
 
 /// Parses the command line and runs its command; with no argument, generates from the built-in model.
 pub fn run() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
-        None => Ok(ExitCode::SUCCESS),
+        None => commands::generate::first_run(),
+        Some(Command::Generate(args)) => commands::generate::run(&args),
+        Some(Command::Chat(args)) => commands::chat::run(&args),
         Some(Command::Inspect(args)) => commands::inspect::run(&args),
         Some(Command::Convert(args)) => commands::convert::run(&args),
         Some(Command::Logits(args)) => commands::logits::run(&args),
@@ -43,5 +59,10 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Detokenize(args)) => commands::detokenize::run(&args),
         Some(Command::Verify(args)) => commands::verify::run(&args),
         Some(Command::Synthesize(args)) => commands::synthesize::run(&args),
+        Some(Command::Pull(args)) => commands::pull::run(&args),
+        Some(Command::Models(args)) => commands::models::run(&args),
+        Some(Command::Doctor(args)) => commands::doctor::run(&args),
+        Some(Command::Completions(args)) => commands::completions::run(&args),
+        Some(Command::Man(args)) => commands::man::run(&args),
     }
 }

@@ -51,7 +51,7 @@ pub fn sentence(e: &anyhow::Error) -> String {
 }
 
 /// True when whoever read our output went away.
-fn closed_pipe(e: &anyhow::Error) -> bool {
+pub fn closed_pipe(e: &anyhow::Error) -> bool {
     e.chain().any(|c| {
         c.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
     })

@@ -5,14 +5,22 @@
 //!
 //! Results go to standard output, everything else (progress, notes, errors) to standard error.
 
+mod chat;
 mod cli;
 mod commands;
 mod fail;
+mod family;
+mod hub;
 mod ids;
 mod input;
+mod measure;
 mod model_args;
 mod output;
 mod progress;
+mod runner;
+mod sampler_args;
+mod signal;
+mod system;
 mod tokenizer_args;
 
 use std::process::ExitCode;

@@ -4,13 +4,12 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use hawfinch_model::names::{self, Role};
-use hawfinch_model::{
-    Checkpoint, Config, Cpu, Lora, Model, OpenOptions, STEP_TOKENS, State, format, synthetic,
-};
+use hawfinch_model::{Checkpoint, Config, Cpu, Lora, Model, OpenOptions, State, format, synthetic};
 
 use crate::fail::usage;
+use crate::hub;
 use crate::progress::Progress;
+use crate::system::memory::{self, Need};
 
 /// The name that stands for the built-in stand-in model.
 pub const DEMO: &str = "demo";
@@ -28,11 +27,19 @@ pub struct ModelOptions {
     /// Threads to compute with (default: all that the machine runs at once); results do not depend on it
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+    /// Run the model even if it does not fit in memory
+    #[arg(long)]
+    ignore_memory: bool,
 }
 
 impl ModelOptions {
-    /// Opens the model, refusing one that does not fit the memory before anything of it is read.
+    /// Opens the model, refusing one that does not fit the memory before its weights are read.
     pub fn open(&self, path: &Path) -> anyhow::Result<Model> {
+        self.open_for(path, 1)
+    }
+
+    /// As [`ModelOptions::open`], to run so many sequences at once.
+    pub fn open_for(&self, path: &Path, sequences: usize) -> anyhow::Result<Model> {
         if let Some(eps) = self.group_norm_eps
             && !(eps > 0.0 && eps < 1.0)
         {
@@ -40,7 +47,10 @@ impl ModelOptions {
         }
         let checkpoint = open_checkpoint(path)?;
         let config = Config::infer(&checkpoint)?;
-        check_memory(&checkpoint, &config)?;
+        if !self.ignore_memory {
+            memory::check(&memory_need(&checkpoint, &config, sequences))
+                .map_err(|e| anyhow::anyhow!("{e} (--ignore-memory runs it all the same)"))?;
+        }
         let loras = self.loras.iter().map(|s| Lora::from_spec(s)).collect::<Result<_, _>>()?;
         let options = OpenOptions { loras, group_norm_eps: self.group_norm_eps };
         let ops = self.threads.map_or_else(Cpu::default, |n| Cpu::new(n.get()));
@@ -48,37 +58,18 @@ impl ModelOptions {
     }
 }
 
-/// The tensors of a model file or folder, or of the built-in stand-in for the name `demo`.
+/// The tensors of a model: a file, a folder, the name of a model in the models folder, or `demo` for the
+/// built-in stand-in.
 pub fn open_checkpoint(path: &Path) -> anyhow::Result<Checkpoint> {
-    if !path.exists() {
-        if path.as_os_str() == DEMO {
-            return Ok(synthetic::demo());
-        }
-        anyhow::bail!(
-            "there is no file or folder {}; `hawfinch models` lists what is on disk, `hawfinch pull NAME` fetches a model",
-            path.display()
-        );
+    if path.as_os_str() == DEMO && !path.exists() {
+        return Ok(synthetic::demo());
     }
-    Ok(format::open(path)?)
+    Ok(format::open(&hub::resolve(path)?)?)
 }
 
-/// Refuses a model that does not fit.
-fn check_memory(_checkpoint: &Checkpoint, _config: &Config) -> anyhow::Result<()> {
-    Ok(())
-}
-
-/// What running a model takes at most, in bytes: the file's weights as they are, its vectors widened to f32,
-/// one sequence's state and the rows of one step of [`STEP_TOKENS`] tokens.
-pub fn memory_need(checkpoint: &Checkpoint, config: &Config) -> u64 {
-    let stored: u64 = checkpoint.tensors.values().map(|t| t.data.len() as u64).sum();
-    let vectors: u64 = names::all_params(config.version, config.layers)
-        .iter()
-        .filter(|(_, p)| p.role == Role::Vector)
-        .map(|(_, p)| config.shape(p).iter().map(|&d| d as u64).product::<u64>())
-        .sum();
-    // About two dozen rows of the model's width live at once, two of the channel mix, one of logits.
-    let row = 24 * config.width.max(config.att_width) + 2 * config.ffn_width + config.vocab;
-    stored + 4 * (vectors + config.state_len() as u64 + (STEP_TOKENS * row) as u64)
+/// What running the model takes with so many sequences at once.
+pub fn memory_need(checkpoint: &Checkpoint, config: &Config, sequences: usize) -> Need {
+    Need::of(config, checkpoint.file_bytes, sequences)
 }
 
 /// Options of commands that can start from a saved state and keep the last one.
@@ -100,6 +91,16 @@ impl StateOptions {
             Some(path) => load_state(model, path),
             None => Ok(model.new_state()),
         }
+    }
+
+    /// Whether a state to start from was given.
+    pub fn is_given(&self) -> bool {
+        self.from.is_some()
+    }
+
+    /// Whether the last state is to be saved.
+    pub fn is_saved(&self) -> bool {
+        self.to.is_some()
     }
 
     /// Saves the last state where that is asked for.
@@ -131,5 +132,5 @@ pub fn model_identity(model: &Model) -> anyhow::Result<String> {
     let mut tell = |done, total| {
         bar.get_or_insert_with(|| Progress::bytes("hashing the model", total)).set(done);
     };
-    Ok(hawfinch_model::hash::identity(model.checkpoint(), Some(&mut tell))?)
+    Ok(model.identity(Some(&mut tell))?)
 }

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::fs::OpenOptions;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::Path;
 
 use anyhow::Context;
@@ -45,6 +45,68 @@ pub fn create(path: &Path) -> anyhow::Result<BufWriter<std::fs::File>> {
     Ok(BufWriter::with_capacity(1 << 16, file.with_context(|| format!("cannot write {}", path.display()))?))
 }
 
+/// Text of a model on standard output as it comes. On a terminal, control characters are shown as symbols:
+/// a model's text must not move the cursor or change the terminal's settings.
+pub struct Stream {
+    out: io::Stdout,
+    terminal: bool,
+    /// The last character written was a line break (or nothing was written).
+    at_line_start: bool,
+}
+
+impl Stream {
+    /// To standard output.
+    pub fn new() -> Self {
+        let out = io::stdout();
+        let terminal = out.is_terminal();
+        Stream { out, terminal, at_line_start: true }
+    }
+
+    /// Writes and flushes.
+    pub fn write(&mut self, text: &str) -> io::Result<()> {
+        if let Some(last) = text.chars().last() {
+            self.at_line_start = last == '\n';
+        }
+        let mut out = self.out.lock();
+        if self.terminal {
+            out.write_all(printable(text).as_bytes())?;
+        } else {
+            out.write_all(text.as_bytes())?;
+        }
+        out.flush()
+    }
+
+    /// Writes a control sequence of ours.
+    pub fn control(&mut self, sequence: &str) -> io::Result<()> {
+        let mut out = self.out.lock();
+        out.write_all(sequence.as_bytes())?;
+        out.flush()
+    }
+
+    /// Ends the line if it is not ended.
+    pub fn end_line(&mut self) -> io::Result<()> {
+        if self.at_line_start { Ok(()) } else { self.write("\n") }
+    }
+}
+
+/// Whether to use colours: standard output is a terminal that can, and `NO_COLOR` is not set.
+pub fn colors() -> bool {
+    let set = |name| std::env::var_os(name).filter(|v| !v.is_empty());
+    io::stdout().is_terminal() && set("NO_COLOR").is_none() && set("TERM").is_none_or(|t| t != "dumb")
+}
+
+/// Text with every control character but line break and tab as a symbol (`␛`).
+pub fn printable(text: &str) -> String {
+    let shown = |c: char| match c {
+        '\n' | '\t' => c,
+        '\0'..='\x1f' => char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}'),
+        '\x7f' => '\u{2421}',
+        '\u{80}'..='\u{9f}' => '\u{fffd}',
+        c => c,
+    };
+    text.chars().map(shown).collect()
+}
+
 /// A number with its thousands apart: `191,084,544`.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
@@ -70,6 +132,11 @@ pub fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_become_symbols() {
+        assert_eq!(printable("a\n\tb\x1b[2J\u{9b}\x7f\0é"), "a\n\tb␛[2J\u{fffd}␡␀é");
+    }
 
     #[test]
     fn numbers_for_people() {

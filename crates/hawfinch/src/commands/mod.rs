@@ -1,9 +1,17 @@
 //! One file a subcommand: its arguments (`Args`), what it does (`run`), and its tests.
 
+pub mod chat;
+pub mod completions;
 pub mod convert;
 pub mod detokenize;
+pub mod doctor;
+pub mod generate;
+mod generate_batch;
 pub mod inspect;
 pub mod logits;
+pub mod man;
+pub mod models;
+pub mod pull;
 pub mod synthesize;
 pub mod tokenize;
 pub mod verify;

@@ -1,0 +1,291 @@
+//! `hawfinch generate`: text that goes on from a prompt; many prompts as one batch.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use hawfinch_engine::{
+    Event, GenerateOptions, Generation, Sampled, Sampler, SamplerConfig, Session, StopReason,
+};
+use hawfinch_engine::{StopRules, Uncounted};
+use hawfinch_model::Model;
+use hawfinch_tokenizer::Tokenizer;
+use serde_json::{Value, json};
+
+use super::generate_batch;
+use crate::fail::usage;
+use crate::input;
+use crate::model_args::{DEMO, ModelOptions, StateOptions};
+use crate::output::{self, Stream, note};
+use crate::runner::{Runner, catch_up};
+use crate::sampler_args::SamplerOptions;
+use crate::signal;
+use crate::tokenizer_args::TokenizerOption;
+
+/// Arguments of `generate`.
+#[derive(clap::Args, Debug, Default)]
+#[command(
+    after_help = "Without a prompt the text begins at nothing: the model reads token 0, the end of a document, after
+which any text may begin. A prompt is taken as it is, byte for byte; it need not be UTF-8.
+
+--input takes one JSON object a line: \"prompt\", and optionally \"id\", \"max_tokens\", \"stop\",
+\"stop_tokens\" and any sampling option by its name with _ for - (\"seed\", \"top_p\" …). All run as one
+batch; results come in the order of the lines, each the same as it would be alone.
+
+Examples:
+  hawfinch generate model.pth 'The Eiffel tower is'
+  hawfinch generate model.pth --prompt-file story.txt --max-tokens 500 --seed 1
+  git diff | hawfinch generate model.pth - --temperature 0
+  hawfinch generate model.pth --input prompts.jsonl -o answers.jsonl"
+)]
+pub struct Args {
+    /// A model file or folder; without one, or for `demo`, the built-in stand-in
+    model: Option<PathBuf>,
+    /// The prompt, or - to read it from standard input
+    #[arg(conflicts_with_all = ["prompt_file", "input"])]
+    prompt: Option<String>,
+    /// Read the prompt from a file
+    #[arg(long, value_name = "FILE", conflicts_with = "input")]
+    prompt_file: Option<PathBuf>,
+    /// Read many prompts, one JSON object a line, and run them as one batch
+    #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["echo", "state_out"])]
+    pub(super) input: Option<PathBuf>,
+    /// With --input: write the results to this file
+    #[arg(long, short, value_name = "FILE", requires = "input")]
+    pub(super) output: Option<PathBuf>,
+    /// With --input: sequences that run at once
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(super) batch: u16,
+    /// Stop after so many tokens
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 256)]
+    pub(super) max_tokens: usize,
+    /// Stop before this text (repeatable)
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Stop at this token besides the end of the document (repeatable)
+    #[arg(long, value_name = "ID")]
+    stop_token: Vec<u32>,
+    /// Do not stop where the model ends the document
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Print the prompt before the text
+    #[arg(long, conflicts_with = "json")]
+    echo: bool,
+    /// Print one JSON object: text, tokens, why it stopped
+    #[arg(long)]
+    json: bool,
+    /// With --json or --input: log-probability of each token, and of the N most probable ones at its place
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=128))]
+    pub(super) logprobs: Option<u32>,
+    /// Print token counts and speed on standard error
+    #[arg(long)]
+    pub(super) stats: bool,
+    #[command(flatten)]
+    tokenizer: TokenizerOption,
+    #[command(flatten)]
+    pub(super) sampler: SamplerOptions,
+    #[command(flatten)]
+    options: ModelOptions,
+    #[command(flatten)]
+    pub(super) state: StateOptions,
+}
+
+/// What a command that generates works with.
+pub(super) struct Setup {
+    pub model: Model,
+    pub tokenizer: Tokenizer,
+    pub config: SamplerConfig,
+    pub uncounted: Uncounted,
+    pub stops: StopRules,
+}
+
+impl Args {
+    fn setup(&self) -> anyhow::Result<Setup> {
+        let defaults = SamplerConfig { top_logprobs: self.logprobs.unwrap_or(0), ..SamplerConfig::default() };
+        let config = self.sampler.over(defaults)?;
+        if self.logprobs.is_some() && !self.json && self.input.is_none() {
+            return Err(usage("--logprobs needs --json (or --input, which always writes JSON)"));
+        }
+        if self.stop.iter().any(String::is_empty) {
+            return Err(usage("--stop must not be empty: it would stop before the first character"));
+        }
+        let sequences = if self.input.is_some() { usize::from(self.batch) } else { 1 };
+        let model = self.options.open_for(self.model.as_deref().unwrap_or(Path::new(DEMO)), sequences)?;
+        let tokenizer = self.tokenizer.for_model(&model)?;
+        let uncounted = Uncounted::from_texts(tokenizer.vocab_size(), |id| tokenizer.token_bytes(id));
+        let mut stops = GenerateOptions::new(self.max_tokens, &tokenizer).stops;
+        if self.ignore_eos {
+            stops.tokens.clear();
+        }
+        stops.tokens.extend(&self.stop_token);
+        stops.strings.clone_from(&self.stop);
+        if let Some(id) = self.stop_token.iter().find(|&&id| id as usize >= model.config().vocab) {
+            return Err(usage(format!(
+                "--stop-token {id} is out of range: the model's vocabulary has {} entries",
+                model.config().vocab
+            )));
+        }
+        Ok(Setup { model, tokenizer, config, uncounted, stops })
+    }
+
+    /// The prompt's bytes; `None` when there is none.
+    fn prompt(&self) -> anyhow::Result<Option<Vec<u8>>> {
+        let bytes = match (&self.prompt, &self.prompt_file) {
+            (Some(p), _) if p == "-" => input::stdin()?,
+            (Some(p), _) => p.clone().into_bytes(),
+            (None, Some(file)) => input::read(file)?,
+            (None, None) => return Ok(None),
+        };
+        if bytes.is_empty() {
+            return Err(usage(
+                "the prompt is empty: give some text, or no prompt at all to begin at nothing",
+            ));
+        }
+        Ok(Some(bytes))
+    }
+}
+
+/// Generates.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let prompt = args.prompt()?;
+    if prompt.is_none() && args.input.is_none() && args.state.is_given() {
+        return Err(usage("--state needs a prompt to go on with"));
+    }
+    let setup = args.setup()?;
+    if args.model.is_none() || setup.model.checkpoint().metadata.contains_key("hawfinch.untrained") {
+        note(DEMO_NOTE);
+    }
+    if args.input.is_some() {
+        return generate_batch::run(args, &setup);
+    }
+    one(args, &setup, prompt)
+}
+
+/// `hawfinch` with no argument: what a new user sees first.
+pub fn first_run() -> anyhow::Result<ExitCode> {
+    note(DEMO_NOTE);
+    note("");
+    let args = Args { max_tokens: 64, batch: 1, echo: true, ..Args::default() };
+    let setup = args.setup()?;
+    let code = one(&args, &setup, Some(b"The finch ".to_vec()))?;
+    note(
+        "\nNext: `hawfinch pull` lists models to fetch, `hawfinch chat MODEL` talks to one,\n`hawfinch --help` lists all commands.",
+    );
+    Ok(code)
+}
+
+pub(super) const DEMO_NOTE: &str =
+    "hawfinch: this is the built-in stand-in, a small model without training: its text is noise.";
+
+fn one(args: &Args, setup: &Setup, prompt: Option<Vec<u8>>) -> anyhow::Result<ExitCode> {
+    signal::catch(1);
+    let Setup { model, tokenizer, .. } = setup;
+    let runner = Runner::new(model);
+    let sampler = Sampler::new(setup.config.clone(), setup.uncounted.clone())?;
+    let seed = sampler.seed();
+    let mut session = Session::with_state(&runner, tokenizer.clone(), sampler, args.state.load(model)?);
+    let tokens = prompt.as_ref().map_or_else(Vec::new, |p| tokenizer.encode(p));
+    let mut stream = Stream::new();
+    if args.echo
+        && let Some(p) = &prompt
+    {
+        stream.write(&String::from_utf8_lossy(p))?;
+    }
+    if let Err(e) = session.feed_tokens(&tokens) {
+        if signal::pressed() {
+            return Ok(ExitCode::from(signal::INTERRUPTED));
+        }
+        return Err(e.into());
+    }
+    let options = GenerateOptions { max_tokens: args.max_tokens, stops: setup.stops.clone() };
+    let mut failed = None;
+    let mut top = Vec::new();
+    let generation = session.generate(&options, |event| {
+        match event {
+            Event::Token(sampled) if args.logprobs.is_some() => top.push(sampled.clone()),
+            Event::Text(text) if !args.json => {
+                if let Err(e) = stream.write(text) {
+                    failed = Some(e);
+                    return ControlFlow::Break(());
+                }
+            }
+            _ => {}
+        }
+        if signal::pressed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    if let Some(e) = failed {
+        return Err(e.into());
+    }
+    if args.json {
+        let logprobs = args.logprobs.map(|_| &top[..]);
+        let mut said = report(tokenizer, &generation, tokens.len(), seed, logprobs);
+        said["prompt"] = json!(String::from_utf8_lossy(&prompt.unwrap_or_default()));
+        output::json(&said)?;
+    } else {
+        stream.end_line()?;
+    }
+    if args.stats {
+        let t = runner.take_timing();
+        note(format_args!(
+            "[read {}, wrote {}, {}, seed {seed}]",
+            t.read.shown(),
+            t.written.shown(),
+            stop_words(&generation.stop)
+        ));
+    }
+    if args.state.is_saved() {
+        catch_up(&mut session)?;
+        args.state.save(model, &session.position().state)?;
+    }
+    Ok(if signal::pressed() { ExitCode::from(signal::INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// Why a reply ended, for a person.
+pub(super) fn stop_words(stop: &StopReason) -> String {
+    match stop {
+        StopReason::StopString(s) => format!("stopped before {}", input::escaped(s.as_bytes())),
+        StopReason::StopToken(id) => format!("stopped at token {id}"),
+        StopReason::EndOfDocument => "the document ended".into(),
+        StopReason::MaxTokens => "as many tokens as asked for".into(),
+        StopReason::Cancelled => "interrupted".into(),
+    }
+}
+
+/// What was generated, for a program.
+pub(super) fn report(
+    tokenizer: &Tokenizer,
+    generation: &Generation,
+    prompt_tokens: usize,
+    seed: u64,
+    logprobs: Option<&[Sampled]>,
+) -> Value {
+    let (stop, by) = match &generation.stop {
+        StopReason::StopString(s) => ("stop", json!(s)),
+        StopReason::StopToken(id) => ("stop", json!(id)),
+        StopReason::EndOfDocument => ("end_of_document", Value::Null),
+        StopReason::MaxTokens => ("max_tokens", Value::Null),
+        StopReason::Cancelled => ("interrupted", Value::Null),
+    };
+    let text = |id| String::from_utf8_lossy(tokenizer.token_bytes(id).unwrap_or_default()).into_owned();
+    let mut said = json!({
+        "prompt": Value::Null,
+        "text": generation.text,
+        "tokens": generation.tokens,
+        "finish": stop,
+        "stopped_by": by,
+        "prompt_tokens": prompt_tokens,
+        "generated_tokens": generation.tokens.len(),
+        "seed": seed,
+    });
+    if let Some(all) = logprobs {
+        said["logprobs"] = all
+            .iter()
+            .map(|s| {
+                let top: Vec<Value> =
+                    s.top.iter().map(|&(id, p)| json!({"id": id, "text": text(id), "logprob": p})).collect();
+                json!({"id": s.id, "text": text(s.id), "logprob": s.logprob, "top": top})
+            })
+            .collect();
+    }
+    said
+}

@@ -1,0 +1,59 @@
+//! The chat template that belongs to a model, told from its version, vocabulary, name and what lies beside it.
+
+use std::path::Path;
+
+use hawfinch_engine::Template;
+use hawfinch_engine::template::{ModelFacts, VocabKind, choose};
+use hawfinch_model::Model;
+use hawfinch_tokenizer::Tokenizer;
+
+/// Largest `tokenizer_config.json` that is looked into, in bytes.
+const MAX_CONFIG: u64 = 4 << 20;
+
+/// The template of `--template NAME|FILE`, or the one that belongs to the model.
+pub fn template(asked: Option<&Path>, model: &Model, tokenizer: &Tokenizer) -> anyhow::Result<Template> {
+    if let Some(asked) = asked {
+        let name = asked.to_str().unwrap_or_default();
+        // A name; a file may be called as it likes when it is given with a folder (./world).
+        return Ok(match Template::builtin(name) {
+            Ok(template) => template,
+            Err(_) if asked.exists() => Template::from_file(asked)?,
+            Err(unknown) => return Err(unknown.into()),
+        });
+    }
+    let config = model.config();
+    let checkpoint = model.checkpoint();
+    let vocab = match tokenizer {
+        Tokenizer::World(_) => VocabKind::World,
+        Tokenizer::Bpe(_) if (50_277..=50_304).contains(&config.vocab) => VocabKind::NeoX,
+        Tokenizer::Bytes(_) => VocabKind::Bytes,
+        _ => VocabKind::Other,
+    };
+    let inside = checkpoint.metadata.get("tokenizer.chat_template").cloned();
+    let chat_template = inside.or_else(|| beside(&checkpoint.path));
+    let facts = ModelFacts {
+        version: config.version.number()[..1].parse().unwrap_or(0),
+        vocab,
+        chat_template: chat_template.as_deref(),
+        name: &names(&checkpoint.path, checkpoint.metadata.get("general.name")),
+    };
+    Ok(choose(&facts)?)
+}
+
+/// Whatever may name the family: file, folder, the name within the file.
+fn names(path: &Path, inner: Option<&String>) -> String {
+    let last = |p: &Path| p.file_name().map(|n| n.to_string_lossy().into_owned());
+    let folder = path.parent().and_then(last);
+    [last(path), folder, inner.cloned()].into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
+/// `chat_template` of a `tokenizer_config.json` in the model's folder.
+fn beside(path: &Path) -> Option<String> {
+    let folder = if path.is_dir() { path } else { path.parent()? };
+    let file = folder.join("tokenizer_config.json");
+    if std::fs::metadata(&file).ok()?.len() > MAX_CONFIG {
+        return None;
+    }
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
+    json.get("chat_template")?.as_str().map(str::to_owned)
+}

@@ -1,0 +1,131 @@
+//! A model as the commands run it: long texts are read piece by piece with a progress bar, Ctrl-C stops the
+//! reading, states count their tokens, and the time is taken.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use hawfinch_engine::{Error, Feed, LanguageModel, Result, Session};
+use hawfinch_model::{Model, STEP_TOKENS, State};
+
+use crate::progress::Progress;
+use crate::signal;
+
+/// How many tokens were read or written, and in what time.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pace {
+    /// Tokens.
+    pub tokens: u64,
+    /// In this time.
+    pub time: Duration,
+}
+
+impl Pace {
+    fn add(&mut self, tokens: usize, time: Duration) {
+        self.tokens += tokens as u64;
+        self.time += time;
+    }
+
+    /// `52 in 0.90 s (58/s)`
+    pub fn shown(&self) -> String {
+        let seconds = self.time.as_secs_f64();
+        let rate = if seconds > 0.0 { self.tokens as f64 / seconds } else { 0.0 };
+        let digits = usize::from(rate < 10.0);
+        format!("{} in {seconds:.2} s ({rate:.digits$}/s)", crate::output::thousands(self.tokens))
+    }
+}
+
+/// The paces of one reply.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timing {
+    /// Tokens of prompts.
+    pub read: Pace,
+    /// Generated tokens.
+    pub written: Pace,
+}
+
+/// The model with its clock.
+pub struct Runner<'m> {
+    model: &'m Model,
+    timing: Cell<Timing>,
+}
+
+impl<'m> Runner<'m> {
+    /// With nothing timed yet.
+    pub fn new(model: &'m Model) -> Self {
+        Runner { model, timing: Cell::default() }
+    }
+
+    /// What was timed since the last call.
+    pub fn take_timing(&self) -> Timing {
+        self.timing.take()
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'m Model {
+        self.model
+    }
+
+    /// Reads one sequence's tokens in pieces.
+    fn read(&self, feed: &mut Feed<'_, State>) -> Result<()> {
+        let mut bar = Progress::count("reading", feed.tokens.len() as u64);
+        let pieces = feed.tokens.len().div_ceil(STEP_TOKENS);
+        for (i, piece) in feed.tokens.chunks(STEP_TOKENS).enumerate() {
+            if signal::pressed() {
+                return Err(Error::Model("interrupted while reading".into()));
+            }
+            // Only the last token's logits are wanted.
+            let logits = if i + 1 == pieces { feed.logits.as_deref_mut() } else { None };
+            LanguageModel::forward(
+                self.model,
+                &mut [Feed { tokens: piece, state: &mut *feed.state, logits }],
+            )?;
+            bar.add(piece.len() as u64);
+        }
+        Ok(())
+    }
+}
+
+/// Makes a session's state include exactly the text so far: what a cut-off reply has not read yet is read, what
+/// was read of a stop string is not. A state that is saved then means the same to whoever loads it.
+pub fn catch_up<M: LanguageModel>(session: &mut Session<M>) -> Result<()> {
+    session.end_reply()?;
+    let mut position = session.position().clone();
+    let mut tokens = std::mem::take(&mut position.pending);
+    tokens.extend(session.tokenizer().encode(&std::mem::take(&mut position.missing)));
+    session.restore(position);
+    session.feed_tokens(&tokens)
+}
+
+impl LanguageModel for Runner<'_> {
+    type State = State;
+
+    fn vocab(&self) -> usize {
+        self.model.config().vocab
+    }
+
+    fn new_state(&self) -> State {
+        self.model.new_state()
+    }
+
+    fn forward(&self, feeds: &mut [Feed<'_, State>]) -> Result<()> {
+        let before: Vec<u64> = feeds.iter().map(|f| f.state.tokens).collect();
+        let began = Instant::now();
+        match &mut *feeds {
+            [one] => self.read(one)?,
+            many => LanguageModel::forward(self.model, many)?,
+        }
+        let time = began.elapsed();
+        let tokens: usize = feeds.iter().map(|f| f.tokens.len()).sum();
+        let mut timing = self.timing.get();
+        if tokens > feeds.len() {
+            timing.read.add(tokens, time)
+        } else {
+            timing.written.add(tokens, time)
+        }
+        self.timing.set(timing);
+        for (feed, before) in feeds.iter_mut().zip(before) {
+            feed.state.tokens = before + feed.tokens.len() as u64;
+        }
+        Ok(())
+    }
+}
