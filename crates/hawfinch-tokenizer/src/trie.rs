@@ -293,3 +293,42 @@ impl<'a> Builder<'a> {
         base.ok_or_else(|| Error::Vocabulary("a trie node has no children".into()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::testing::Random;
+
+    /// Keys of few and of many different bytes: dense and sparse nodes.
+    #[test]
+    fn finds_what_was_put_in_and_stays_compact() {
+        let mut random = Random::new(10);
+        for (count, letters) in [(0, 1), (1, 256), (300, 2), (5_000, 16), (20_000, 256)] {
+            let mut keys: BTreeMap<Vec<u8>, u32> = BTreeMap::new();
+            for value in 1..=count {
+                let key = (0..1 + random.below(6)).map(|_| (random.below(letters) * 37) as u8).collect();
+                keys.insert(key, value);
+            }
+            let sorted: Vec<(&[u8], u32)> =
+                keys.iter().map(|(key, value)| (key.as_slice(), *value)).collect();
+            let trie = Trie::build(&sorted).unwrap();
+            let nodes: std::collections::BTreeSet<&[u8]> =
+                keys.keys().flat_map(|key| (1..=key.len()).map(move |n| &key[..n])).collect();
+            assert!(
+                trie.slots() < 4 * nodes.len() + 2 * BLOCK + 1,
+                "{} slots for {} nodes",
+                trie.slots(),
+                nodes.len()
+            );
+            let near = keys.keys().flat_map(|key| [&key[..key.len() - 1], key].map(|k| [k, b"%x"].concat()));
+            let random = (0..1_000).map(|_| (0..8).map(|_| (random.below(letters) * 37) as u8).collect());
+            for text in near.chain(random) {
+                let expected =
+                    (1..=text.len()).rev().find_map(|n| keys.get(&text[..n]).map(|&value| (value, n)));
+                assert_eq!(trie.longest_prefix(&text), expected);
+            }
+        }
+    }
+}
