@@ -260,6 +260,9 @@ impl Config {
                 Some(_) if optional => {} // unused: its shape is nobody's concern
                 Some(t) => {
                     let expected = self.shape(param);
+                    if expected.contains(&0) {
+                        return Err(Error::damaged(&ckpt.path, format!("tensor `{key}` is empty")));
+                    }
                     let squeezed: Vec<usize> = expected.iter().copied().filter(|&d| d != 1).collect();
                     if t.squeezed() != squeezed {
                         return Err(Error::Shape {

@@ -22,6 +22,11 @@ impl<F: Real> Cpu<F> {
     pub fn new(threads: usize) -> Self {
         Cpu { pool: Arc::new(Pool(Mutex::default())), threads: threads.max(1) }
     }
+
+    /// Threads it works with.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
 }
 
 impl<F: Real> Default for Cpu<F> {

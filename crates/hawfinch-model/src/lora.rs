@@ -102,6 +102,21 @@ impl Lora {
         Ok(Lora { modules, replacements, alpha })
     }
 
+    /// First 16 hexadecimal digits of SHA-256 over the file's tensors and alpha: part of the
+    /// [identity](crate::Model::identity) of a model that it is applied to.
+    pub fn fingerprint(&self) -> String {
+        use sha2::{Digest, Sha256};
+        let pairs = self.modules.iter().flat_map(|(name, (a, b))| [(name, a), (name, b)]);
+        let mut hash = Sha256::new();
+        hash.update(self.alpha.to_le_bytes());
+        for (name, tensor) in pairs.chain(&self.replacements) {
+            hash.update(name.as_bytes());
+            hash.update(tensor.dtype.name().as_bytes());
+            hash.update(&tensor.data);
+        }
+        hash.finalize().iter().take(8).fold(String::new(), |s, b| format!("{s}{b:02x}"))
+    }
+
     /// Refuses a LoRA that does not fit a checkpoint: modules or tensors it lacks, other shapes.
     pub(crate) fn check(&self, base: &Checkpoint) -> Result<()> {
         for (module, (a, b)) in &self.modules {

@@ -61,6 +61,8 @@ pub struct OpenOptions {
 /// A model ready to run.
 pub struct Model<O: Ops = Cpu<f32>> {
     checkpoint: Checkpoint,
+    /// Fingerprints of the LoRA files applied.
+    adapters: Vec<String>,
     config: Config,
     layout: Arc<StateLayout>,
     ops: O,
@@ -104,7 +106,8 @@ impl<O: Ops + 'static> Model<O> {
         let ln_out = load.layer_norm("ln_out")?;
         let head = load.linear("head.weight")?;
         let layout = Arc::new(StateLayout::new(&config));
-        Ok(Model { checkpoint, config, layout, ops, embedding, ln0, layers, ln_out, head })
+        let adapters = options.loras.iter().map(Lora::fingerprint).collect();
+        Ok(Model { checkpoint, adapters, config, layout, ops, embedding, ln0, layers, ln_out, head })
     }
 
     /// Version and sizes.
@@ -115,6 +118,17 @@ impl<O: Ops + 'static> Model<O> {
     /// The tensors behind the model.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// The model's identity: that of its [checkpoint](crate::hash::identity), then `+lora:` and a fingerprint
+    /// for each LoRA file applied. A state belongs to what computed it. Hashing a large file takes a second
+    /// or two the first time; `progress` is told (bytes done, bytes in all).
+    ///
+    /// # Errors
+    /// None in practice: the model was opened from a sound checkpoint.
+    pub fn identity(&self, progress: Option<&mut dyn FnMut(u64, u64)>) -> Result<String> {
+        let base = crate::hash::identity(&self.checkpoint, progress)?;
+        Ok(self.adapters.iter().fold(base, |id, a| format!("{id}+lora:{a}")))
     }
 
     /// The operations it runs on.

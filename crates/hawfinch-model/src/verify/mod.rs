@@ -45,6 +45,13 @@ impl Report {
         !self.checks.is_empty() && self.checks.iter().all(Check::passed)
     }
 
+    /// The report of something that could not even be read.
+    pub fn unreadable(error: &crate::Error) -> Report {
+        let mut report = Report::default();
+        report.add("readable", f64::NAN, 0.0, error.to_string());
+        report
+    }
+
     fn add(&mut self, what: impl Into<String>, error: f64, tolerance: f64, note: impl Into<String>) {
         self.checks.push(Check { what: what.into(), error, tolerance, note: note.into() });
     }
@@ -178,7 +185,7 @@ fn round_trip(model: &Model, state: &State) -> Result<f64> {
     let name = format!("hawfinch-verify-{}.safetensors", std::process::id());
     let path = std::env::temp_dir().join(name);
     let result = (|| {
-        state.save(&path, model.config().version, &model.identity()?)?;
+        state.save(&path, model.config().version, &model.identity(None)?)?;
         Ok(max_abs(model.load_state(&path)?.data(), state.data()))
     })();
     let _ = std::fs::remove_file(&path);

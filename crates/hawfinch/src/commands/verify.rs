@@ -62,7 +62,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let mut reports = Vec::new();
             for folder in folders {
                 note(format_args!("verifying {}", folder.display()));
-                reports.push((folder.display().to_string(), parity::check(&folder)?));
+                let report = parity::check(&folder).unwrap_or_else(|e| Report::unreadable(&e));
+                reports.push((folder.display().to_string(), report));
             }
             reports
         }
