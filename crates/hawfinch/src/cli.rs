@@ -30,6 +30,8 @@ enum Command {
     Tokenize(commands::tokenize::Args),
     /// Turn token ids into text
     Detokenize(commands::detokenize::Args),
+    /// Give a text a vector from the model's activations
+    Embed(commands::embed::Args),
     /// Prove that a model is computed right: against itself, or against given results
     Verify(commands::verify::Args),
     /// Make a checkpoint of random weights, for tests and benchmarks
@@ -57,6 +59,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Logits(args)) => commands::logits::run(&args),
         Some(Command::Tokenize(args)) => commands::tokenize::run(&args),
         Some(Command::Detokenize(args)) => commands::detokenize::run(&args),
+        Some(Command::Embed(args)) => commands::embed::run(&args),
         Some(Command::Verify(args)) => commands::verify::run(&args),
         Some(Command::Synthesize(args)) => commands::synthesize::run(&args),
         Some(Command::Pull(args)) => commands::pull::run(&args),

@@ -5,6 +5,7 @@ pub mod completions;
 pub mod convert;
 pub mod detokenize;
 pub mod doctor;
+pub mod embed;
 pub mod generate;
 mod generate_batch;
 pub mod inspect;
