@@ -217,17 +217,14 @@ impl<M: LanguageModel> Session<M> {
         // The state before the reply is needed only if a stop string ends it.
         let before = (!options.stops.strings.is_empty()).then(|| self.position.clone());
         let mut fed_bytes = 0;
-        loop {
-            match run.step(&mut self.sampler, &self.position.logits, &self.tokenizer, &mut on_event)? {
-                Next::Feed(id) => {
-                    let p = &mut self.position;
-                    p.tokens.push(id);
-                    let feed = Feed { tokens: &[id], state: &mut p.state, logits: Some(&mut p.logits) };
-                    self.model.forward(&mut [feed])?;
-                    fed_bytes = run.bytes.len();
-                }
-                Next::Done => break,
-            }
+        while let Next::Feed(id) =
+            run.step(&mut self.sampler, &self.position.logits, &self.tokenizer, &mut on_event)?
+        {
+            let p = &mut self.position;
+            p.tokens.push(id);
+            let feed = Feed { tokens: &[id], state: &mut p.state, logits: Some(&mut p.logits) };
+            self.model.forward(&mut [feed])?;
+            fed_bytes = run.bytes.len();
         }
         self.settle(&run, fed_bytes, before);
         Ok(run.generation)

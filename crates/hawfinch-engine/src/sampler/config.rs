@@ -232,7 +232,8 @@ mod tests {
 
     #[test]
     fn out_of_range_values_are_refused_by_name() {
-        let bad: &[(&str, fn(&mut SamplerConfig))] = &[
+        type Spoil = fn(&mut SamplerConfig);
+        let bad: &[(&str, Spoil)] = &[
             ("temperature", |c| c.temperature = f32::NAN),
             ("temperature", |c| c.temperature = -0.1),
             ("temperature", |c| c.temperature = f32::INFINITY),

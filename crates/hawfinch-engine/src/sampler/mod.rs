@@ -343,6 +343,9 @@ fn adjust(
         return false;
     }
     adjusted.extend_from_slice(logits);
+    // Grows when the counts' own buffer does, not with each new token.
+    let (seen, biased) = (state.seen.capacity() + state.window.capacity(), config.logit_bias.len());
+    touched.reserve(state.counts.capacity() + seen + biased);
     if repeats {
         touched.extend(&state.seen);
         touched.extend(&state.window);

@@ -30,6 +30,9 @@ const FUEL: u64 = 20_000_000;
 const RECURSION: usize = 64;
 /// Bytes of output.
 const MAX_OUTPUT: usize = 64 << 20;
+/// How Hugging Face templates of World models write token 0 before the conversation. As text it would be read letter
+/// by letter, and the reference's programs begin without the token, so it is dropped.
+const END_OF_TEXT: &str = "<|rwkv_tokenizer_end_of_text|>";
 /// Stands in for a reply to find where in a rendering it lies; private-use characters, which no text uses.
 const MARK: &str = "\u{f8f0}\u{f8f3}\u{f8f1}reply\u{f8f1}\u{f8f3}\u{f8f0}";
 
@@ -249,7 +252,8 @@ impl Template {
             ErrorKind::OutOfFuel => failed("it does not come to an end within the steps allowed".to_owned()),
             _ => failed(in_one_line(&e)),
         })?;
-        String::from_utf8(out.bytes).map_err(|e| failed(e.to_string()))
+        let text = String::from_utf8(out.bytes).map_err(|e| failed(e.to_string()))?;
+        Ok(text.strip_prefix(END_OF_TEXT).map_or_else(|| text.clone(), str::to_owned))
     }
 
     /// The text to append to a state that has read `render(earlier, tools, true)` and then generated `reply`, so

@@ -36,7 +36,7 @@ pub(super) fn tojson(value: &Value, rest: Rest<Value>, kwargs: Kwargs) -> Result
         Some(first) => Some(first.clone()),
         None => kwargs.get::<Option<Value>>("indent")?,
     };
-    let width = indent.filter(|v| !v.is_none()).map(|v| usize::try_from(v)).transpose()?;
+    let width = indent.filter(|v| !v.is_none()).map(usize::try_from).transpose()?;
     let Some(width) = width else {
         return Ok(dumps(value));
     };

@@ -168,6 +168,9 @@ fn hugging_face_templates_work() {
     );
     let said = t.render(&messages[1..], &[], true).unwrap_err().to_string();
     assert!(said.contains("System message needed") && !said.contains('\n'), "{said}");
+    let world = "{{ '<|rwkv_tokenizer_end_of_text|>' }}{% for m in messages %}{{ 'User: ' + m['content'] }}{% endfor %}";
+    let t = Template::from_source("world", world).unwrap();
+    assert_eq!(t.render(&messages[1..2], &[], true).unwrap(), "User: a <b> & \"c\"");
     let indented = Template::from_source("i", "{{ {'a': [1]} | tojson(indent=2) }}").unwrap();
     assert_eq!(indented.render(&[], &[], true).unwrap(), "{\n  \"a\": [\n    1\n  ]\n}");
     let m: Vec<Message> = serde_json::from_str(
