@@ -102,6 +102,41 @@ fn hugging_face_folders_are_the_official_files() {
     }
 }
 
+/// Early versions of flash-linear-attention keep the six mixes of a layer in one tensor; and a
+/// `norm_eps` of its own gives the group norm another epsilon.
+#[test]
+fn early_fla_folders_are_the_official_files_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let raw = std::fs::read(data("v7-wide.fla/model.safetensors")).unwrap();
+    let theirs = safetensors::SafeTensors::deserialize(&raw).unwrap();
+    let mut tensors: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for (name, view) in theirs.tensors() {
+        if !name.contains(".attn.x_") {
+            tensors.push((name, view.shape().to_vec(), view.data().to_vec()));
+        }
+    }
+    for layer in 0..2 {
+        let mixes = ["r", "w", "k", "v", "a", "g"];
+        let mix = |l: &str| theirs.tensor(&format!("model.layers.{layer}.attn.x_{l}")).unwrap();
+        let all = mixes.iter().flat_map(|l| mix(l).data().to_vec()).collect();
+        tensors.push((format!("model.layers.{layer}.attn.x_x"), vec![6, 64], all));
+    }
+    let views = tensors.iter().map(|(name, shape, bytes)| {
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, shape.clone(), bytes);
+        (name.clone(), view.unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &dir.path().join("model.safetensors")).unwrap();
+    let official = format::open(&data("v7-wide.pth")).unwrap();
+    same(&official, &format::open(dir.path()).unwrap(), None);
+
+    let config = std::fs::read_to_string(data("v7-wide.fla/config.json")).unwrap();
+    assert!(config.contains("\"norm_eps\": 1e-05"));
+    std::fs::write(dir.path().join("config.json"), config.replace("1e-05", "1e-06")).unwrap();
+    let other = format::open(dir.path()).unwrap();
+    assert_eq!(other.group_norm_eps, Some(6.4e-5));
+    assert_eq!(Config::infer(&other).unwrap().group_norm_eps, 6.4e-5);
+}
+
 #[test]
 fn folders_tell_what_is_wrong() {
     let dir = tempfile::tempdir().unwrap();

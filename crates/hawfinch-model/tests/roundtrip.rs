@@ -230,3 +230,33 @@ fn what_cannot_be_written_is_said_and_leaves_the_old_file() {
     assert!(format::save(&missing, &ckpt, options).is_err());
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }
+
+/// Beyond 4 GiB the archive needs zip64. One tensor of 4.5 GiB of zeros (a hole on the disk), one small
+/// one after it; opening takes no longer than for a small file. Run with `--ignored`: it computes a
+/// checksum over all of it.
+#[test]
+#[ignore = "writes a sparse file of 4.5 GiB"]
+fn a_pth_beyond_4_gib_opens_at_once() {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = std::env::var_os("INTEROP_OUT").map_or(temporary.path().to_path_buf(), PathBuf::from);
+    let path = dir.join("large.tmp");
+    let made = |name: &str, shape: &[usize]| format::MadeTensor {
+        name: name.into(),
+        shape: shape.to_vec(),
+        dtype: DType::BF16,
+    };
+    let tensors = [made("large", &[9 << 10, 256 << 10]), made("small", &[3])];
+    let fill = |i: usize, out: &mut dyn std::io::Write| {
+        if i == 1 {
+            return out.write_all(&[0x80, 0x3f, 0, 0x40, 0x40, 0x40]); // 1, 2, 3
+        }
+        (0..9 << 10).try_for_each(|_| out.write_all(&vec![0; 512 << 10]))
+    };
+    format::save_made(&path, SaveFormat::Pth, &tensors, &Default::default(), &fill, true, None).unwrap();
+    assert!(std::fs::metadata(&path).unwrap().len() > 9 << 29);
+    let start = std::time::Instant::now();
+    let got = format::open(&path).unwrap();
+    assert!(start.elapsed().as_millis() < 100, "{:?}", start.elapsed());
+    assert_eq!(got.get("small").unwrap().to_f32(), [1.0, 2.0, 3.0]);
+    assert_eq!(got.get("large").unwrap().shape, [9 << 10, 256 << 10]);
+}

@@ -71,7 +71,7 @@ impl Item<'_> {
     /// Bytes that the item takes in the file.
     pub fn bytes(&self) -> io::Result<u64> {
         let cols = self.tensor.shape.last().copied().unwrap_or(1);
-        let rows = if cols == 0 { 0 } else { self.tensor.len() / cols };
+        let rows = self.tensor.len().checked_div(cols).unwrap_or(0);
         let row = self.dtype.bytes_for(cols).ok_or_else(|| self.unwritable())?;
         Ok(row as u64 * rows as u64)
     }

@@ -24,6 +24,8 @@ use crate::{Checkpoint, Error, FileFormat, Result, StoredTensor, config};
 
 /// Rank of layer 0's unused value residual in a v7 GGUF of ours; without this key it has none.
 pub const META_LAYER_0_VALUE_RANK: &str = "hawfinch.layer_0_value_rank";
+/// In place of the former where the rank is greater than that of `a1`: `v0`, `v1`, `v2` as one array of f32.
+pub(super) const META_LAYER_0_VALUES: &str = "hawfinch.layer_0_values";
 /// Number types that tensors had before GGUF made them F32: JSON, official key → type name, with `*` for
 /// all that are not named.
 pub const META_ORIGINAL_TYPES: &str = "hawfinch.original_types";
@@ -261,9 +263,29 @@ impl<'a> Reader<'a> {
         parts.iter().enumerate().map(cut).collect()
     }
 
-    /// Layer 0's `v0 v1 v2` in files of ours: the first `rank` of the ranks stored.
+    /// Layer 0's `v0 v1 v2` in files of ours: the first `rank` of the ranks stored, or a part of the array
+    /// beside them.
     fn layer_0_value(&self, name: &str, stored: &Stored, param: &Param, rank: usize) -> Result<StoredTensor> {
         let mut t = self.restore(name, stored, param)?;
+        if let Some(Value::Floats(all)) = self.keys.get(META_LAYER_0_VALUES) {
+            // v0 [1, 1, A], v1 [D, rank], v2 [rank, A], one after the other.
+            let (shape, last) = match (t.shape[..].as_ref(), param.shape[1] == Dim::ValueRank) {
+                ([a, b, c], _) => (vec![*a, *b, *c], false),
+                ([a, _], true) => (vec![*a, rank], false),
+                (other, _) => (vec![rank, other.last().copied().unwrap_or(0)], true),
+            };
+            let wrong = || Error::damaged(self.path, format!("its {META_LAYER_0_VALUES} has a wrong length"));
+            let len = shape.iter().try_fold(4usize, |a, &d| a.checked_mul(d)).filter(|&n| n <= all.len());
+            let len = len.ok_or_else(wrong)?;
+            // What follows v1 is v2, [rank, A], and what precedes it v0: (all - v1) splits as 1 to rank.
+            let from = match (shape.len(), last) {
+                (3, _) => 0,
+                (_, true) => all.len() - len,
+                _ => (all.len() - len) / rank.saturating_add(1),
+            };
+            let data = all.get(from..from + len).map(|_| all.slice(from..from + len));
+            return StoredTensor::new(DType::F32, shape, data.ok_or_else(wrong)?).ok_or_else(wrong);
+        }
         let wrong = || self.wrong_shape(name, stored, &format!("rank {rank} or more"));
         let [a, b] = t.shape[..] else { return Ok(t) };
         if t.dtype.is_quantized() {
@@ -301,6 +323,3 @@ fn other_architecture(path: &Path, name: &str) -> Error {
     };
     Error::unsupported(path, format!("it is {what}"))
 }
-
-#[cfg(test)]
-mod tests;

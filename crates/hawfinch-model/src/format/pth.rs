@@ -135,12 +135,12 @@ impl<'a> Archive<'a> {
             let (start, end) = located.compressed_data_range();
             // The name in the local header is compared with the directory's, so that a record cannot be
             // two things to two readers. Both are slices of the file.
-            let name = slice_of(file, entry.file_path().as_ref().as_ref());
+            let name = slice_of(file, entry.file_path().as_ref());
             let (Some(name), Ok(start), Ok(end)) = (name, usize::try_from(start), usize::try_from(end))
             else {
                 return Err(Error::damaged(path, "its zip directory points outside the file"));
             };
-            if located.local_header().file_path().as_ref().as_ref() != name {
+            if located.local_header().file_path().as_ref() != name {
                 return Err(Error::damaged(
                     path,
                     format!(
