@@ -95,3 +95,24 @@ fn odd_values_do_not_panic() {
         }
     }
 }
+
+#[test]
+fn encodes_as_ggml_does() {
+    let x = floats(include_bytes!("testdata/encode.f32"));
+    macro_rules! expected {
+        ($($dtype:ident $name:literal),* $(,)?) => {
+            [$((DType::$dtype, &include_bytes!(concat!("testdata/encode.", $name))[..])),*]
+        };
+    }
+    for (dtype, expected) in expected!(
+        Q4_0 "q4_0", Q4_1 "q4_1", Q5_0 "q5_0", Q5_1 "q5_1", Q8_0 "q8_0", Q4_K "q4_k", Q5_K "q5_k", Q6_K "q6_k",
+    ) {
+        let mut got = Vec::new();
+        assert!(encode(dtype, &x, &mut got));
+        assert_eq!(got.len(), expected.len());
+        let size = dtype.block_bytes();
+        let blocks = || got.chunks(size).zip(expected.chunks(size)).enumerate();
+        let other: Vec<usize> = blocks().filter(|(_, (a, b))| a != b).map(|(i, _)| i).collect();
+        assert!(other.is_empty(), "{dtype}: blocks {other:?} differ");
+    }
+}
