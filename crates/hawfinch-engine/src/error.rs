@@ -1,5 +1,7 @@
 //! Everything that can go wrong in this crate, one sentence each.
 
+use hawfinch_model::Printable;
+
 /// An error of the engine: what is wrong, where, and what to do about it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -41,7 +43,7 @@ pub enum Error {
         index: usize,
     },
     /// A chat template does not parse.
-    #[error("the chat template `{name}` does not parse: {reason}")]
+    #[error("the chat template `{name}` does not parse: {}", Printable(reason))]
     TemplateSyntax {
         /// Name of the template.
         name: String,
@@ -49,7 +51,7 @@ pub enum Error {
         reason: String,
     },
     /// A chat template failed while it was rendered.
-    #[error("the chat template `{name}` cannot render this conversation: {reason}")]
+    #[error("the chat template `{name}` cannot render this conversation: {}", Printable(reason))]
     TemplateRender {
         /// Name of the template.
         name: String,

@@ -16,7 +16,7 @@ pub use config::{MAX_TOP_LOGPROBS, Mirostat, SamplerConfig};
 pub use rng::Rng;
 
 use crate::{Error, Result};
-use select::{Candidate, Selector};
+use select::{Candidate, Candidates, Selector};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -88,7 +88,7 @@ struct Scratch {
     adjusted: Vec<f32>,
     weights: Vec<f32>,
     touched: Vec<u32>,
-    candidates: Vec<Candidate>,
+    candidates: Candidates,
     blocks: Vec<f64>,
     selector: Selector,
 }
@@ -302,7 +302,7 @@ impl Sampler {
                 Softmax { logits, weights: &scratch.weights, max, best: math::exp(max - shift), total };
             truncate(config, softmax, &mut scratch.candidates, &mut scratch.selector);
             if t != 1.0 {
-                for c in &mut scratch.candidates {
+                for c in scratch.candidates.iter_mut() {
                     c.weight = math::exp((logits[c.id as usize] - max) / t);
                 }
             }
@@ -390,7 +390,7 @@ struct Softmax<'a> {
 fn truncate(
     config: &SamplerConfig,
     softmax: Softmax<'_>,
-    candidates: &mut Vec<Candidate>,
+    candidates: &mut Candidates,
     selector: &mut Selector,
 ) {
     let Softmax { logits, weights, max, best, total } = softmax;

@@ -11,6 +11,42 @@ pub(crate) struct Candidate {
     pub weight: f32,
 }
 
+/// The candidates in order of id. The buffer keeps its full length, since refilling it for each token would take as
+/// long as the selection itself.
+#[derive(Debug, Default)]
+pub(crate) struct Candidates {
+    buffer: Vec<Candidate>,
+    len: usize,
+}
+
+impl Candidates {
+    /// Drops those for which `keep` is false.
+    pub fn retain(&mut self, mut keep: impl FnMut(&Candidate) -> bool) {
+        let mut end = 0;
+        for i in 0..self.len {
+            let c = self.buffer[i];
+            if keep(&c) {
+                self.buffer[end] = c;
+                end += 1;
+            }
+        }
+        self.len = end;
+    }
+}
+
+impl std::ops::Deref for Candidates {
+    type Target = [Candidate];
+    fn deref(&self) -> &[Candidate] {
+        &self.buffer[..self.len]
+    }
+}
+
+impl std::ops::DerefMut for Candidates {
+    fn deref_mut(&mut self) -> &mut [Candidate] {
+        &mut self.buffer[..self.len]
+    }
+}
+
 /// Keys are split by their top 12 bits (of the 31 that a non-negative f32 uses).
 const BUCKET_SHIFT: u32 = 19;
 const BUCKETS: usize = 1 << (31 - BUCKET_SHIFT);
@@ -71,10 +107,13 @@ fn bucket(key: u32) -> usize {
 }
 
 /// Replaces `out` by all tokens of at least `floor` (> 0) in order of id; returns their mass.
-pub(crate) fn gather(weights: &[f32], floor: f32, out: &mut Vec<Candidate>) -> f64 {
+pub(crate) fn gather(weights: &[f32], floor: f32, out: &mut Candidates) -> f64 {
     const LANES: usize = 16;
     // Filled without a branch a token: each is written at the end, and the end moves on if the token passes.
-    out.resize(weights.len(), Candidate { id: 0, weight: 0.0 });
+    let buffer = &mut out.buffer;
+    if buffer.len() < weights.len() {
+        buffer.resize(weights.len(), Candidate { id: 0, weight: 0.0 });
+    }
     let mut end = 0;
     let mut mass = 0f64;
     let mut base = 0u32;
@@ -88,15 +127,13 @@ pub(crate) fn gather(weights: &[f32], floor: f32, out: &mut Vec<Candidate>) -> f
         if sum > 0.0 {
             mass += f64::from(sum);
             for (id, &weight) in (base..).zip(chunk) {
-                out[end] = Candidate { id, weight };
+                buffer[end] = Candidate { id, weight };
                 end += usize::from(weight >= floor);
-                // The last token of all may pass: the end then stands behind the buffer, but nothing follows.
-                debug_assert!(end <= out.len());
             }
         }
         base += LANES as u32;
     }
-    out.truncate(end);
+    out.len = end;
     mass
 }
 
@@ -207,7 +244,7 @@ mod tests {
     #[test]
     fn gather_keeps_order_and_mass() {
         let w = weights(1003, 4.0);
-        let mut out = Vec::new();
+        let mut out = Candidates::default();
         let mass = gather(&w, 20.0, &mut out);
         let want: Vec<u32> = (0..1003u32).filter(|&i| w[i as usize] >= 20.0).collect();
         assert_eq!(out.iter().map(|c| c.id).collect::<Vec<_>>(), want);

@@ -8,6 +8,7 @@
 
 mod builtin;
 mod choose;
+mod limits;
 mod python;
 mod reply;
 #[cfg(test)]
@@ -149,6 +150,7 @@ impl Template {
         environment.set_recursion_limit(RECURSION);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", python::tojson);
+        limits::add(&mut environment);
         environment.add_function("raise_exception", |words: String| -> std::result::Result<Value, _> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, words))
         });
