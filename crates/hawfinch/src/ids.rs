@@ -38,8 +38,10 @@ pub fn parse_split(text: &str, total: usize) -> anyhow::Result<Vec<usize>> {
         }
     }
     let sum = out.iter().try_fold(0usize, |a, &b| a.checked_add(b));
-    if sum != Some(total) {
-        bail!("the pieces of --split must add up to the {total} ids given");
+    match sum {
+        Some(sum) if sum < total => out.push(total - sum),
+        Some(sum) if sum == total => {}
+        _ => bail!("the pieces of --split add up to more than the {total} ids given"),
     }
     Ok(out)
 }
@@ -53,7 +55,7 @@ mod tests {
         for text in ["1,2,30", " 1 2\n30\n", "[1, 2, 30]", "{\"ids\": [1,2,30]}", "{\"tokens\":[1,2,30]}"] {
             assert_eq!(parse(text).unwrap(), [1, 2, 30], "{text}");
         }
-        assert_eq!(parse("").unwrap(), []);
+        assert_eq!(parse("").unwrap(), Vec::<u32>::new());
         for text in ["1,x", "-1", "4294967296", "[1.5]", "[\"1\"]", "{\"id\": []}", "[1", "{}"] {
             parse(text).unwrap_err();
         }
@@ -62,7 +64,8 @@ mod tests {
     #[test]
     fn splits_add_up() {
         assert_eq!(parse_split("3,1,4", 8).unwrap(), [3, 1, 4]);
-        for text in ["3,1", "0,8", "8,", "a", "9", "18446744073709551615,9"] {
+        assert_eq!(parse_split("3,1", 8).unwrap(), [3, 1, 4]);
+        for text in ["0,8", "8,", "a", "9", "18446744073709551615,9"] {
             parse_split(text, 8).unwrap_err();
         }
     }

@@ -2,9 +2,9 @@
 //! panics when a reader goes away, as `println!` would.
 
 use std::fmt;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
@@ -39,10 +39,89 @@ pub fn may_write(path: &Path, force: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A new file for output.
-pub fn create(path: &Path) -> anyhow::Result<BufWriter<std::fs::File>> {
-    let file = OpenOptions::new().write(true).create(true).truncate(true).open(path);
-    Ok(BufWriter::with_capacity(1 << 16, file.with_context(|| format!("cannot write {}", path.display()))?))
+/// A file that is written beside its final place and put there when complete; on a failure nothing is left.
+pub struct NewFile {
+    path: PathBuf,
+    beside: PathBuf,
+    out: BufWriter<File>,
+    complete: bool,
+}
+
+impl NewFile {
+    /// Begins the file.
+    pub fn create(path: &Path) -> anyhow::Result<NewFile> {
+        let shown = || format!("cannot write {}", path.display());
+        if path.is_dir() {
+            return Err(usage(format!("{} is a folder: give the name of a file to write", path.display())));
+        }
+        let mut name = path.file_name().with_context(shown)?.to_os_string();
+        name.push(format!(".{}.part", std::process::id()));
+        let beside = path.with_file_name(name);
+        let file = OpenOptions::new().write(true).create_new(true).open(&beside).with_context(shown)?;
+        let out = BufWriter::with_capacity(1 << 16, file);
+        Ok(NewFile { path: path.into(), beside, out, complete: false })
+    }
+
+    /// Ends the file and puts it in its place.
+    pub fn complete(mut self) -> anyhow::Result<()> {
+        let shown = || format!("cannot write {}", self.path.display());
+        self.out.flush().with_context(shown)?;
+        std::fs::rename(&self.beside, &self.path).with_context(shown)?;
+        self.complete = true;
+        Ok(())
+    }
+}
+
+impl Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if !self.complete {
+            // Nothing more can be done if this fails too.
+            let _ = std::fs::remove_file(&self.beside);
+        }
+    }
+}
+
+/// A file, or standard output.
+pub enum Sink {
+    /// Standard output.
+    Stdout(BufWriter<io::StdoutLock<'static>>),
+    /// A new file.
+    File(NewFile),
+}
+
+impl Sink {
+    /// To this file if there is one.
+    pub fn open(path: Option<&Path>) -> anyhow::Result<Sink> {
+        Ok(match path {
+            Some(path) => Sink::File(NewFile::create(path)?),
+            None => Sink::Stdout(stdout()),
+        })
+    }
+
+    /// Writes a line.
+    pub fn line(&mut self, line: impl fmt::Display) -> io::Result<()> {
+        match self {
+            Sink::Stdout(out) => writeln!(out, "{line}"),
+            Sink::File(out) => writeln!(out, "{line}"),
+        }
+    }
+
+    /// Ends the output.
+    pub fn complete(self) -> anyhow::Result<()> {
+        match self {
+            Sink::Stdout(mut out) => Ok(out.flush()?),
+            Sink::File(file) => file.complete(),
+        }
+    }
 }
 
 /// Text of a model on standard output as it comes. On a terminal, control characters are shown as symbols:

@@ -65,7 +65,8 @@ impl SamplerOptions {
     /// `defaults` with what was given in their place.
     pub fn over(&self, defaults: SamplerConfig) -> anyhow::Result<SamplerConfig> {
         let mut c = if self.greedy {
-            SamplerConfig { logit_bias: defaults.logit_bias, ..SamplerConfig::greedy() }
+            let SamplerConfig { logit_bias, top_logprobs, seed, .. } = defaults;
+            SamplerConfig { logit_bias, top_logprobs, seed, ..SamplerConfig::greedy() }
         } else {
             defaults
         };

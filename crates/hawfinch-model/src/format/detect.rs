@@ -18,6 +18,10 @@ pub(super) fn read_any(path: &Path, file: Bytes) -> Result<Checkpoint> {
         head if ggml::is_ggml(head) => return ggml::read(path, file),
         _ => {}
     }
+    // A header's length may begin like another format's magic: 0x0480 is a pickle's.
+    if is_safetensors(&file) {
+        return safetensors::read(path, file);
+    }
     if let Some(why) = recognise_other(&file) {
         return Err(Error::not_a_model(path, why));
     }
@@ -29,6 +33,13 @@ pub(super) fn read_any(path: &Path, file: Bytes) -> Result<Checkpoint> {
         "its first bytes are of no format hawfinch reads (.pth, .safetensors, .st, GGUF, rwkv.cpp's .bin, or a \
          Hugging Face folder); was the download complete?",
     ))
+}
+
+/// A header that begins like one and ends within the file.
+fn is_safetensors(file: &[u8]) -> bool {
+    let length = file.first_chunk::<8>().map(|b| u64::from_le_bytes(*b));
+    let room = file.len().saturating_sub(8) as u64;
+    file.get(8) == Some(&b'{') && length.is_some_and(|n| (2..=room).contains(&n))
 }
 
 fn looks_like_safetensors(file: &[u8]) -> bool {

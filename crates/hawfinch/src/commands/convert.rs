@@ -7,12 +7,14 @@ use std::time::Instant;
 use clap::ValueEnum;
 use hawfinch_kernels::DType;
 use hawfinch_model::format::{self, SaveFormat, SaveOptions};
-use hawfinch_model::{Config, FileFormat};
+use hawfinch_model::{Checkpoint, Config, FileFormat};
+use hawfinch_tokenizer::Tokenizer;
 
 use crate::fail::usage;
 use crate::model_args::open_checkpoint;
 use crate::output::{self, note, size};
 use crate::progress::Progress;
+use crate::tokenizer_args::TokenizerOption;
 
 /// Arguments of `convert`.
 #[derive(clap::Args, Debug)]
@@ -35,6 +37,8 @@ pub struct Args {
     /// Number type of the weights: f32, f16, bf16, or in GGUF q8_0, q4_0, q4_k … [default: as they are]
     #[arg(long, value_name = "TYPE")]
     dtype: Option<String>,
+    #[command(flatten)]
+    tokenizer: TokenizerOption,
     /// Replace the file if it exists
     #[arg(long, short)]
     force: bool,
@@ -62,6 +66,7 @@ pub fn parse_dtype(name: &str) -> anyhow::Result<DType> {
 
 /// Converts.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    output::may_write(&args.to, args.force)?;
     let format = match args.format {
         Some(Format::Pth) => SaveFormat::Pth,
         Some(Format::Safetensors) => SaveFormat::Safetensors,
@@ -74,7 +79,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         })?,
     };
     let dtype = args.dtype.as_deref().map(parse_dtype).transpose()?;
-    output::may_write(&args.to, args.force)?;
     let ckpt = open_checkpoint(&args.from)?;
     if ckpt.format != FileFormat::Memory && same_file(&args.from, &args.to) {
         return Err(usage("the file to write is the file to read: give another name"));
@@ -85,12 +89,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     {
         return Err(e.into());
     }
+    let vocabulary = if format == SaveFormat::Gguf { world_tokens(args, &ckpt)? } else { None };
     let began = Instant::now();
     let mut bar = None;
     let mut tell = |done, total| {
         bar.get_or_insert_with(|| Progress::bytes("writing", total)).set(done);
     };
-    format::save(&args.to, &ckpt, SaveOptions { format, dtype, vocabulary: None, progress: Some(&mut tell) })?;
+    format::save(
+        &args.to,
+        &ckpt,
+        SaveOptions { format, dtype, vocabulary: vocabulary.as_deref(), progress: Some(&mut tell) },
+    )?;
     drop(bar);
     let bytes = std::fs::metadata(&args.to)?.len();
     let seconds = began.elapsed().as_secs_f64();
@@ -111,6 +120,19 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         ));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The World vocabulary, for a model that was trained with it: GGUF files carry theirs.
+fn world_tokens(args: &Args, ckpt: &Checkpoint) -> anyhow::Result<Option<Vec<Vec<u8>>>> {
+    let Ok(config) = Config::infer(ckpt) else { return Ok(None) };
+    let tokenizer = match args.tokenizer.asked()? {
+        Some(t) => t,
+        None if (65_529..=65_536).contains(&config.vocab) => Tokenizer::world(),
+        None => return Ok(None),
+    };
+    let bytes = |id| tokenizer.token_bytes(id).unwrap_or_default().to_vec();
+    Ok(matches!(tokenizer, Tokenizer::World(_))
+        .then(|| (0..tokenizer.vocab_size() as u32).map(bytes).collect()))
 }
 
 fn same_file(a: &std::path::Path, b: &std::path::Path) -> bool {

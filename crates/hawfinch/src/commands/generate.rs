@@ -48,7 +48,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "input")]
     prompt_file: Option<PathBuf>,
     /// Read many prompts, one JSON object a line, and run them as one batch
-    #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["echo", "state_out"])]
+    #[arg(long, value_name = "FILE.jsonl", conflicts_with_all = ["echo", "to"])]
     pub(super) input: Option<PathBuf>,
     /// With --input: write the results to this file
     #[arg(long, short, value_name = "FILE", requires = "input")]
@@ -175,7 +175,7 @@ pub fn first_run() -> anyhow::Result<ExitCode> {
 }
 
 pub(super) const DEMO_NOTE: &str =
-    "hawfinch: this is the built-in stand-in, a small model without training: its text is noise.";
+    "This is the built-in stand-in, a small model without training: its text is noise.";
 
 fn one(args: &Args, setup: &Setup, prompt: Option<Vec<u8>>) -> anyhow::Result<ExitCode> {
     signal::catch(1);
@@ -233,11 +233,13 @@ fn one(args: &Args, setup: &Setup, prompt: Option<Vec<u8>>) -> anyhow::Result<Ex
             stop_words(&generation.stop)
         ));
     }
+    let interrupted = signal::pressed();
     if args.state.is_saved() {
+        signal::clear();
         catch_up(&mut session)?;
         args.state.save(model, &session.position().state)?;
     }
-    Ok(if signal::pressed() { ExitCode::from(signal::INTERRUPTED) } else { ExitCode::SUCCESS })
+    Ok(if interrupted { ExitCode::from(signal::INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
 /// Why a reply ended, for a person.

@@ -1,6 +1,5 @@
 //! `hawfinch generate --input`: many prompts as one ragged batch.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::generate::{Args, Setup, report};
 use crate::input;
-use crate::output::{self, note};
+use crate::output::{Sink, note};
 use crate::progress::Progress;
 use crate::runner::Runner;
 
@@ -38,10 +37,7 @@ pub fn run(args: &Args, setup: &Setup) -> anyhow::Result<ExitCode> {
         lines.push(read);
     }
     // Before the work, so that a place that cannot be written is known at once.
-    let mut out: Box<dyn Write> = match &args.output {
-        Some(file) => Box::new(output::create(file)?),
-        None => Box::new(output::stdout()),
-    };
+    let mut out = Sink::open(args.output.as_deref())?;
     let start = args.state.load(&setup.model)?;
     let mut seeds = Vec::new();
     let mut requests: Vec<BatchRequest<State>> = Vec::new();
@@ -88,9 +84,9 @@ pub fn run(args: &Args, setup: &Setup) -> anyhow::Result<ExitCode> {
         if !line.id.is_null() {
             said["id"] = line.id.clone();
         }
-        writeln!(out, "{said}")?;
+        out.line(said)?;
     }
-    out.flush()?;
+    out.complete()?;
     if args.stats {
         let t = runner.take_timing();
         note(format_args!("[read {}, wrote {}]", t.read.shown(), t.written.shown()));

@@ -10,7 +10,7 @@ use hawfinch_model::{Rows, STEP_TOKENS, Sequence};
 use crate::fail::usage;
 use crate::ids;
 use crate::model_args::ModelOptions;
-use crate::output::{self, note, size};
+use crate::output::{NewFile, note, size};
 use crate::progress::Progress;
 
 /// Arguments of `logits`.
@@ -34,7 +34,7 @@ pub struct Args {
     /// The safetensors file to write
     #[arg(long, short, value_name = "FILE")]
     out: PathBuf,
-    /// Feed the ids in pieces of these lengths (the logits do not depend on it)
+    /// Feed the ids in pieces of these lengths, the rest in one (the logits do not depend on it)
     #[arg(long, value_name = "N,N,…")]
     split: Option<String>,
     #[command(flatten)]
@@ -74,13 +74,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         ids.len()
     );
     let header = format!("{header:<width$}", width = header.len().next_multiple_of(8));
-    let mut out = output::create(&args.out)?;
+    let mut out = NewFile::create(&args.out)?;
     let mut write =
         |bytes: &[u8]| out.write_all(bytes).with_context(|| format!("cannot write {}", args.out.display()));
     write(&(header.len() as u64).to_le_bytes())?;
     write(header.as_bytes())?;
     let mut progress = Progress::count("computing logits", ids.len() as u64);
-    let mut at = 0;
+    let (mut at, mut fed, before) = (0, 0, state.tokens);
     for piece in split {
         // A model divides what it is given into steps of this size anyhow: the same bits, but less in memory.
         for part in ids[at..at + piece].chunks(STEP_TOKENS) {
@@ -89,12 +89,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             for output in model.forward(&mut [sequence])? {
                 write(&output.logits.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
             }
-            progress.add(part.len() as u64);
+            fed += part.len() as u64;
+            progress.set(fed);
         }
         at += piece;
     }
-    out.flush().with_context(|| format!("cannot write {}", args.out.display()))?;
+    out.complete()?;
     drop(progress);
+    state.tokens = before + fed;
     args.state.save(&model, &state)?;
     note(format_args!("wrote {}: logits [{}, {vocab}], {}", args.out.display(), ids.len(), size(bytes)));
     Ok(ExitCode::SUCCESS)

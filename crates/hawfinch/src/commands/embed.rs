@@ -1,0 +1,185 @@
+//! `hawfinch embed`: a vector for a text, from the model's own activations.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use hawfinch_kernels::DType;
+use hawfinch_model::format::{self, SaveFormat, SaveOptions};
+use hawfinch_model::{Checkpoint, FileFormat, Model, Rows, STEP_TOKENS, Sequence, State, StoredTensor};
+use serde_json::{Value, json};
+
+use crate::fail::usage;
+use crate::input;
+use crate::model_args::ModelOptions;
+use crate::output::Sink;
+use crate::progress::Progress;
+use crate::tokenizer_args::TokenizerOption;
+
+/// Arguments of `embed`.
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "The embedding is the mean over the text's tokens of the last layer's output after the final norm
+(what the head multiplies), scaled to length 1: as many numbers as the model is wide. With
+--state-layer it is that layer's state after the text, all fields one after the other, not scaled.
+
+Prints one JSON object a text: its place, its tokens, the embedding. To a .safetensors file it
+writes one tensor `embeddings` [texts, numbers] instead.
+
+Examples:
+  hawfinch embed model.pth 'The finch cracks the seed.'
+  hawfinch embed model.pth --input sentences.txt -o vectors.safetensors
+  hawfinch embed model.pth - --state-layer 0 < page.txt"
+)]
+pub struct Args {
+    /// A model file or folder (`demo`: the built-in stand-in)
+    model: PathBuf,
+    /// The text, or - to read it from standard input
+    #[arg(required_unless_present = "input", conflicts_with = "input")]
+    text: Option<String>,
+    /// Read many texts, each line one; of a .jsonl file each line's \"text\"
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+    /// Give the state of this layer (from 0) in place of the mean
+    #[arg(long, value_name = "L")]
+    state_layer: Option<usize>,
+    /// Write to this file: JSON lines, or a tensor for .safetensors
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    tokenizer: TokenizerOption,
+    #[command(flatten)]
+    options: ModelOptions,
+}
+
+/// Texts that are run at once.
+const BATCH: usize = 32;
+
+/// Embeds every text and prints or writes the vectors.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let texts = texts(args)?;
+    let model = args.options.open_for(&args.model, texts.len().min(BATCH))?;
+    if let Some(layer) = args.state_layer.filter(|&l| l >= model.config().layers) {
+        return Err(usage(format!(
+            "there is no layer {layer}: the model has {} (from 0)",
+            model.config().layers
+        )));
+    }
+    let tokenizer = args.tokenizer.for_model(&model)?;
+    let ids: Vec<Vec<u32>> = texts.iter().map(|t| tokenizer.encode(t)).collect();
+    let to_tensor =
+        args.output.as_ref().filter(|p| SaveFormat::from_extension(p) == Some(SaveFormat::Safetensors));
+    let mut out = match to_tensor {
+        Some(_) => None,
+        None => Some(Sink::open(args.output.as_deref())?),
+    };
+    let mut all: Vec<f32> = Vec::new();
+    let mut progress = Progress::count("embedding", ids.iter().map(|i| i.len() as u64).sum());
+    for (n, batch) in ids.chunks(BATCH).enumerate() {
+        for (i, vector) in embed(&model, batch, args.state_layer, &mut progress)?.into_iter().enumerate() {
+            let index = n * BATCH + i;
+            match &mut out {
+                Some(out) => {
+                    out.line(json!({"index": index, "tokens": ids[index].len(), "embedding": vector}))?;
+                }
+                None => all.extend(vector),
+            }
+        }
+    }
+    drop(progress);
+    if let Some(out) = out {
+        out.complete()?;
+    }
+    if let Some(path) = to_tensor {
+        let mut file = Checkpoint::new(path, FileFormat::Memory);
+        file.insert("embeddings", StoredTensor::from_f32(&[ids.len(), all.len() / ids.len()], &all))?;
+        let options = SaveOptions {
+            format: SaveFormat::Safetensors,
+            dtype: Some(DType::F32),
+            vocabulary: None,
+            progress: None,
+        };
+        format::save(path, &file, options)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The texts asked for; none is empty.
+fn texts(args: &Args) -> anyhow::Result<Vec<Vec<u8>>> {
+    let Some(file) = &args.input else {
+        let text = args.text.clone().unwrap_or_default();
+        let text = if text == "-" { input::stdin()? } else { text.into_bytes() };
+        if text.is_empty() {
+            return Err(usage("the text is empty: there is nothing to embed"));
+        }
+        return Ok(vec![text]);
+    };
+    let content = input::read(file)?;
+    let json = file.extension().is_some_and(|e| e == "jsonl");
+    let content = content.strip_suffix(b"\n").unwrap_or(&content);
+    let mut texts = Vec::new();
+    for (n, line) in content.split(|&b| b == b'\n').enumerate() {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        let text = if json {
+            let value: Value = serde_json::from_slice(line)
+                .with_context(|| format!("{} line {} is not valid JSON", file.display(), n + 1))?;
+            let text = value.get("text").and_then(Value::as_str);
+            text.with_context(|| format!("{} line {} has no \"text\"", file.display(), n + 1))?
+                .as_bytes()
+                .to_vec()
+        } else {
+            line.to_vec()
+        };
+        if text.is_empty() {
+            bail!("{} line {} is empty: there is nothing to embed", file.display(), n + 1);
+        }
+        texts.push(text);
+    }
+    Ok(texts)
+}
+
+/// The vectors of texts that run side by side, some tokens of each at a time.
+fn embed(
+    model: &Model,
+    texts: &[Vec<u32>],
+    state_layer: Option<usize>,
+    progress: &mut Progress,
+) -> anyhow::Result<Vec<Vec<f32>>> {
+    let width = model.config().width;
+    let hidden = if state_layer.is_some() { Rows::None } else { Rows::All };
+    let mut states: Vec<State> = texts.iter().map(|_| model.new_state()).collect();
+    let mut sums = vec![vec![0.0f64; width]; texts.len()];
+    let longest = texts.iter().map(Vec::len).max().unwrap_or(0);
+    for start in (0..longest).step_by(STEP_TOKENS) {
+        let mut of = Vec::new();
+        let mut sequences = Vec::new();
+        for (i, (ids, state)) in texts.iter().zip(&mut states).enumerate() {
+            if let Some(tokens) = ids.get(start..ids.len().min(start + STEP_TOKENS)).filter(|t| !t.is_empty())
+            {
+                of.push(i);
+                sequences.push(Sequence { tokens, state, logits: Rows::None, hidden });
+                progress.add(tokens.len() as u64);
+            }
+        }
+        for (i, output) in of.into_iter().zip(model.forward(&mut sequences)?) {
+            for row in output.hidden.chunks_exact(width) {
+                sums[i].iter_mut().zip(row).for_each(|(s, &v)| *s += f64::from(v));
+            }
+        }
+    }
+    Ok(match state_layer {
+        Some(layer) => states.iter().map(|s| layer_of(s, layer)).collect(),
+        None => sums.into_iter().map(normalised).collect(),
+    })
+}
+
+/// All fields of one layer of a state.
+fn layer_of(state: &State, layer: usize) -> Vec<f32> {
+    state.layout().fields.iter().flat_map(|f| state.field(layer, f.name)).copied().collect()
+}
+
+/// Scaled to length 1; the sum's direction is the mean's.
+fn normalised(sum: Vec<f64>) -> Vec<f32> {
+    let length = sum.iter().map(|v| v * v).sum::<f64>().sqrt();
+    sum.into_iter().map(|v| (v / length.max(f64::MIN_POSITIVE)) as f32).collect()
+}

@@ -1,0 +1,151 @@
+//! chat with its lines piped in.
+
+use serde_json::json;
+
+use crate::util::{Place, Run};
+
+fn chat(place: &Place, args: &[&str], lines: &str) -> Run {
+    place.run_with(&[&["chat", "demo", "-n", "12", "--greedy"][..], args].concat(), lines.as_bytes())
+}
+
+#[test]
+fn each_line_gets_a_reply() {
+    let place = Place::new();
+    let replies = chat(&place, &["--json"], "one\ntwo\\\nlines\n\n/quit\nnever\n").ok().json_lines();
+    assert_eq!(replies.len(), 2);
+    for r in &replies {
+        assert_eq!((&r["generated_tokens"], &r["finish"]), (&json!(12), &json!("max_tokens")));
+        assert!(!r["text"].as_str().unwrap().is_empty());
+    }
+    assert_eq!(replies[0]["prompt_tokens"], json!(3));
+    // Plain: the same texts.
+    let text = chat(&place, &[], "one\n").ok().text();
+    assert_eq!(text.trim_end(), replies[0]["text"].as_str().unwrap().trim_end());
+    // Nothing to say is no failure.
+    assert_eq!(chat(&place, &[], "").ok().text(), "");
+}
+
+#[test]
+fn nothing_is_read_twice() {
+    let place = Place::new();
+    let stats = |lines: &str| {
+        let run = chat(&place, &["--stats", "--template", "world"], lines).ok();
+        let read = run.err.lines().filter(|l| l.starts_with("[read "));
+        read.map(|l| l[6..].split(' ').next().unwrap().parse::<u32>().unwrap()).collect::<Vec<_>>()
+    };
+    let user = |text: &str| format!("User: {text}\n\nAssistant:").len() as u32;
+    let long = "x".repeat(300);
+    let read = stats(&format!("{long}\nshort\n/regen\n"));
+    assert_eq!(read[0], user(&long));
+    // The second turn: end of the reply's turn, the message, the end of the first reply that was still pending.
+    assert!(read[1] <= user("short") + 4, "{read:?}");
+    assert_eq!(read[2], 0, "a reply drawn again reads nothing");
+}
+
+#[test]
+fn going_back() {
+    let place = Place::new();
+    let texts = |lines: &str| -> Vec<String> {
+        let all = chat(&place, &["--json"], lines).ok().json_lines();
+        all.iter().map(|r| r["text"].as_str().unwrap().to_string()).collect()
+    };
+    let plain = texts("one\ntwo\n");
+    assert_ne!(plain[0], plain[1]);
+    // Greedy: the same reply once more.
+    assert_eq!(
+        texts("one\n/regen\n/retry\ntwo\n"),
+        [&plain[0], &plain[0], &plain[0], &plain[1]].map(String::clone)
+    );
+    assert_eq!(texts("one\nother\n/undo\ntwo\n")[2], plain[1]);
+    assert_eq!(texts("one\nmore\n/reset\none\n")[2], plain[0]);
+    assert_eq!(texts("one\n/fork\nmore\n/branch main\ntwo\n")[2], plain[1]);
+}
+
+#[test]
+fn drawing_again_draws_something_else() {
+    let place = Place::new();
+    let run = place.run_with(&["chat", "demo", "-n", "20", "--seed", "1", "--json"], b"hello\n/regen\n").ok();
+    let replies = run.json_lines();
+    assert_ne!(replies[0]["text"], replies[1]["text"]);
+}
+
+#[test]
+fn a_saved_conversation_goes_on_in_another_run() {
+    let place = Place::new();
+    for template in ["world", "completion", "g1-think"] {
+        let args = ["--json", "--template", template];
+        let there = chat(&place, &args, "one\n/save talk.st\ntwo\nthree\n").ok().json_lines();
+        let back = chat(&place, &args, "/load talk.st\ntwo\nthree\n").ok().json_lines();
+        assert_eq!(there[1..], back[..], "{template}");
+        let option =
+            chat(&place, &[&args[..], &["--load", "talk.st"]].concat(), "two\n/history\n").ok().text();
+        assert!(option.starts_with(&there[1].to_string()), "{option}");
+        if template == "world" {
+            assert!(option.contains("> one\n") && option.contains("> two\n"), "{option}");
+        }
+    }
+    // As a state for others, and refused for another model.
+    place.run(&["generate", "demo", "x", "-n", "3", "--state", "talk.st"]).ok();
+    place.model("other.pth", &["--layers", "3", "--width", "128"]);
+    let run = place.run_with(&["chat", "other.pth"], b"/load talk.st\n");
+    run.fails(1, &["another model"]);
+}
+
+#[test]
+fn system_text_and_settings() {
+    let place = Place::new();
+    let lines = "/system\n/system Be brief.\nhi\n/reset\n/system\n/history\n/system -\n/system\n/set max-tokens 5\n/set top_p 0.5\n/set\n/help\n/stats\n/branch\n";
+    let run = chat(&place, &["--template", "world", "--system", "Be kind."], lines).ok();
+    let text = run.text();
+    assert!(text.starts_with("Be kind.\n"), "{text}");
+    for words in [
+        "\nBe brief.\n",
+        "system: Be brief.",
+        "(there is no system text)",
+        "max-tokens 5",
+        "top-p 0.5",
+        "/regen",
+        "* main",
+        "state: ",
+    ] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+}
+
+#[test]
+fn mistakes_are_told_and_the_chat_goes_on() {
+    let place = Place::new();
+    for (line, words) in [
+        ("/nonsense", "/help"),
+        ("/load nowhere.st", "nowhere.st"),
+        ("/save", "name of a file"),
+        ("/save no/such/folder/x", "no/such/folder"),
+        ("/regen", "no reply yet"),
+        ("/undo", "nothing to take back"),
+        ("/branch x", "no branch"),
+        ("/fork main", "already"),
+        ("/set x 1", "temperature"),
+        ("/set top-p 7", "top_p"),
+        ("/set temperature", "/set temperature 0.8"),
+    ] {
+        let run = chat(&place, &["--json"], &format!("{line}\nhello\n"));
+        assert_eq!(run.json_lines().len(), 1, "{line}");
+        run.fails(1, &[words]);
+    }
+    chat(&place, &["--template", "nonsense"], "").fails(1, &["nonsense", "world"]);
+    place.write("bad.jinja", "{% for x in %}");
+    chat(&place, &["--template", "bad.jinja"], "").fails(1, &["bad.jinja"]);
+    place.write("good.jinja", "{% for m in messages %}<{{ m.content }}>{% endfor %}");
+    assert_eq!(
+        chat(&place, &["--template", "good.jinja", "--json"], "hi\n").ok().json_lines()[0]["prompt_tokens"],
+        json!(4)
+    );
+}
+
+#[test]
+fn bytes_that_are_not_text_are_replaced() {
+    let place = Place::new();
+    let run = place.run_with(&["chat", "demo", "-n", "3", "--json"], b"a\xff\n").ok();
+    // U+FFFD is three bytes.
+    assert_eq!(run.json_lines()[0]["prompt_tokens"], json!(4));
+}

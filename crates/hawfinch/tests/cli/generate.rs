@@ -1,0 +1,244 @@
+//! generate, and the program without arguments.
+
+use std::process::Stdio;
+
+use serde_json::json;
+
+use crate::util::{Place, shared};
+
+#[test]
+fn without_arguments_the_stand_in_speaks() {
+    let run = Place::new().run(&[]).ok();
+    assert!(run.text().starts_with("The finch "), "{}", run.text());
+    assert!(run.out.len() > 40);
+    for words in ["stand-in", "without training", "noise", "hawfinch pull", "hawfinch chat MODEL"] {
+        assert!(run.err.contains(words), "{words}: {}", run.err);
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text() {
+    let place = Place::new();
+    place.model("m.pth", &[]);
+    let text = |seed: &str| place.run(&["generate", "m.pth", "Hello", "-n", "50", "--seed", seed]).ok().out;
+    assert_eq!(text("1"), text("1"));
+    assert_ne!(text("1"), text("2"));
+    assert_ne!(text("1"), place.run(&["generate", "m.pth", "Hello", "-n", "50"]).ok().out);
+    // Not a matter of threads.
+    assert_eq!(
+        text("1"),
+        place.run(&["generate", "m.pth", "Hello", "-n", "50", "--seed", "1", "--threads", "1"]).ok().out
+    );
+}
+
+#[test]
+fn json_tells_everything() {
+    let place = Place::new();
+    let args = ["generate", "demo", "ab", "--json", "-n", "5", "--greedy", "--logprobs", "3"];
+    let said = place.run(&args).ok().json();
+    assert_eq!(said["prompt"], json!("ab"));
+    assert_eq!((&said["prompt_tokens"], &said["generated_tokens"]), (&json!(2), &json!(5)));
+    assert_eq!((&said["finish"], &said["stopped_by"]), (&json!("max_tokens"), &json!(null)));
+    let logprobs = said["logprobs"].as_array().unwrap();
+    assert_eq!(logprobs.len(), 5);
+    for (entry, id) in logprobs.iter().zip(said["tokens"].as_array().unwrap()) {
+        let top = entry["top"].as_array().unwrap();
+        // Greedy: the token itself is the most probable one.
+        assert_eq!((top.len(), &entry["id"], &top[0]["id"]), (3, id, id));
+        assert_eq!(entry["logprob"], top[0]["logprob"]);
+        assert!(entry["logprob"].as_f64().unwrap() < 0.0);
+    }
+    // The seed that was drawn gives the same text again.
+    let drawn = place.run(&["generate", "demo", "ab", "--json", "-n", "20"]).ok().json();
+    let again = place
+        .run(&["generate", "demo", "ab", "--json", "-n", "20", "--seed", &drawn["seed"].to_string()])
+        .ok()
+        .json();
+    assert_eq!(drawn, again);
+}
+
+#[test]
+fn stops_where_told() {
+    let place = Place::new();
+    let base = ["generate", "demo", "ab", "--json", "-n", "40", "--seed", "3"];
+    let run = |more: &[&str]| place.run(&[&base[..], more].concat()).ok().json();
+    let free = run(&[]);
+    let fifth = free["tokens"][5].to_string();
+    let stopped = run(&["--stop-token", &fifth]);
+    let first = free["tokens"].as_array().unwrap().iter().position(|t| t.to_string() == fifth).unwrap();
+    assert_eq!(stopped["generated_tokens"], json!(first));
+    assert_eq!((&stopped["finish"], &stopped["stopped_by"]), (&json!("stop"), &free["tokens"][5]));
+    let text = free["text"].as_str().unwrap();
+    let at = text.char_indices().find(|(i, c)| *i > 0 && c.is_ascii_graphic()).unwrap();
+    let stopped = run(&["--stop", &at.1.to_string()]);
+    assert_eq!(stopped["text"], json!(text[..text.find(at.1).unwrap()]));
+    place.run(&["generate", "demo", "ab", "--stop", ""]).fails(2, &["--stop"]);
+    place.run(&["generate", "demo", "ab", "--stop-token", "256"]).fails(2, &["256"]);
+}
+
+#[test]
+fn prompts_come_from_arguments_files_and_pipes() {
+    let place = Place::new();
+    let greedy = ["-n", "12", "--greedy"];
+    let run = |args: &[&str], input: &[u8]| {
+        place.run_with(&[&["generate", "demo"][..], args, &greedy].concat(), input).ok().out
+    };
+    let expected = run(&["some text"], b"");
+    place.write("p.txt", "some text");
+    assert_eq!(run(&["--prompt-file", "p.txt"], b""), expected);
+    assert_eq!(run(&["-"], b"some text"), expected);
+    // Byte for byte: a line break at the end is part of it.
+    assert_ne!(run(&["-"], b"some text\n"), expected);
+    // Not UTF-8: the tokenizers take any bytes.
+    let said = place.run_with(&["generate", "demo", "-", "--json", "-n", "1"], b"a\xff\xfe").ok().json();
+    assert_eq!((&said["prompt_tokens"], &said["prompt"]), (&json!(3), &json!("a\u{fffd}\u{fffd}")));
+    let echoed = run(&["some text", "--echo"], b"");
+    assert_eq!(echoed, [b"some text", &expected[..]].concat());
+}
+
+#[test]
+fn empty_prompts() {
+    let place = Place::new();
+    // No prompt at all begins at nothing; a prompt that is empty is a mistake.
+    let said = place.run(&["generate", "demo", "--json", "-n", "3"]).ok().json();
+    assert_eq!((&said["prompt_tokens"], &said["generated_tokens"]), (&json!(0), &json!(3)));
+    place.run(&["generate", "demo", ""]).fails(2, &["the prompt is empty"]);
+    place.run_with(&["generate", "demo", "-"], b"").fails(2, &["the prompt is empty"]);
+    place.write("empty", "");
+    place.run(&["generate", "demo", "--prompt-file", "empty"]).fails(2, &["the prompt is empty"]);
+    place.run(&["generate", "demo", "--prompt-file", "nowhere"]).fails(1, &["nowhere"]);
+}
+
+#[test]
+fn a_saved_state_goes_on_as_if_nothing_had_happened() {
+    let place = Place::new();
+    place.model("m.pth", &["--version", "6"]);
+    let greedy = |args: &[&str]| {
+        place.run(&[&["generate", "m.pth"][..], args, &["--greedy", "--json"]].concat()).ok().json()
+    };
+    let whole = greedy(&["one two three", "-n", "20"]);
+    greedy(&["one two", "-n", "0", "--state-out", "s.safetensors"]);
+    let rest = greedy(&[" three", "-n", "20", "--state", "s.safetensors"]);
+    assert_eq!(whole["tokens"], rest["tokens"]);
+    // What was generated is in the saved state, its last token too.
+    greedy(&["one two", "-n", "6", "--state-out", "t.safetensors"]);
+    let file = hawfinch_model::format::open(&place.path("t.safetensors")).unwrap();
+    assert_eq!(file.metadata["hawfinch.tokens"], "13");
+    place.run(&["generate", "m.pth", "--state", "s.safetensors"]).fails(2, &["needs a prompt"]);
+}
+
+#[test]
+fn a_batch_gives_each_prompt_what_it_gets_alone() {
+    let place = Place::new();
+    let lines = [
+        json!({"prompt": "short", "id": "a"}),
+        json!({"prompt": "a longer prompt ".repeat(20), "max_tokens": 3}),
+        json!({"prompt": "seeded", "seed": 77, "temperature": 1.5, "top_p": 0.9}),
+        json!({"prompt": "", "greedy": true, "max_tokens": 9}),
+        json!({"prompt": "stop", "stop": ["e", "a"], "logit_bias": {"0": "-inf"}}),
+    ];
+    let text: String = lines.iter().map(|l| format!("{l}\n\n")).collect();
+    place.write("in.jsonl", &text);
+    let args = ["generate", "demo", "--input", "in.jsonl", "-n", "15", "--seed", "5"];
+    let run = place.run(&args).ok();
+    let batch = run.json_lines();
+    assert_eq!(batch.len(), lines.len());
+    for (i, said) in batch.iter().enumerate() {
+        assert_eq!((&said["index"], &said["prompt"]), (&json!(i), &lines[i]["prompt"]));
+        let mut alone = vec!["generate", "demo", "--input", "one.jsonl", "-n", "15", "--seed", "5"];
+        place.write("one.jsonl", lines[i].to_string());
+        if i == 0 {
+            // And the same as without --input.
+            alone = vec!["generate", "demo", "short", "--json", "-n", "15", "--seed", "5"];
+        }
+        let alone = place.run(&alone).ok().json();
+        assert_eq!(said["tokens"], alone["tokens"], "line {i}");
+        assert_eq!(said["text"], alone["text"], "line {i}");
+    }
+    assert_eq!(batch[0]["id"], json!("a"));
+    assert_eq!((&batch[1]["generated_tokens"], &batch[3]["generated_tokens"]), (&json!(3), &json!(9)));
+    assert_eq!(batch[2]["seed"], json!(77));
+    // Narrow batches and a file for the results change nothing.
+    place.run(&[&args[..], &["--batch", "2", "-o", "out.jsonl"]].concat()).ok();
+    assert_eq!(place.read("out.jsonl"), run.out);
+}
+
+#[test]
+fn wrong_lines_of_a_batch() {
+    let place = Place::new();
+    for (line, words) in [
+        ("{\"prompt\": 1}", "prompt"),
+        ("{\"prompt\": \"a\"", "JSON"),
+        ("[]", "object"),
+        ("{\"prompt\": \"a\", \"temprature\": 1}", "temprature"),
+        ("{\"prompt\": \"a\", \"top_p\": 2}", "top_p"),
+        ("{\"prompt\": \"a\", \"max_tokens\": -1}", "max_tokens"),
+        ("{\"prompt\": \"a\", \"stop\": 1}", "stop"),
+    ] {
+        place.write("in.jsonl", format!("{{\"prompt\": \"x\"}}\n{line}\n"));
+        place.run(&["generate", "demo", "--input", "in.jsonl"]).fails(1, &["in.jsonl line 2", words]);
+    }
+    place.write("bad.jsonl", b"{\"prompt\": \"\xff\"}");
+    place.run(&["generate", "demo", "--input", "bad.jsonl"]).fails(1, &["not UTF-8"]);
+}
+
+#[test]
+fn settings_out_of_range() {
+    let place = Place::new();
+    for (option, value, words) in [
+        ("--temperature", "-1", "temperature"),
+        ("--top-p", "1.5", "top_p"),
+        ("--min-p", "NaN", "min_p"),
+        ("--group-norm-eps", "2", "epsilon"),
+    ] {
+        let words = if option == "--group-norm-eps" { "--group-norm-eps" } else { words };
+        place.run(&["generate", "demo", "a", &format!("{option}={value}")]).fails(2, &[words]);
+    }
+    place.run(&["generate", "demo", "a", "--logprobs", "2"]).fails(2, &["--json"]);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let place = Place::new();
+    let mut child = place
+        .command(&["generate", "demo", "a", "-n", "20000"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(!String::from_utf8_lossy(&out.stderr).contains("panicked"));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_with_what_there_is() {
+    use std::io::Read;
+    let place = Place::new();
+    let mut child = place
+        .command(&["generate", "demo", "a", "-n", "100000000", "--state-out", "s.safetensors"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The first text has come: the handler is there.
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 8]).unwrap();
+    // SAFETY: kill(2) with the id of a child that was not waited for.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(130));
+    assert!(place.path("s.safetensors").exists());
+}
+
+#[test]
+fn real_models_write_what_they_learned() {
+    let Some(folder) = shared("weights/rwkv.cpp-tiny") else { return };
+    let model = folder.join("tiny-rwkv-7v0-834K-FP32.bin");
+    let text =
+        Place::new().run(&["generate", model.to_str().unwrap(), "It i", "--greedy", "-n", "30"]).ok().text();
+    assert!(text.contains(" the the"), "{text}");
+}

@@ -1,0 +1,10 @@
+//! The commands as a person or a script runs them: the real binary, on models made by `synthesize`, on the
+//! built-in stand-in and, where `../shared/data` is there, on real ones.
+
+mod bad_input;
+mod chat;
+mod files;
+mod generate;
+mod help;
+mod text;
+mod util;

@@ -1,0 +1,127 @@
+//! tokenize, detokenize, embed.
+
+use serde_json::json;
+
+use crate::util::{Place, shared};
+
+#[test]
+fn any_bytes_go_there_and_back() {
+    let place = Place::new();
+    let mut bytes: Vec<u8> = (0..=255).collect();
+    bytes.extend("The Eiffel tower 🦜 東京タワー\r\n\n".as_bytes());
+    place.write("all.bin", &bytes);
+    let run = place.run(&["tokenize", "all.bin", "--json"]).ok();
+    let ids = run.json()["ids"].as_array().unwrap().len();
+    assert!(ids > 128 && ids < bytes.len());
+    assert_eq!(place.run_with(&["detokenize"], &run.out).ok().out, bytes);
+    // From standard input, as plain numbers, with another tokenizer.
+    let plain = place.run_with(&["tokenize", "-", "--tokenizer", "bytes"], &bytes).ok();
+    assert_eq!(place.run_with(&["detokenize", "--tokenizer", "bytes"], &plain.out).ok().out, bytes);
+    assert_eq!(place.run(&["tokenize", "all.bin", "--count"]).ok().text().trim(), ids.to_string());
+}
+
+#[test]
+fn texts_and_ids_in_arguments() {
+    let place = Place::new();
+    let run = place.run(&["tokenize", "--text", "The Eiffel tower"]).ok();
+    assert_eq!(run.text(), "6699 304 25740 109 39990\n");
+    for args in [
+        &["detokenize", "6699", "304,25740", "109", "39990"][..],
+        &["detokenize", "[6699,304,25740,109,39990]"],
+    ] {
+        assert_eq!(place.run(args).ok().text(), "The Eiffel tower");
+    }
+    assert_eq!(place.run(&["tokenize", "--text", ""]).ok().text(), "\n");
+    assert_eq!(place.run_with(&["detokenize"], b"").ok().text(), "");
+    let pieces = place.run(&["tokenize", "--text", "a\n\u{1b}", "--pieces"]).ok().text();
+    assert!(pieces.contains("\\n") && pieces.contains("\\u{1b}") && pieces.contains("3 bytes"), "{pieces}");
+}
+
+#[test]
+fn the_models_tokenizer_is_chosen_by_its_vocabulary() {
+    let place = Place::new();
+    place.model("bytes.pth", &[]);
+    assert_eq!(place.run(&["tokenize", "--text", "ab", "--model", "bytes.pth"]).ok().text(), "97 98\n");
+    place.model("odd.pth", &["--vocab", "300"]);
+    place.run(&["tokenize", "--text", "ab", "--model", "odd.pth"]).fails(1, &["300", "--tokenizer"]);
+}
+
+#[test]
+fn ids_that_are_none() {
+    let place = Place::new();
+    place.run(&["detokenize", "x"]).fails(2, &["`x`"]);
+    place.run_with(&["detokenize"], b"{\"ids\": [1,").fails(1, &["JSON"]);
+    place.run_with(&["detokenize"], b"\xff\xfe").fails(1, &["not text"]);
+    place.run(&["detokenize", "70000"]).fails(1, &["70000", "World"]);
+    place.run(&["tokenize", "nowhere.txt"]).fails(1, &["nowhere.txt"]);
+    place.run(&["tokenize", "."]).fails(1, &["cannot read ."]);
+    place.write("odd.json", "{\"model\": {}}");
+    place.run(&["tokenize", "--text", "a", "--tokenizer", "odd.json"]).fails(1, &["odd.json"]);
+}
+
+#[test]
+fn whole_files_as_another_encoder_has_them() {
+    let Some(vectors) = shared("tokenizer/world_vectors.jsonl") else { return };
+    let place = Place::new();
+    // One case through the binary; all of them are tested beside the tokenizer.
+    let line = std::fs::read_to_string(vectors).unwrap().lines().next().unwrap().to_string();
+    let case: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let ids: Vec<String> = case["tokens"].as_array().unwrap().iter().map(ToString::to_string).collect();
+    let bytes = place
+        .run(&[&["detokenize"][..], &ids.iter().map(String::as_str).collect::<Vec<_>>()].concat())
+        .ok()
+        .out;
+    let again = place.run_with(&["tokenize", "-"], &bytes).ok().text();
+    assert_eq!(again.split_whitespace().collect::<Vec<_>>(), ids);
+}
+
+fn vector(v: &serde_json::Value) -> Vec<f64> {
+    v["embedding"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+#[test]
+fn embeddings_have_length_one_and_do_not_depend_on_the_batch() {
+    let place = Place::new();
+    let one = place.run(&["embed", "demo", "The finch"]).ok().json();
+    assert_eq!((&one["index"], &one["tokens"]), (&json!(0), &json!(9)));
+    let v = vector(&one);
+    assert_eq!(v.len(), 128);
+    assert!((v.iter().map(|x| x * x).sum::<f64>() - 1.0).abs() < 1e-5);
+    // In a batch, behind a text that is longer than a step.
+    place.write("texts.txt", format!("{}\nThe finch\r\nx\n", "long ".repeat(60)));
+    let batch = place.run(&["embed", "demo", "--input", "texts.txt"]).ok().json_lines();
+    assert_eq!(batch.len(), 3);
+    assert_eq!(vector(&batch[1]), v);
+    place.write("texts.jsonl", "{\"text\": \"The finch\"}\n");
+    assert_eq!(vector(&place.run(&["embed", "demo", "--input", "texts.jsonl"]).ok().json()), v);
+    assert_eq!(vector(&place.run_with(&["embed", "demo", "-"], b"The finch").ok().json()), v);
+    // As a tensor.
+    place.run(&["embed", "demo", "--input", "texts.txt", "-o", "v.safetensors"]).ok();
+    let file = hawfinch_model::format::open(&place.path("v.safetensors")).unwrap();
+    let t = &file.tensors["embeddings"];
+    assert_eq!(t.shape, [3, 128]);
+    assert_eq!(t.index(1).to_f32().iter().map(|&x| f64::from(x)).collect::<Vec<_>>().len(), v.len());
+    assert!(t.index(1).to_f32().iter().zip(&v).all(|(a, b)| (f64::from(*a) - b).abs() < 1e-7));
+}
+
+#[test]
+fn a_layers_state_as_a_vector() {
+    let place = Place::new();
+    let v = vector(&place.run(&["embed", "demo", "ab", "--state-layer", "1"]).ok().json());
+    place.run(&["logits", "demo", "--ids", "97,98", "--out", "l.st", "--state-out", "s.safetensors"]).ok();
+    let file = hawfinch_model::format::open(&place.path("s.safetensors")).unwrap();
+    let fields = ["att_x", "wkv", "ffn_x"].map(|f| file.tensors[&format!("state.1.{f}")].to_f32());
+    let expected: Vec<f32> = fields.concat();
+    assert_eq!(v.iter().map(|&x| x as f32).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn nothing_to_embed() {
+    let place = Place::new();
+    place.run(&["embed", "demo", ""]).fails(2, &["empty"]);
+    place.write("texts.txt", "a\n\nb\n");
+    place.run(&["embed", "demo", "--input", "texts.txt"]).fails(1, &["line 2"]);
+    place.write("texts.jsonl", "{\"txt\": 1}\n");
+    place.run(&["embed", "demo", "--input", "texts.jsonl"]).fails(1, &["line 1", "text"]);
+    place.run(&["embed", "demo", "a", "--state-layer", "3"]).fails(2, &["layer 3"]);
+}
