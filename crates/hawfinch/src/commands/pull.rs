@@ -13,7 +13,7 @@ use crate::output::{self, size};
 #[command(after_help = "Examples:
   hawfinch pull --list                     models known by name
   hawfinch pull rwkv7-0.4b                 the newest RWKV-7 of that size
-  hawfinch pull BlinkDL/rwkv-7-world       a repository with one model
+  hawfinch pull OWNER/REPO                 a repository with one model, or a Hugging Face folder
   hawfinch pull BlinkDL/rwkv-6-world:RWKV-x060-World-1B6-v2.1-20240328-ctx4096.pth
 
 An interrupted download goes on where it ended. HF_ENDPOINT names another hub, HF_TOKEN logs in,

@@ -1,8 +1,6 @@
 //! `models`, `doctor`, `completions` and `man`, run as a user runs them.
 
-mod hub_stub;
-
-use hub_stub::{Room, model};
+use crate::hub_stub::{Room, model};
 
 fn with_models() -> Room {
     let room = Room::new();
@@ -61,10 +59,8 @@ fn other_programs_models_are_listed_when_asked_for() {
     std::fs::create_dir_all(&at).unwrap();
     std::fs::write(at.join("m.st"), model()).unwrap();
     std::fs::write(at.join("bert.bin"), "another kind").unwrap();
-    let room = Room {
-        variables: vec![("HF_HUB_CACHE", room.models().with_file_name("hub").display().to_string())],
-        ..room
-    };
+    let cache = room.models().with_file_name("hub").display().to_string();
+    let room = room.with("HF_HUB_CACHE", cache);
     let run = room.run(&["models", "--cache"]).code(0).says(&["a/b:m.st"]);
     assert!(!run.out.contains("bert"));
     assert!(!room.run(&["models"]).code(0).out.contains("a/b:m.st"));
@@ -110,7 +106,7 @@ fn the_quick_doctor_measures_nothing_and_the_network_is_asked_only_on_request() 
     assert!(!run.out.contains("Measured") && run.out.contains("2.9B"), "{}", run.out);
     #[cfg(feature = "hub")]
     {
-        let stub = hub_stub::Stub::new(|_, _| hub_stub::Reply::status(200));
+        let stub = crate::hub_stub::Stub::new(|_, _| crate::hub_stub::Reply::status(200));
         let room = Room::new().with("HF_ENDPOINT", &stub.address);
         room.run(&["doctor", "--quick"]).code(0);
         assert!(stub.seen().is_empty());

@@ -1,9 +1,6 @@
 //! `hawfinch pull` against a hub on loopback.
-#![cfg(feature = "hub")]
 
-mod hub_stub;
-
-use hub_stub::{Reply, Request, Room, Stub, hash, large_file, model, part_of};
+use crate::hub_stub::{Reply, Request, Room, Stub, hash, large_file, model, part_of};
 
 /// A known model whose hash is not in the list, so that a stub can serve it.
 const FILE: &str = "rwkv7-g1d-0.1b-20260129-ctx8192.pth";
