@@ -114,15 +114,21 @@ fn sources() -> Vec<(String, PathBuf)> {
 
 /// A vocabulary as large as the embedding, with tokens that are hard to write.
 fn vocabulary(rows: usize) -> Vec<Vec<u8>> {
-    let odd: [&[u8]; 8] = [b"", b"\0", b"'", b"\"'", b"\\", b"\xff\xfe", "日本".as_bytes(), b"\n\n"];
+    let odd: [&[u8]; 8] = [b"", b"\0", b"'", b"\"'", b"\\", b"\xff\xfe", "日本".as_bytes(), b"\n"];
     (0..rows).map(|i| odd.get(i).map_or_else(|| format!("t{i}").into_bytes(), |t| t.to_vec())).collect()
+}
+
+/// Where to write: a folder that is removed when the second is dropped, or the one asked for.
+fn folder() -> (PathBuf, tempfile::TempDir) {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = std::env::var_os("INTEROP_OUT").map_or(temporary.path().to_path_buf(), PathBuf::from);
+    std::fs::create_dir_all(&dir).unwrap();
+    (dir, temporary)
 }
 
 #[test]
 fn pth_to_gguf_and_back_is_exact() {
-    let temporary = tempfile::tempdir().unwrap();
-    let dir = std::env::var_os("INTEROP_OUT").map_or(temporary.path().to_path_buf(), PathBuf::from);
-    std::fs::create_dir_all(&dir).unwrap();
+    let (dir, _temporary) = folder();
     for (name, path) in sources() {
         let source = format::open(&path).unwrap();
         let config = Config::infer(&source).unwrap();
@@ -155,7 +161,7 @@ fn pth_to_gguf_and_back_is_exact() {
 
 #[test]
 fn quantising_quantises_the_matrices_and_nothing_else() {
-    let dir = tempfile::tempdir().unwrap();
+    let (dir, _temporary) = folder();
     let source = format::open(&data("parity/M/v7/model-bf16.pth")).unwrap();
     for (dtype, matrix, head) in [
         (DType::F16, DType::F16, DType::F16),
@@ -165,7 +171,7 @@ fn quantising_quantises_the_matrices_and_nothing_else() {
         (DType::Q5_K, DType::Q5_1, DType::Q8_0),
         (DType::Q6_K, DType::Q8_0, DType::Q8_0),
     ] {
-        let path = dir.path().join(dtype.name());
+        let path = dir.join(format!("M-v7-{dtype}.gguf"));
         save(&path, &source, SaveFormat::Gguf, Some(dtype), None);
         let made = format::open(&path).unwrap();
         assert_eq!(Config::infer(&made).unwrap(), Config::infer(&source).unwrap());
@@ -186,15 +192,15 @@ fn quantising_quantises_the_matrices_and_nothing_else() {
     }
     let wrong = |dtype, vocabulary| {
         let options = SaveOptions { format: SaveFormat::Gguf, dtype, vocabulary, progress: None };
-        format::save(&dir.path().join("x"), &source, options).unwrap_err().to_string()
+        format::save(&dir.join("x"), &source, options).unwrap_err().to_string()
     };
     assert!(wrong(Some(DType::Q2_K), None).contains("q2_k"));
     assert!(wrong(Some(DType::I8), None).contains("i8"));
     assert!(wrong(None, Some(&vocabulary(54))).contains("54 entries"));
     let state = format::open(&data("state.pth")).unwrap();
     let options = SaveOptions { format: SaveFormat::Gguf, dtype: None, vocabulary: None, progress: None };
-    assert!(format::save(&dir.path().join("x"), &state, options).is_err());
-    assert!(!dir.path().join("x").exists());
+    assert!(format::save(&dir.join("x"), &state, options).is_err());
+    assert!(!dir.join("x").exists());
 }
 
 #[test]

@@ -323,3 +323,47 @@ fn other_architecture(path: &Path, name: &str) -> Error {
     };
     Error::unsupported(path, format!("it is {what}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file with these string keys and no tensors.
+    fn file(keys: &[(&str, &str)]) -> Bytes {
+        let mut out = b"GGUF\x03\0\0\0\0\0\0\0\0\0\0\0".to_vec();
+        out.extend((keys.len() as u64).to_le_bytes());
+        for (k, v) in keys {
+            for (i, s) in [k, v].into_iter().enumerate() {
+                out.extend((s.len() as u64).to_le_bytes());
+                out.extend(s.bytes());
+                out.extend(if i == 0 { 8u32.to_le_bytes().to_vec() } else { Vec::new() });
+            }
+        }
+        out.into()
+    }
+
+    #[test]
+    fn other_models_are_named() {
+        for (arch, part) in
+            [("rwkv6qwen2", "QRWKV6, Qwen2"), ("arwkv7", "ARWKV7"), ("llama", "architecture `llama`")]
+        {
+            let e = read(Path::new("x.gguf"), file(&[("general.architecture", arch)])).unwrap_err();
+            assert!(matches!(e, Error::Unsupported { .. }) && e.to_string().contains(part), "{e}");
+        }
+        let e = read(Path::new("x.gguf"), file(&[])).unwrap_err().to_string();
+        assert!(e.contains("general.architecture"), "{e}");
+    }
+
+    #[test]
+    fn tokens_are_unescaped() {
+        for (text, token) in [
+            ("abc", &b"abc"[..]),
+            ("\\x00\\xff\\n\\t\\r", b"\0\xff\n\t\r"),
+            ("it's \\\\ \\' \\\"", b"it's \\ ' \""),
+            ("\\", b"\\"),
+            ("\\x0", b"x0"),
+        ] {
+            assert_eq!(unescape(text.as_bytes()), token, "{text}");
+        }
+    }
+}

@@ -30,7 +30,9 @@ pub(super) enum Value {
     Bool(bool),
     String(Bytes),
     Strings(Vec<Bytes>),
-    /// An array of numbers: how many. Nothing here needs their values.
+    /// An array of f32, little-endian.
+    Floats(Bytes),
+    /// An array of other numbers: how many. Nothing here needs their values.
     Numbers(u64),
 }
 
@@ -44,7 +46,7 @@ impl Value {
             Value::Float32(v) => v.to_string(),
             Value::Bool(v) => v.to_string(),
             Value::String(b) => std::str::from_utf8(b).ok()?.to_string(),
-            Value::Strings(_) | Value::Numbers(_) => return None,
+            Value::Strings(_) | Value::Floats(_) | Value::Numbers(_) => return None,
         })
     }
 
@@ -311,6 +313,7 @@ impl Parser<'_> {
         };
         let len = usize::try_from(count).ok().and_then(|n| n.checked_mul(size));
         match len.and_then(|n| self.cur.bytes(n)) {
+            Some(bytes) if kind == 6 => Ok(Value::Floats(bytes)),
             Some(_) => Ok(Value::Numbers(count)),
             None => Err(self.short(what)),
         }
@@ -369,6 +372,130 @@ impl Parser<'_> {
                     "tensor `{name}` is of ggml type {kind}, which hawfinch does not know; take a Q4_K, Q5_K, Q6_K or Q8_0 file of the same model"
                 ),
             )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn string(out: &mut Vec<u8>, s: &str) {
+        out.extend((s.len() as u64).to_le_bytes());
+        out.extend(s.bytes());
+    }
+
+    fn head(version: u32, tensors: u64, keys: u64) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        out.extend(version.to_le_bytes());
+        out.extend(tensors.to_le_bytes());
+        out.extend(keys.to_le_bytes());
+        out
+    }
+
+    /// A file of one key.
+    fn key(name: &str, kind: u32, value: &[u8]) -> Vec<u8> {
+        let mut out = head(3, 0, 1);
+        string(&mut out, name);
+        out.extend(kind.to_le_bytes());
+        out.extend(value);
+        out
+    }
+
+    /// A file of these tensors (name, axes innermost first, type, offset) with `data` bytes behind.
+    fn tensors(list: &[(&str, &[u64], u32, u64)], data: usize) -> Vec<u8> {
+        let mut out = head(3, list.len() as u64, 0);
+        for (name, axes, kind, offset) in list {
+            string(&mut out, name);
+            out.extend((axes.len() as u32).to_le_bytes());
+            axes.iter().for_each(|d| out.extend(d.to_le_bytes()));
+            out.extend(kind.to_le_bytes());
+            out.extend(offset.to_le_bytes());
+        }
+        out.resize(out.len().next_multiple_of(ALIGNMENT) + data, 7);
+        out
+    }
+
+    fn parse_it(bytes: Vec<u8>) -> Result<Container> {
+        parse(Path::new("x.gguf"), &bytes.into())
+    }
+
+    #[test]
+    fn every_kind_of_value_is_read() {
+        let array = |kind: u32, count: u64, bytes: &[u8]| {
+            [&kind.to_le_bytes()[..], &count.to_le_bytes(), bytes].concat()
+        };
+        let text = [&2u64.to_le_bytes()[..], b"hi"].concat();
+        let float = 1.5f32.to_le_bytes();
+        for (kind, bytes, expected) in [
+            (0, vec![200], Value::Unsigned(200)),
+            (1, vec![200], Value::Signed(-56)),
+            (2, vec![1, 2], Value::Unsigned(513)),
+            (3, vec![0xff, 0xff], Value::Signed(-1)),
+            (4, vec![1, 0, 0, 0], Value::Unsigned(1)),
+            (5, vec![0xff; 4], Value::Signed(-1)),
+            (6, float.to_vec(), Value::Float32(1.5)),
+            (7, vec![1], Value::Bool(true)),
+            (8, text.clone(), Value::String(Bytes::from_static(b"hi"))),
+            (9, array(8, 1, &text), Value::Strings(vec![Bytes::from_static(b"hi")])),
+            (9, array(6, 1, &float), Value::Floats(Bytes::copy_from_slice(&float))),
+            (9, array(2, 3, &[0; 6]), Value::Numbers(3)),
+            (10, vec![0xff; 8], Value::Unsigned(u64::MAX)),
+            (11, vec![0xff; 8], Value::Signed(-1)),
+            (12, 0.1f64.to_le_bytes().to_vec(), Value::Float(0.1)),
+        ] {
+            let file = key("k", kind, &bytes);
+            for end in 0..file.len() {
+                assert!(parse_it(file[..end].to_vec()).is_err(), "kind {kind} cut at {end}");
+            }
+            assert_eq!(parse_it(file).unwrap().keys["k"], expected, "kind {kind}");
+        }
+    }
+
+    #[test]
+    fn tensors_lie_where_the_table_says() {
+        let c = parse_it(tensors(&[("a", &[3, 2], 0, 0), ("b", &[32], 8, 32)], 32 + 34)).unwrap();
+        assert_eq!((c.tensors["a"].dtype, &c.tensors["a"].shape[..]), (DType::F32, &[2, 3][..]));
+        assert_eq!((c.tensors["b"].dtype, c.tensors["b"].data.len()), (DType::Q8_0, 34));
+    }
+
+    #[test]
+    fn absurd_files_get_their_sentence() {
+        let huge = u64::MAX.to_le_bytes();
+        let mut split = key("split.count", 2, &[3, 0]);
+        split.resize(64, 0);
+        for (file, part) in [
+            (b"GGML....".to_vec(), "does not begin with `GGUF`"),
+            (head(1, 0, 0), "version 1"),
+            (head(4, 0, 0), "version 4"),
+            (head(3u32.swap_bytes(), 0, 0), "big-endian"),
+            (head(3, 0, u64::MAX), "ends within the name of a key"),
+            (head(3, u64::MAX, 0), "ends within the name of a tensor"),
+            ([head(3, 0, 1), huge.to_vec()].concat(), "ends within the name of a key"),
+            (key("k", 8, &huge), "ends within the value of `k`"),
+            (key("k", 13, &[0; 8]), "type 13"),
+            (key("k", 9, &[[9, 0, 0, 0].to_vec(), huge.to_vec()].concat()), "array of arrays"),
+            (key("k", 9, &[[12, 0, 0, 0].to_vec(), huge.to_vec()].concat()), "ends within the value"),
+            (key("k", 9, &[[8, 0, 0, 0].to_vec(), huge.to_vec()].concat()), "ends within the value"),
+            (key("general.alignment", 4, &[33, 0, 0, 0]), "power of two"),
+            (key("general.alignment", 4, &[0; 4]), "power of two"),
+            (split, "one of 3 parts"),
+            (tensors(&[("t", &[1, 1, 1, 1, 1], 0, 0)], 4), "5 axes"),
+            (tensors(&[("t", &[u64::MAX, u64::MAX], 0, 0)], 4), "impossible shape"),
+            (tensors(&[("t", &[31], 2, 0)], 64), "impossible shape"),
+            (tensors(&[("t", &[8], 0, 0)], 31), "past the end"),
+            (tensors(&[("t", &[8], 0, u64::MAX - 31)], 32), "past the end"),
+            (tensors(&[("t", &[8], 0, 8)], 64), "not a multiple of 32"),
+            (tensors(&[("t", &[8], 0, 0), ("u", &[8], 0, 0)], 64), "overlap"),
+            (tensors(&[("t", &[8], 0, 0), ("t", &[8], 0, 32)], 64), "two tensors"),
+            (tensors(&[("t", &[256], 16, 0)], 999), "`t` is of type IQ2_XXS"),
+            (tensors(&[("t", &[256], 99, 0)], 999), "`t` is of ggml type 99"),
+        ] {
+            let message = match parse_it(file) {
+                Ok(_) => panic!("not refused: {part}"),
+                Err(e) => e.to_string(),
+            };
+            assert!(message.contains(part) && !message.contains('\n'), "`{message}` should say `{part}`");
         }
     }
 }

@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use hawfinch_kernels::{DType, block};
 
 use super::encode::{Item, Progress};
-use super::gguf::{META_LAYER_0_VALUE_RANK, META_ORIGINAL_TYPES, original_type};
+use super::gguf::{META_LAYER_0_VALUE_RANK, META_LAYER_0_VALUES, META_ORIGINAL_TYPES, original_type};
 use super::gguf_container::{ALIGNMENT, MAGIC, type_number};
 use super::gguf_names::{self as gguf, Arch};
 use crate::config::{LAYER_NORM_EPS, present_name};
@@ -66,7 +66,14 @@ impl Plan {
         {
             return Err(no_type(d));
         }
-        let mut maker = Maker { ckpt, config, arch: Arch::of(config.version), options, entries: Vec::new() };
+        let mut maker = Maker {
+            ckpt,
+            config,
+            arch: Arch::of(config.version),
+            options,
+            entries: Vec::new(),
+            layer_0_values: Vec::new(),
+        };
         let metadata = maker.tensors()?;
         let keys = maker.keys(&metadata)?;
         let entries = maker.entries;
@@ -131,6 +138,8 @@ struct Maker<'a> {
     arch: Arch,
     options: &'a Options<'a>,
     entries: Vec<Entry>,
+    /// [`META_LAYER_0_VALUES`], if not empty.
+    layer_0_values: Vec<f32>,
 }
 
 impl Maker<'_> {
@@ -267,21 +276,26 @@ impl Maker<'_> {
     }
 
     /// Layer 0's `v0 v1 v2`, of which llama.cpp wants some of `a1`'s rank: the checkpoint's, filled up with
-    /// zeros (their rank is returned), or copies of `a0 a1 a2`.
+    /// zeros, or copies of `a0 a1 a2`. The rank of the checkpoint's own is returned; where it is greater
+    /// than `a1`'s, they go into `layer_0_values`.
     fn layer_0_value(&mut self) -> Result<Option<usize>> {
         let get = |name: &str| self.ckpt.get(&format!("blocks.0.att.{name}"));
-        let (width, att) = (self.config.width, self.config.att_width);
+        let (width, att, ranks) = (self.config.width, self.config.att_width, self.config.ranks.learn);
         let rank = get("v1").map_or(0, |t| t.len() / width);
         let sizes = [("v0", att), ("v1", width * rank), ("v2", rank * att)];
         let own = rank > 0 && sizes.iter().all(|(n, len)| get(n).is_some_and(|t| t.len() == *len));
-        // More ranks than `a1` has do not fit; such files (no released model is so) llama.cpp refuses.
-        let ranks = if own { rank.max(self.config.ranks.learn) } else { self.config.ranks.learn };
-        let from = if own { ["v0", "v1", "v2"] } else { ["a0", "a1", "a2"] };
         let missing =
             |n: &str| Error::MissingTensor { name: format!("blocks.0.att.{n}"), version: "7".into() };
-        let [zero, down, up] = from.map(|n| get(n).map(StoredTensor::to_f32).ok_or_else(|| missing(n)));
-        let (zero, down, up) = (zero?, down?, up?);
-        let have = if own { rank } else { ranks };
+        let values = |names: [&str; 3]| -> Result<[Vec<f32>; 3]> {
+            let [a, b, c] = names.map(|n| get(n).map(StoredTensor::to_f32).ok_or_else(|| missing(n)));
+            Ok([a?, b?, c?])
+        };
+        let fits = own && rank <= ranks;
+        if own && !fits {
+            self.layer_0_values = values(["v0", "v1", "v2"])?.concat();
+        }
+        let [zero, down, up] = values(if fits { ["v0", "v1", "v2"] } else { ["a0", "a1", "a2"] })?;
+        let have = if fits { rank } else { ranks };
         // Stored transposed: [ranks, width] and [att, ranks].
         let (mut rows, mut cols) = (vec![0.0; ranks * width], vec![0.0; att * ranks]);
         for r in 0..have {
@@ -338,6 +352,12 @@ impl Maker<'_> {
         k.f32(&format!("{arch}.attention.layer_norm_epsilon"), LAYER_NORM_EPS as f32);
         for (key, value) in self.options.metadata.iter().filter(|(k, _)| !is_ours_alone(k)).chain(metadata) {
             k.string(key, value);
+        }
+        if !self.layer_0_values.is_empty() {
+            k.key(META_LAYER_0_VALUES, 9);
+            k.bytes.extend(6u32.to_le_bytes());
+            k.bytes.extend((self.layer_0_values.len() as u64).to_le_bytes());
+            k.bytes.extend(self.layer_0_values.iter().flat_map(|v| v.to_le_bytes()));
         }
         match self.options.vocabulary {
             None => k.string("tokenizer.ggml.model", "no_vocab"),
