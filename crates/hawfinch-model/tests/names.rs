@@ -23,7 +23,7 @@ fn same(official: &Checkpoint, other: &Checkpoint, dtype: Option<DType>) {
 
 #[test]
 fn web_rwkv_files_are_the_official_ones() {
-    for v in ["v4", "v51", "v51-log", "v52", "v6", "v7"] {
+    for v in ["v4", "v51", "v51-log", "v52", "v6", "v7", "v51-head", "v51-log-head", "v52-head"] {
         let official = format::open(&data(&format!("{v}.pth"))).unwrap();
         let other = format::open(&data(&format!("{v}.web-rwkv.st"))).unwrap();
         // v4's names and shapes are the official ones.

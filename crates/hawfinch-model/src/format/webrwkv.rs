@@ -29,7 +29,7 @@ pub(super) fn recognise(ckpt: &Checkpoint) -> bool {
     }
     // v5: the bonus or the decay a matrix under the name of v4's vector.
     if get("ln_x.weight").is_some() && get("time_faaaa").is_none() {
-        let wide = |name: &str| get(name).is_some_and(|t| t.squeezed().len() >= 2);
+        let wide = |name: &str| get(name).is_some_and(is_matrix);
         return wide("time_first") || (wide("time_decay") && get("time_first").is_some());
     }
     is_tuned_state(ckpt)
@@ -63,7 +63,7 @@ pub(super) fn translate(mut ckpt: Checkpoint) -> Result<Checkpoint> {
         }
         if scalar_v5 && matches!(rest.as_str(), "att.time_decay" | "att.time_first") {
             // A bonus that was a vector already is the logarithmic one, whose name the converter keeps.
-            let log_bonus = rest == "att.time_first" && t.squeezed().len() < 2;
+            let log_bonus = rest == "att.time_first" && !is_matrix(&t);
             t = first_column(t);
             if log_bonus {
                 out.insert(name, t);
@@ -105,12 +105,17 @@ fn swapped(rest: &str) -> bool {
     )
 }
 
+/// `[H, N]`, one head included.
+fn is_matrix(t: &StoredTensor) -> bool {
+    matches!(t.shape[..], [_, cols] if cols > 1)
+}
+
 /// True when every decay of a v5 file is the same number all over a head, as the converter makes v5.1.
 fn expanded_scalars(ckpt: &Checkpoint) -> bool {
     let mut decays = ckpt.tensors.iter().filter(|(k, _)| k.ends_with(".att.time_decay")).peekable();
     let constant_rows = |t: &StoredTensor| {
         let size = t.dtype.block_bytes();
-        let Some(&cols) = t.shape.last().filter(|&&c| t.squeezed().len() >= 2 && c > 1) else { return false };
+        let (true, Some(&cols)) = (is_matrix(t), t.shape.last()) else { return false };
         t.data.chunks_exact(cols * size).all(|row| row.chunks_exact(size).all(|v| v == &row[..size]))
     };
     decays.peek().is_some() && decays.all(|(_, t)| constant_rows(t))

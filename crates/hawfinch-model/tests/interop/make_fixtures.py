@@ -126,9 +126,10 @@ def main():
 
 
 def web_rwkv(script):
-    for v in ["v4", "v51", "v51-log", "v52", "v6", "v7"]:
+    for v in ["v4", "v51", "v51-log", "v52", "v6", "v7", "v51-head", "v51-log-head", "v52-head"]:
         pth = DATA / f"{v}.pth"
-        torch.save(official(v), pth)
+        version = v.removesuffix("-head")
+        torch.save(official(version) if version == v else official(version, d=8, f=8), pth)
         run_script(script, "--input", pth, "--output", DATA / f"{v}.web-rwkv.st")
 
     # A tuned state, [head, value, key], and what web-rwkv's converter makes of it.
