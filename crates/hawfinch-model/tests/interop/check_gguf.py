@@ -31,8 +31,8 @@ for path in sorted(folder.glob("*.gguf")):
     layers = reader.fields[f"{arch}.block_count"].contents()
     if arch in ("rwkv6", "rwkv7"):
         # Names and number of tensors are llama.cpp's.
-        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], layers)
-        known = {n for _, n in names.mapping.values()}
+        kinds = [gguf.TENSOR_NAMES[t] for t in gguf.MODEL_TENSORS[gguf.MODEL_ARCH[arch.upper()]]]
+        known = {kind.format(bid=i) for kind in kinds for i in range(layers)}
         for tensor in reader.tensors:
             stem = tensor.name.removesuffix(".weight").removesuffix(".bias")
             assert stem in known, (path, tensor.name)
