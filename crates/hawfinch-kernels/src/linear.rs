@@ -185,22 +185,49 @@ fn rows<F: Real>(y: &mut [F], x: &[F], w: Matrix<'_>, first: usize, t: usize) {
     }
 }
 
-/// y = x W with W's rows as inputs: sums in the order of the inputs.
+/// Tokens whose partial sums are kept at once when W's rows are inputs.
+const BLOCK: usize = 16;
+
+/// y = x W with W's rows as inputs: every output is added up in exactly [`dot`]'s order, so that a weight
+/// gives the same bits in either layout.
 fn accumulate_rows<F: Real>(y: &mut [F], x: &[F], w: Matrix<'_>) {
     let (o, i) = (w.outputs, w.inputs);
+    let whole = i / LANES * LANES;
     let mut row = vec![F::ZERO; o];
     let mut narrow = Vec::new();
-    let scale = F::from_f32(w.scale);
-    y.fill(F::ZERO);
-    for k in 0..i {
-        w.decode_row(k, &mut row, &mut narrow);
-        for (y, x) in y.chunks_exact_mut(o).zip(x.chunks_exact(i)) {
-            let factor = x[k] * scale;
-            for (y, w) in y.iter_mut().zip(&row) {
-                *y += factor * *w;
+    let mut sums = vec![F::ZERO; BLOCK.min(y.len() / o) * LANES * o]; // [token, lane, output]
+    for (y, x) in y.chunks_mut(BLOCK * o).zip(x.chunks(BLOCK * i)) {
+        sums.fill(F::ZERO);
+        for k in 0..whole {
+            w.decode_row(k, &mut row, &mut narrow);
+            for (sums, x) in sums.chunks_exact_mut(LANES * o).zip(x.chunks_exact(i)) {
+                add_scaled_row(&mut sums[k % LANES * o..][..o], &row, x[k]);
             }
         }
+        for (sums, y) in sums.chunks_exact_mut(LANES * o).zip(y.chunks_exact_mut(o)) {
+            let mut width = LANES / 2;
+            while width > 0 {
+                let (low, high) = sums.split_at_mut(width * o);
+                low.iter_mut().zip(&*high).for_each(|(a, &b)| *a += b);
+                width /= 2;
+            }
+            y.copy_from_slice(&sums[..o]);
+        }
+        for k in whole..i {
+            w.decode_row(k, &mut row, &mut narrow);
+            for (y, x) in y.chunks_exact_mut(o).zip(x.chunks_exact(i)) {
+                add_scaled_row(y, &row, x[k]);
+            }
+        }
+        if w.scale != 1.0 {
+            y.iter_mut().for_each(|v| *v *= F::from_f32(w.scale));
+        }
     }
+}
+
+/// sums += row * factor
+fn add_scaled_row<F: Real>(sums: &mut [F], row: &[F], factor: F) {
+    sums.iter_mut().zip(row).for_each(|(s, &w)| *s += w * factor);
 }
 
 /// Starting a thread costs tens of microseconds: only products of over a million terms are divided.
@@ -264,6 +291,22 @@ mod tests {
                     assert_eq!(alone, y[s * o..(s + 1) * o], "one token alone gives the same bits");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn both_layouts_give_the_same_bits() {
+        for (t, o, i) in [(1, 7, 40), (35, 10, 33), (16, 3, 64), (2, 5, 3)] {
+            let (x, w) = (values(t * i, 5), values(o * i, 6));
+            let turned: Vec<f32> = (0..i * o).map(|n| w[n % o * i + n / o]).collect();
+            let run = |w: &[f32], layout| {
+                let data: Vec<u8> = w.iter().flat_map(|v| v.to_le_bytes()).collect();
+                let m = Matrix { dtype: DType::F32, outputs: o, inputs: i, layout, scale: 0.5, data: &data };
+                let mut y = vec![0f32; t * o];
+                linear(&mut y, &x, m, 1);
+                y
+            };
+            assert_eq!(run(&w, Layout::OutIn), run(&turned, Layout::InOut), "{t} {o} {i}");
         }
     }
 

@@ -154,12 +154,63 @@ pub fn checkpoint(config: &Config, dtype: DType, seed: u64) -> Checkpoint {
 /// Sizes of the built-in stand-in model.
 pub const DEMO: Shape = Shape { version: Version::V7, layers: 3, width: 128, vocab: 256, head_size: 64 };
 
-/// The built-in stand-in: byte-level, untrained (random weights), so its text is noise. It lets every
-/// command run before a model has been fetched.
+/// Letters of English text and how often they come, in the order of their frequency; what the stand-in's
+/// noise is made of.
+const LETTERS: &[(u8, f32)] = &[
+    (b' ', 18.0),
+    (b'e', 10.3),
+    (b't', 7.5),
+    (b'a', 6.5),
+    (b'o', 6.2),
+    (b'n', 5.7),
+    (b'i', 5.7),
+    (b's', 5.3),
+    (b'r', 5.0),
+    (b'h', 5.0),
+    (b'l', 3.3),
+    (b'd', 3.3),
+    (b'u', 2.3),
+    (b'c', 2.2),
+    (b'm', 2.0),
+    (b'f', 2.0),
+    (b'w', 1.7),
+    (b'g', 1.6),
+    (b'p', 1.5),
+    (b'y', 1.4),
+    (b'b', 1.3),
+    (b'v', 0.8),
+    (b'k', 0.6),
+    (b'.', 0.5),
+    (b',', 0.5),
+    (b'x', 0.1),
+    (b'j', 0.1),
+    (b'q', 0.1),
+    (b'z', 0.1),
+];
+
+/// The built-in stand-in: byte-level, untrained (random weights), so its text is noise; its last layer is
+/// leaned towards letters so that the noise can be printed. It lets every command run before a model has
+/// been fetched.
 pub fn demo() -> Checkpoint {
-    let mut ckpt = checkpoint(&DEMO.config(), DType::F32, 7);
+    let config = DEMO.config();
+    let mut ckpt = checkpoint(&config, DType::F32, 7);
     ckpt.path = "the built-in stand-in model".into();
     ckpt.metadata.insert("hawfinch.untrained".into(), "true".into());
+    // The final norm gets a large bias on its first channel, which the head turns into log-frequencies.
+    const BIAS: f32 = 4.0;
+    let edit = |ckpt: &mut Checkpoint, name: &str, change: &dyn Fn(&mut [f32])| {
+        let mut values = ckpt.tensors[name].to_f32();
+        change(&mut values);
+        ckpt.tensors[name] = StoredTensor::from_f32(&ckpt.tensors[name].shape.clone(), &values);
+    };
+    edit(&mut ckpt, "ln_out.weight", &|w| w[0] = 0.0);
+    edit(&mut ckpt, "ln_out.bias", &|b| b[0] = BIAS);
+    edit(&mut ckpt, "head.weight", &|head| {
+        for (byte, row) in head.chunks_exact_mut(config.width).enumerate() {
+            let letter = LETTERS.iter().find(|(l, _)| usize::from(*l) == byte);
+            row[0] = letter.map_or(-20.0, |(_, percent)| (percent / 18.0).ln()) / BIAS;
+        }
+    });
     ckpt
 }
 
