@@ -3,7 +3,6 @@
 
 use std::path::{Path, PathBuf};
 
-use hawfinch_kernels::DType;
 use hawfinch_model::format::{ggml, map_file};
 use hawfinch_model::{Checkpoint, Config, Version};
 

@@ -154,7 +154,7 @@ impl<'a> Reader<'a> {
             Some(Value::Float(v)) => *v,
             _ => config::LAYER_NORM_EPS,
         };
-        if !((eps - config::LAYER_NORM_EPS).abs() < 1e-9) {
+        if eps.is_nan() || (eps - config::LAYER_NORM_EPS).abs() > 1e-9 {
             return Err(Error::unsupported(
                 path,
                 format!("its layer norms use epsilon {eps}, RWKV's use {}", config::LAYER_NORM_EPS),
@@ -229,7 +229,7 @@ impl<'a> Reader<'a> {
             (_, [Dim::One, Dim::One, _]) => shape = vec![1, 1, len],
             // v7's r_k and anything of a single head comes flat; v5.0's and v5.1's [H] is so itself.
             (_, [Dim::H, Dim::N]) if shape.len() == 1 && self.arch != Arch::Rwkv5 => {
-                let n = self.head_size.filter(|n| len % n == 0).ok_or_else(|| {
+                let n = self.head_size.filter(|n| len.is_multiple_of(*n)).ok_or_else(|| {
                     self.wrong_shape(name, stored, "a multiple of wkv.head_size, which the file must give")
                 })?;
                 shape = vec![len / n, n];
