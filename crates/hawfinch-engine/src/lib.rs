@@ -5,6 +5,7 @@
 //! * [`template`]: conversations to text and replies back, for every family of models.
 //! * [`Session`]: one sequence that reads, writes, forks and goes back; [`Chat`]: a conversation over it;
 //!   [`generate_batch`]: many sequences in one ragged step.
+//! * [`embed()`]: a vector for a text.
 //!
 //! Models come in through [`LanguageModel`], which `hawfinch_model::Model` implements (`adapter.rs`). What belongs
 //! elsewhere: how a token is computed (`hawfinch-model`), how text becomes tokens (`hawfinch-tokenizer`), HTTP.
@@ -30,6 +31,7 @@
 
 mod adapter;
 mod chat;
+mod embed;
 mod error;
 mod generate;
 mod language_model;
@@ -41,6 +43,7 @@ pub mod template;
 mod testing;
 
 pub use chat::{Chat, ChatReply};
+pub use embed::{Embedding, embed};
 pub use error::{Error, Result};
 pub use generate::{
     BatchRequest, EMPTY_CONTEXT, Event, GenerateOptions, Generation, StopReason, generate_batch,

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use hawfinch_engine::Embedding;
 use hawfinch_kernels::DType;
 use hawfinch_model::format::{self, SaveFormat, SaveOptions};
-use hawfinch_model::{Checkpoint, FileFormat, Model, Rows, STEP_TOKENS, Sequence, State, StoredTensor};
+use hawfinch_model::{Checkpoint, FileFormat, StoredTensor};
 use serde_json::{Value, json};
 
 use crate::fail::usage;
@@ -65,6 +66,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             model.config().layers
         )));
     }
+    let what = args.state_layer.map_or(Embedding::Mean, Embedding::State);
     let tokenizer = args.tokenizer.for_model(&model)?;
     let ids: Vec<Vec<u32>> = texts.iter().map(|t| tokenizer.encode(t)).collect();
     let to_tensor =
@@ -76,7 +78,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut all: Vec<f32> = Vec::new();
     let mut progress = Progress::count("embedding", ids.iter().map(|i| i.len() as u64).sum());
     for (n, batch) in ids.chunks(BATCH).enumerate() {
-        for (i, vector) in embed(&model, batch, args.state_layer, &mut progress)?.into_iter().enumerate() {
+        let vectors = hawfinch_engine::embed(&model, batch, what, |tokens| progress.add(tokens as u64))?;
+        for (i, vector) in vectors.into_iter().enumerate() {
             let index = n * BATCH + i;
             match &mut out {
                 Some(out) => {
@@ -136,50 +139,4 @@ fn texts(args: &Args) -> anyhow::Result<Vec<Vec<u8>>> {
         texts.push(text);
     }
     Ok(texts)
-}
-
-/// The vectors of texts that run side by side, some tokens of each at a time.
-fn embed(
-    model: &Model,
-    texts: &[Vec<u32>],
-    state_layer: Option<usize>,
-    progress: &mut Progress,
-) -> anyhow::Result<Vec<Vec<f32>>> {
-    let width = model.config().width;
-    let hidden = if state_layer.is_some() { Rows::None } else { Rows::All };
-    let mut states: Vec<State> = texts.iter().map(|_| model.new_state()).collect();
-    let mut sums = vec![vec![0.0f64; width]; texts.len()];
-    let longest = texts.iter().map(Vec::len).max().unwrap_or(0);
-    for start in (0..longest).step_by(STEP_TOKENS) {
-        let mut of = Vec::new();
-        let mut sequences = Vec::new();
-        for (i, (ids, state)) in texts.iter().zip(&mut states).enumerate() {
-            if let Some(tokens) = ids.get(start..ids.len().min(start + STEP_TOKENS)).filter(|t| !t.is_empty())
-            {
-                of.push(i);
-                sequences.push(Sequence { tokens, state, logits: Rows::None, hidden });
-                progress.add(tokens.len() as u64);
-            }
-        }
-        for (i, output) in of.into_iter().zip(model.forward(&mut sequences)?) {
-            for row in output.hidden.chunks_exact(width) {
-                sums[i].iter_mut().zip(row).for_each(|(s, &v)| *s += f64::from(v));
-            }
-        }
-    }
-    Ok(match state_layer {
-        Some(layer) => states.iter().map(|s| layer_of(s, layer)).collect(),
-        None => sums.into_iter().map(normalised).collect(),
-    })
-}
-
-/// All fields of one layer of a state.
-fn layer_of(state: &State, layer: usize) -> Vec<f32> {
-    state.layout().fields.iter().flat_map(|f| state.field(layer, f.name)).copied().collect()
-}
-
-/// Scaled to length 1; the sum's direction is the mean's.
-fn normalised(sum: Vec<f64>) -> Vec<f32> {
-    let length = sum.iter().map(|v| v * v).sum::<f64>().sqrt();
-    sum.into_iter().map(|v| (v / length.max(f64::MIN_POSITIVE)) as f32).collect()
 }
