@@ -4,8 +4,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use crate::fail::usage;
+use crate::hub::folder;
 use crate::hub::known::{self, Known};
-use crate::hub::{self, folder};
 use crate::output::{self, size};
 
 /// Arguments of `pull`.
@@ -124,11 +124,11 @@ mod work {
     use hawfinch_model::{Config, format};
     use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-    use super::{folder, hub};
-    use crate::hub::PILE_TOKENIZER;
+    use super::folder;
     use crate::hub::download::{Hub, Source};
     use crate::hub::known::Vocabulary;
     use crate::hub::name::{self, Wanted};
+    use crate::hub::{self, PILE_TOKENIZER};
     use crate::output::{note, size};
 
     /// What to fetch, and where to; the model comes first.

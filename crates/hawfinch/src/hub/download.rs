@@ -205,7 +205,8 @@ impl Hub {
                 |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).map(str::trim);
             // Large files: the hub itself says what its storage will send.
             let linked = header("x-linked-etag");
-            if !status.is_success() && !(status.is_redirection() && linked.is_some()) {
+            let answered = status.is_success() || (status.is_redirection() && linked.is_some());
+            if !answered {
                 let Some(next) = header("location").filter(|_| status.is_redirection()) else {
                     return Err(self.refusal(status, &source.repo, Some(&source.file)));
                 };

@@ -86,7 +86,7 @@ pub fn list(models: &Path) -> anyhow::Result<Vec<Entry>> {
             all.push(Entry { name: name.to_owned(), bytes: size(&path), path });
         }
     }
-    all.sort_by(|a, b| a.name.to_lowercase().cmp(&b.name.to_lowercase()));
+    all.sort_by_key(|e: &Entry| e.name.to_lowercase());
     Ok(all)
 }
 

@@ -24,6 +24,7 @@ use anyhow::{Context, bail};
 use name::Wanted;
 
 /// The vocabulary that Pile models need, beside them.
+#[cfg(feature = "hub")]
 pub const PILE_TOKENIZER: &str = "20B_tokenizer.json";
 
 /// The path of the model that the user means: an existing file or folder wins; else a model in the models
@@ -87,6 +88,7 @@ fn missing(name: &str, dir: &Path) -> String {
 }
 
 /// The folder that a repository's or the list's files go to, and the name of the file in it.
+#[cfg(feature = "hub")]
 pub fn place(dir: &Path, repo: &str, file: &str) -> PathBuf {
     let known = known::all().iter().any(|k| k.repo == repo && k.file == file);
     if known { dir.join(file) } else { folder::of_repo(dir, repo).join(file) }
