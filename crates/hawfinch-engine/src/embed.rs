@@ -23,7 +23,7 @@ pub enum Embedding {
 /// let model = Model::from_checkpoint(synthetic::demo(), OpenOptions::default(), Cpu::default())?;
 /// let vectors = embed(&model, &[b"one text".map(u32::from).to_vec()], Embedding::Mean, |_| ())?;
 /// assert_eq!(vectors[0].len(), model.config().width);
-/// # Ok::<(), hawfinch_engine::Error>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors
@@ -34,7 +34,7 @@ pub fn embed(
     what: Embedding,
     mut progress: impl FnMut(usize),
 ) -> Result<Vec<Vec<f32>>> {
-    let invalid = |sentence: String| Error::Model(hawfinch_model::Error::Invalid(sentence));
+    let invalid = Error::Model;
     if texts.iter().any(Vec::is_empty) {
         return Err(invalid("a text without tokens has no embedding".into()));
     }
@@ -59,7 +59,7 @@ pub fn embed(
                 sequences.push(Sequence { tokens, state, logits: Rows::None, hidden });
             }
         }
-        let outputs = model.forward(&mut sequences).map_err(Error::Model)?;
+        let outputs = model.forward(&mut sequences).map_err(|e| Error::Model(e.to_string()))?;
         progress(sequences.iter().map(|s| s.tokens.len()).sum());
         for (i, output) in of.into_iter().zip(outputs) {
             for row in output.hidden.chunks_exact(width) {
