@@ -8,7 +8,14 @@ use crate::commands;
 
 /// Trains, runs, serves and measures RWKV language models.
 #[derive(Parser, Debug)]
-#[command(name = "hawfinch", version, max_term_width = 100)]
+#[command(
+    name = "hawfinch",
+    version,
+    max_term_width = 100,
+    after_help = "Begin with `hawfinch pull --list` for models to fetch, then `hawfinch chat MODEL`. Without arguments the
+built-in stand-in speaks. Every command has --help with examples. Exit codes: 0 done, 1 it failed,
+2 it was called wrongly."
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use crate::output::note;
+use crate::output::{note, printable};
 
 /// An error that is the caller's wording, not the world's: exit code 2.
 #[derive(Debug)]
@@ -47,7 +47,9 @@ pub fn sentence(e: &anyhow::Error) -> String {
         }
     }
     // Messages of other libraries may span lines.
-    out.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
+    let lines: Vec<&str> = out.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect();
+    // And quote names from a file that is not to be trusted.
+    printable(&lines.join(" "))
 }
 
 /// True when whoever read our output went away.

@@ -127,6 +127,8 @@ impl<'m> Talk<'m> {
             out.write(&format!("{line}\n"))?;
         } else if reply.generation.stop == StopReason::MaxTokens {
             note(dim(&format!("(cut off at {} tokens; /set max-tokens N allows more)", self.max_tokens)));
+        } else if reply.generation.stop == StopReason::Cancelled {
+            note(dim("(stopped)"));
         }
         self.last = Some((timing, reply.prompt_tokens, reply.generation.stop));
         if self.stats {
@@ -370,19 +372,14 @@ struct Printer {
 
 impl Printer {
     fn piece(&mut self, segment: &Segment) -> ControlFlow<()> {
-        if signal::pressed() {
+        // The piece is part of the conversation, so it is shown even if it is the last.
+        if !self.json
+            && let Err(e) = self.write(segment)
+        {
+            self.failed = Some(e);
             return ControlFlow::Break(());
         }
-        if self.json {
-            return ControlFlow::Continue(());
-        }
-        match self.write(segment) {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(e) => {
-                self.failed = Some(e);
-                ControlFlow::Break(())
-            }
-        }
+        if signal::pressed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     fn write(&mut self, segment: &Segment) -> std::io::Result<()> {

@@ -85,7 +85,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     // Tuned states and LoRA files are converted too, but no file that is none of these.
     if let Err(e) = Config::infer(&ckpt)
-        && !ckpt.tensors.keys().any(|k| k.ends_with("time_state") || k.contains("lora_A"))
+        && !ckpt
+            .tensors
+            .keys()
+            .any(|k| k.ends_with("time_state") || k.contains("lora_A") || k.starts_with("state."))
     {
         return Err(e.into());
     }

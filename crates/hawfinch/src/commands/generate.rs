@@ -169,7 +169,7 @@ pub fn first_run() -> anyhow::Result<ExitCode> {
     let setup = args.setup()?;
     let code = one(&args, &setup, Some(b"The finch ".to_vec()))?;
     note(
-        "\nNext: `hawfinch pull` lists models to fetch, `hawfinch chat MODEL` talks to one,\n`hawfinch --help` lists all commands.",
+        "\nNext: `hawfinch pull --list` shows models to fetch, `hawfinch chat MODEL` talks to one,\n`hawfinch --help` lists all commands.",
     );
     Ok(code)
 }

@@ -53,7 +53,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         output::json(&said.json)?;
     } else {
         let mut out = output::stdout();
-        out.write_all(text(args, &ckpt, &said).as_bytes())?;
+        // Names come from a file that is not to be trusted.
+        out.write_all(output::printable(&text(args, &ckpt, &said)).as_bytes())?;
         out.flush()?;
     }
     Ok(ExitCode::SUCCESS)

@@ -65,7 +65,7 @@ fn stops_where_told() {
     let free = run(&[]);
     let fifth = free["tokens"][5].to_string();
     let stopped = run(&["--stop-token", &fifth]);
-    let first = free["tokens"].as_array().unwrap().iter().position(|t| t.to_string() == fifth).unwrap();
+    let first = free["tokens"].as_array().unwrap().iter().position(|t| *t == free["tokens"][5]).unwrap();
     assert_eq!(stopped["generated_tokens"], json!(first));
     assert_eq!((&stopped["finish"], &stopped["stopped_by"]), (&json!("stop"), &free["tokens"][5]));
     let text = free["text"].as_str().unwrap();
