@@ -10,6 +10,21 @@ use hawfinch_model::{Model, STEP_TOKENS, State};
 use crate::progress::Progress;
 use crate::signal;
 
+/// Tokens of the first piece of a text that is read.
+const FIRST_PIECE: usize = 16;
+
+/// The size of the next piece: as large as a step takes, but no piece should keep Ctrl-C and the progress bar
+/// waiting for long. The division changes no bit of the result.
+fn next_size(size: usize, took: Duration) -> usize {
+    if took > Duration::from_millis(600) {
+        (size / 2).max(1)
+    } else if took < Duration::from_millis(200) {
+        (size * 2).min(STEP_TOKENS)
+    } else {
+        size
+    }
+}
+
 /// How many tokens were read or written, and in what time.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pace {
@@ -68,17 +83,21 @@ impl<'m> Runner<'m> {
     /// Reads one sequence's tokens in pieces.
     fn read(&self, feed: &mut Feed<'_, State>) -> Result<()> {
         let mut bar = Progress::count("reading", feed.tokens.len() as u64);
-        let pieces = feed.tokens.len().div_ceil(STEP_TOKENS);
-        for (i, piece) in feed.tokens.chunks(STEP_TOKENS).enumerate() {
+        let (mut rest, mut size) = (feed.tokens, FIRST_PIECE);
+        while !rest.is_empty() {
             if signal::pressed() {
                 return Err(Error::Model("interrupted while reading".into()));
             }
+            let (piece, after) = rest.split_at(size.min(rest.len()));
             // Only the last token's logits are wanted.
-            let logits = if i + 1 == pieces { feed.logits.as_deref_mut() } else { None };
+            let logits = if after.is_empty() { feed.logits.as_deref_mut() } else { None };
+            let began = Instant::now();
             LanguageModel::forward(
                 self.model,
                 &mut [Feed { tokens: piece, state: &mut *feed.state, logits }],
             )?;
+            size = next_size(size, began.elapsed());
+            rest = after;
             bar.add(piece.len() as u64);
         }
         Ok(())
@@ -127,5 +146,40 @@ impl LanguageModel for Runner<'_> {
             feed.state.tokens = before + feed.tokens.len() as u64;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hawfinch_model::{Cpu, OpenOptions, synthetic};
+
+    #[test]
+    fn pieces_grow_on_fast_models_and_shrink_on_slow_ones() {
+        let (fast, slow) = (Duration::from_millis(5), Duration::from_secs(3));
+        let sizes = |took, n| (0..n).fold(FIRST_PIECE, |size, _| next_size(size, took));
+        assert_eq!(sizes(fast, 20), STEP_TOKENS);
+        assert_eq!(sizes(slow, 20), 1);
+        assert_eq!(sizes(Duration::from_millis(400), 5), FIRST_PIECE);
+    }
+
+    #[test]
+    fn reading_in_pieces_is_reading_at_once() {
+        let model = Model::from_checkpoint(synthetic::demo(), OpenOptions::default(), Cpu::new(1)).unwrap();
+        let runner = Runner::new(&model);
+        let tokens: Vec<u32> = (0..300).map(|i| i * 11 % 256).collect();
+        let (mut pieces, mut whole) = (model.new_state(), model.new_state());
+        let (mut a, mut b) = (Vec::new(), Vec::new());
+        runner.forward(&mut [Feed { tokens: &tokens, state: &mut pieces, logits: Some(&mut a) }]).unwrap();
+        LanguageModel::forward(
+            &model,
+            &mut [Feed { tokens: &tokens, state: &mut whole, logits: Some(&mut b) }],
+        )
+        .unwrap();
+        assert_eq!(a, b);
+        assert_eq!(pieces.data(), whole.data());
+        assert_eq!(pieces.tokens, 300);
+        let timing = runner.take_timing();
+        assert_eq!((timing.read.tokens, timing.written.tokens), (300, 0));
     }
 }
