@@ -68,7 +68,9 @@ impl StoredTensor {
 
     /// (rows, numbers in a row) of the bytes as stored; `None` on overflow.
     fn stored_rows_cols(&self) -> Option<(usize, usize)> {
-        let total = self.shape.iter().try_fold(1usize, |a, &d| a.checked_mul(d))?;
+        // Axes of length 0 hide the others' product until the axes are put in another order.
+        self.shape.iter().filter(|&&d| d != 0).try_fold(1usize, |a, &d| a.checked_mul(d))?;
+        let total: usize = self.shape.iter().product();
         let cols = match (self.shape.len(), self.transposed) {
             (0, _) => 1,
             (n, true) if n >= 2 => self.shape[n - 2],
@@ -292,5 +294,6 @@ mod tests {
         assert!(StoredTensor::new(DType::F32, vec![usize::MAX, 2], Bytes::new()).is_none());
         assert!(StoredTensor::new(DType::F32, vec![2], Bytes::from_static(&[0; 7])).is_none());
         assert!(StoredTensor::new(DType::F32, vec![0, 5], Bytes::new()).is_some());
+        assert!(StoredTensor::new(DType::F32, vec![usize::MAX, 0, 2], Bytes::new()).is_none());
     }
 }

@@ -110,6 +110,8 @@ pub struct Config {
     pub group_norm_eps: f64,
 }
 
+/// Largest head that is run.
+const MAX_HEAD_SIZE: usize = 1024;
 /// Epsilon of every layer norm, in every version.
 pub const LAYER_NORM_EPS: f64 = 1e-5;
 /// Group-norm epsilon of official files.
@@ -203,6 +205,17 @@ impl Config {
             return Err(Error::damaged(
                 &ckpt.path,
                 format!("its {heads} heads do not divide the attention width {att_width}"),
+            ));
+        }
+        // The state of a layer is heads × head_size²: without a bound, a small file asks for memory by the
+        // square of its size.
+        if version != Version::V4 && att_width / heads > MAX_HEAD_SIZE {
+            return Err(Error::unsupported(
+                &ckpt.path,
+                format!(
+                    "its heads have {} channels each; hawfinch runs heads of up to {MAX_HEAD_SIZE} (every released model has 64)",
+                    att_width / heads
+                ),
             ));
         }
         let mut ranks = Ranks::default();

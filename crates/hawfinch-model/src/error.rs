@@ -1,6 +1,7 @@
 //! What can be wrong with a file or a request, one variant a kind, each message a sentence that says
 //! what is wrong, where, and what to do.
 
+use std::fmt::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// Result with this crate's [`enum@Error`].
@@ -11,7 +12,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", shown(path))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -19,7 +20,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Not a file of any format that hawfinch knows.
-    #[error("{} is not a model file: {why}", path.display())]
+    #[error("{} is not a model file: {}", shown(path), Printable(why))]
     NotAModel {
         /// The file.
         path: PathBuf,
@@ -27,7 +28,7 @@ pub enum Error {
         why: String,
     },
     /// A file of a known format that is damaged or breaks its format's rules.
-    #[error("{} is damaged: {what}", path.display())]
+    #[error("{} is damaged: {}", shown(path), Printable(what))]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -35,7 +36,7 @@ pub enum Error {
         what: String,
     },
     /// A sound file that asks for something hawfinch does not do.
-    #[error("{} cannot be used: {what}", path.display())]
+    #[error("{} cannot be used: {}", shown(path), Printable(what))]
     Unsupported {
         /// The file.
         path: PathBuf,
@@ -89,14 +90,41 @@ pub enum Error {
         vocab: usize,
     },
     /// A state of another model or shape.
-    #[error("this state does not fit the model: {0}")]
+    #[error("this state does not fit the model: {}", Printable(.0))]
     State(String),
     /// A LoRA file that does not fit, or lacks its scale.
-    #[error("this LoRA cannot be applied: {0}")]
+    #[error("this LoRA cannot be applied: {}", Printable(.0))]
     Lora(String),
     /// A request that makes no sense.
-    #[error("{0}")]
+    #[error("{}", Printable(.0))]
     Invalid(String),
+}
+
+/// Words that may come from a file, as a sentence can hold them: control characters escaped (a name could
+/// steer the terminal), cut after some hundred characters.
+#[derive(Clone, Copy, Debug)]
+pub struct Printable<'a>(pub &'a str);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut left = 1000usize;
+        for c in self.0.chars() {
+            if left == 0 {
+                return f.write_char('…');
+            }
+            if c.is_control() {
+                write!(f, "{}", c.escape_default())?;
+            } else {
+                f.write_char(c)?;
+            }
+            left = left.saturating_sub(if c.is_control() { 8 } else { 1 });
+        }
+        Ok(())
+    }
+}
+
+fn shown(path: &Path) -> String {
+    Printable(&path.to_string_lossy()).to_string()
 }
 
 impl Error {

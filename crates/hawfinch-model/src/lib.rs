@@ -20,7 +20,7 @@ pub mod verify;
 pub use checkpoint::{Checkpoint, DecayForm, FileFormat, StoredTensor};
 pub use config::{Config, Version};
 pub use cpu::Cpu;
-pub use error::{Error, Result};
+pub use error::{Error, Printable, Result};
 pub use lora::Lora;
 pub use model::{Model, OpenOptions, Output, Rows, STEP_TOKENS, Sequence};
 pub use state::{State, StateLayout};

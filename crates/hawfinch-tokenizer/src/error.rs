@@ -1,5 +1,6 @@
 //! The one error type of this crate.
 
+use std::fmt::{self, Write};
 use std::path::PathBuf;
 
 /// What can go wrong when a vocabulary is read or ids are decoded. Encoding cannot fail.
@@ -7,7 +8,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum Error {
     /// A line of a World vocabulary file is not `ID LITERAL LENGTH`, or contradicts another line.
-    #[error("vocabulary line {line}: {problem}")]
+    #[error("vocabulary line {line}: {}", Printable(problem))]
     VocabularyLine {
         /// Line number, counted from 1.
         line: usize,
@@ -15,10 +16,10 @@ pub enum Error {
         problem: String,
     },
     /// A World vocabulary file is unusable as a whole.
-    #[error("vocabulary: {0}")]
+    #[error("vocabulary: {}", Printable(.0))]
     Vocabulary(String),
     /// A `tokenizer.json` is not readable, contradicts itself, or asks for something that is not implemented.
-    #[error("tokenizer.json: {0}")]
+    #[error("tokenizer.json: {}", Printable(.0))]
     TokenizerJson(String),
     /// A file could not be read.
     #[error("cannot read the tokenizer file {path}: {source}")]
@@ -83,6 +84,28 @@ pub enum Error {
         /// Number of ids.
         vocab_size: usize,
     },
+}
+
+/// Words that may come from a file, as a sentence can hold them: control characters escaped (a name could steer the
+/// terminal), cut after some hundred characters.
+struct Printable<'a>(&'a str);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut left = 1000usize;
+        for c in self.0.chars() {
+            if left == 0 {
+                return f.write_char('…');
+            }
+            if c.is_control() {
+                write!(f, "{}", c.escape_default())?;
+            } else {
+                f.write_char(c)?;
+            }
+            left = left.saturating_sub(if c.is_control() { 8 } else { 1 });
+        }
+        Ok(())
+    }
 }
 
 /// Result with this crate's [`enum@Error`].

@@ -8,7 +8,7 @@ mod limit;
 #[path = "../../hawfinch-model/tests/fuzz_checks/replay.rs"]
 mod replay;
 
-const TARGETS: [(&str, fn(&[u8])); 2] =
+const TARGETS: [replay::Target; 2] =
     [("world_vocabulary", fuzz_checks::world_vocabulary), ("tokenizer_json", fuzz_checks::tokenizer_json)];
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/fuzz");
 

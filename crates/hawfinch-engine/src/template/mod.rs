@@ -4,7 +4,8 @@
 //! stop, how a reply is cleaned, the sampler settings of the model family. Built-in ones ([`Template::builtin`]) are
 //! in `builtin.rs`, the choice for a model in `choose.rs`, reply cleaning in `reply.rs`. Any other template, such as
 //! the one a checkpoint carries, is untrusted text: it runs without access to files, with bounded steps, depth and
-//! output. (What a template can still do is build one huge string by doubling; its size is not bounded.)
+//! output. (What a template can still do is build one huge value, by doubling, repetition or nesting it: neither its size
+//! nor its depth is bounded, so that a hostile template can end the program, though nothing else.)
 
 mod builtin;
 mod choose;
@@ -22,6 +23,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value, context};
 use serde::{Deserialize, Deserializer, Serialize};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -148,7 +150,6 @@ impl Template {
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(RECURSION);
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", python::tojson);
         limits::add(&mut environment);
         environment.add_function("raise_exception", |words: String| -> std::result::Result<Value, _> {
@@ -246,7 +247,11 @@ impl Template {
         };
         let template = self.environment.get_template("chat").map_err(|e| failed(in_one_line(&e)))?;
         let mut out = Bounded::default();
-        let rendered = template.render_captured_to(context, &mut out);
+        // The engine has places that panic (3.0.5: an empty string reversed by a slice). What unwinds here is
+        // dropped with the call: nothing is left half done.
+        let render = AssertUnwindSafe(|| template.render_captured_to(context, &mut out));
+        let rendered = std::panic::catch_unwind(render)
+            .map_err(|_| failed("it asks for something on which the template engine breaks".to_owned()))?;
         if out.full {
             return Err(failed(format!("it writes more than {} MiB", MAX_OUTPUT >> 20)));
         }

@@ -5,8 +5,13 @@
 use hawfinch_tokenizer::{Bpe, StreamDecoder, Tokenizer, World};
 
 /// Texts that every tokenizer is tried on, besides the input itself.
-const TEXTS: [&[u8]; 5] =
-    [b"", b"ab abc  abab\n\n<|endoftext|>caf\xC3\xA9", b"\xFF\xC0\x80", "e\u{301} 你好🦜".as_bytes(), &[b'a'; 300]];
+const TEXTS: [&[u8]; 5] = [
+    b"",
+    b"ab abc  abab\n\n<|endoftext|>caf\xC3\xA9",
+    b"\xFF\xC0\x80",
+    "e\u{301} 你好🦜".as_bytes(),
+    &[b'a'; 300],
+];
 
 /// An error's message is one sentence that a terminal can show.
 fn sentence(error: impl std::fmt::Display) {

@@ -1,0 +1,63 @@
+//! Replaying inputs of fuzz targets from files.
+
+use std::path::{Path, PathBuf};
+
+/// Name and check of a target.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// Checks `FOLDER/TARGET/*`, inputs that once broke something.
+pub fn finds(folder: &str, targets: &[Target]) {
+    let mut count = 0;
+    for (target, check) in targets {
+        let Ok(files) = std::fs::read_dir(Path::new(folder).join(target)) else { continue };
+        for file in files {
+            let path = file.expect("an entry").path();
+            eprintln!("{}", path.display()); // shown when the check panics or aborts
+            check(&std::fs::read(path).expect("a find"));
+            count += 1;
+        }
+    }
+    eprintln!("{count} finds replayed");
+}
+
+/// Checks `FOLDER/TARGET.corpus`, samples of the inputs that reach most of the code.
+pub fn corpora(folder: &str, targets: &[Target]) {
+    for (target, check) in targets {
+        for (i, input) in unpack(&Path::new(folder).join(format!("{target}.corpus"))).iter().enumerate() {
+            eprintln!("{target} {i}");
+            check(input);
+        }
+    }
+}
+
+/// The inputs of a `.corpus` file: each its length (u32, little-endian) and its bytes.
+fn unpack(path: &Path) -> Vec<Vec<u8>> {
+    let Ok(file) = std::fs::read(path) else { return Vec::new() };
+    let mut rest = &file[..];
+    let mut out = Vec::new();
+    while let Some((length, tail)) = rest.split_first_chunk::<4>() {
+        let (input, tail) = tail.split_at(u32::from_le_bytes(*length) as usize);
+        out.push(input.to_vec());
+        rest = tail;
+    }
+    assert!(rest.is_empty() && !out.is_empty(), "{} is cut off", path.display());
+    out
+}
+
+/// Checks the seeds of a target. With `HAWFINCH_FUZZ_SEEDS=FOLDER` they are written to `FOLDER/TARGET/`,
+/// where `fuzz/run.sh` wants them.
+pub fn seeds(target: &str, seeds: &[(String, Vec<u8>)], targets: &[Target]) {
+    assert!(!seeds.is_empty(), "{target}");
+    let (_, check) = targets.iter().find(|(name, _)| *name == target).expect("a target");
+    let out = std::env::var_os("HAWFINCH_FUZZ_SEEDS").map(|folder| PathBuf::from(folder).join(target));
+    if let Some(out) = &out {
+        std::fs::create_dir_all(out).expect("the folder of seeds");
+    }
+    for (name, file) in seeds {
+        eprintln!("{target}: {name}");
+        check(file);
+        if let Some(out) = &out {
+            std::fs::write(out.join(format!("seed-{name}")), file).expect("a seed");
+        }
+    }
+}
