@@ -24,8 +24,12 @@ pub fn parse(text: &str) -> anyhow::Result<Vec<u32>> {
 }
 
 fn not_an_id(part: &str) -> String {
-    let short: String = part.chars().take(40).flat_map(char::escape_debug).collect();
-    format!("`{short}` is not a token id: ids are whole numbers from 0 on")
+    format!("`{}` is not a token id: ids are whole numbers from 0 on", short(part))
+}
+
+/// What is wrong in a text, as a sentence can hold it.
+fn short(part: &str) -> String {
+    part.chars().take(40).flat_map(char::escape_debug).collect()
 }
 
 /// Lengths of pieces, as in `--split 3,1,4`: each at least 1, in all `total`.
@@ -34,7 +38,7 @@ pub fn parse_split(text: &str, total: usize) -> anyhow::Result<Vec<usize>> {
     for part in text.split(',') {
         match part.trim().parse::<usize>() {
             Ok(n) if n > 0 => out.push(n),
-            _ => bail!("--split takes lengths of at least 1, as in 3,1,4; `{}` is none", part.trim()),
+            _ => bail!("--split takes lengths of at least 1, as in 3,1,4; `{}` is none", short(part.trim())),
         }
     }
     let sum = out.iter().try_fold(0usize, |a, &b| a.checked_add(b));
