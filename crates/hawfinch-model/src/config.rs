@@ -7,7 +7,7 @@
 use std::fmt;
 
 use crate::checkpoint::{Checkpoint, StoredTensor};
-use crate::names::{self, Dim, Param};
+use crate::names::{self, Dim, Param, Role};
 use crate::{Error, Result};
 
 /// The RWKV versions hawfinch runs.
@@ -259,8 +259,8 @@ impl Config {
         })
     }
 
-    /// Every parameter present, each of the right shape (axes of length 1 do not count: formats drop
-    /// or add them).
+    /// Every parameter present, each of the right shape (in vectors axes of length 1 do not count: formats
+    /// drop or add them).
     fn check(&self, ckpt: &Checkpoint) -> Result<()> {
         for (key, param) in names::all_params(self.version, self.layers) {
             let optional = param.optional_in_layer_0 && key.starts_with("blocks.0.");
@@ -277,7 +277,8 @@ impl Config {
                         return Err(Error::damaged(&ckpt.path, format!("tensor `{key}` is empty")));
                     }
                     let squeezed: Vec<usize> = expected.iter().copied().filter(|&d| d != 1).collect();
-                    if t.squeezed() != squeezed {
+                    // Matrices and low-rank stacks are cut by their axes.
+                    if t.squeezed() != squeezed || (param.role != Role::Vector && t.shape != expected) {
                         return Err(Error::Shape {
                             name: key,
                             found: t.shape.clone(),

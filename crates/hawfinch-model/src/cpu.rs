@@ -9,7 +9,7 @@ use hawfinch_kernels::{DType, Real, norm, wkv};
 
 use crate::checkpoint::StoredTensor;
 use crate::ops::{Apply, Batch, Norm, Ops};
-use crate::{Error, Result, State};
+use crate::{Error, Result, State, StateLayout};
 
 /// The CPU.
 pub struct Cpu<F: Real = f32> {
@@ -337,5 +337,13 @@ impl<F: Real> Ops for Cpu<F> {
 
     fn read_state(&self, state: &State<F>) -> State {
         state.cast()
+    }
+
+    fn layout<'s>(&self, state: &'s State<F>) -> &'s StateLayout {
+        state.layout()
+    }
+
+    fn count_tokens(&self, state: &mut State<F>, tokens: u64) {
+        state.tokens += tokens;
     }
 }

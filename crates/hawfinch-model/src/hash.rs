@@ -18,7 +18,7 @@ use crate::{Result, metadata, names};
 /// # Errors
 /// Not a model.
 pub fn identity(ckpt: &Checkpoint, progress: Option<&mut dyn FnMut(u64, u64)>) -> Result<String> {
-    if let Some(hash) = ckpt.metadata.get(metadata::SOURCE_HASH) {
+    if let Some(hash) = ckpt.metadata.get(metadata::SOURCE_HASH).filter(|h| is_hash(h)) {
         return Ok(hash.clone());
     }
     let key = CacheKey::of(&ckpt.path);
@@ -81,11 +81,18 @@ pub fn compute(ckpt: &Checkpoint, mut progress: Option<&mut dyn FnMut(u64, u64)>
     Ok(digest.iter().fold("sha256:".to_string(), |s, b| format!("{s}{b:02x}")))
 }
 
+/// In the form that [`compute`] gives; anything else in a file is not ours.
+fn is_hash(text: &str) -> bool {
+    let digits = text.strip_prefix("sha256:");
+    digits.is_some_and(|d| d.len() == 64 && d.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
 /// What must be unchanged for a cached hash to hold.
 #[derive(Serialize, Deserialize, PartialEq, Clone)]
 struct Stamp {
     bytes: u64,
-    modified_ns: u128,
+    /// Since 1970, in nanoseconds. (Not u128, which serde cannot read inside a flattened structure.)
+    modified_ns: u64,
 }
 
 #[derive(Serialize, Deserialize, Clone)]
@@ -109,7 +116,8 @@ impl CacheKey {
     fn of(path: &Path) -> Option<CacheKey> {
         let path = path.canonicalize().ok()?;
         let meta = std::fs::metadata(&path).ok().filter(|m| m.is_file())?;
-        let modified_ns = meta.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos();
+        let modified_ns =
+            meta.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos().try_into().ok()?;
         Some(CacheKey {
             file: path.to_str()?.to_string(),
             stamp: Stamp { bytes: meta.len(), modified_ns },

@@ -1,12 +1,17 @@
 //! LoRA files as RWKV-PEFT writes them: per module a pair A `[r, in]`, B `[out, r]` meaning
 //! `W + (alpha / r) B A`, and whole tensors that replace the base's. They are applied unmerged.
+//!
+//! The same trainer's PiSSA checkpoints have the very same tensors but belong to a base from which the first
+//! ones (`init_pissa.pth`) were taken away. Nothing in the file says so: merge them with the trainer's own
+//! program. DiSHA (bone) files have names of their own and are refused.
 
 use std::path::Path;
 
 use indexmap::IndexMap;
 
 use crate::checkpoint::{Checkpoint, StoredTensor};
-use crate::{Error, Result, format};
+use crate::names::{self, Role};
+use crate::{Config, Error, Result, format};
 
 /// One LoRA file, ready to apply.
 #[derive(Clone, Debug)]
@@ -40,7 +45,8 @@ impl Lora {
     /// `adapter_config.json`, `peft.json` or `FILE.json` beside it.
     ///
     /// # Errors
-    /// Not a LoRA file; half a pair; ranks that disagree; no alpha anywhere.
+    /// Not a LoRA file; half a pair; ranks that disagree; no alpha anywhere; a file beside it that asks for
+    /// another scale than alpha / r.
     pub fn open(path: &Path, alpha: Option<f64>) -> Result<Lora> {
         Self::from_checkpoint(format::open(path)?, alpha)
     }
@@ -56,6 +62,7 @@ impl Lora {
         let mut replacements = IndexMap::new();
         for (name, tensor) in ckpt.tensors {
             let name = name.strip_prefix("base_model.model.").unwrap_or(&name);
+            let name = name.strip_prefix("model.").filter(|n| n.starts_with("blocks.")).unwrap_or(name);
             let stem = name.strip_suffix(".weight").unwrap_or(name);
             let stem = stem.strip_suffix(".default").unwrap_or(stem);
             let half = [".lora_A", ".lora_B"].iter().position(|s| stem.ends_with(s));
@@ -70,6 +77,19 @@ impl Lora {
             } else {
                 replacements.insert(name.to_string(), tensor);
             }
+        }
+        let holds = |part: &str| replacements.keys().any(|k: &String| k.ends_with(part));
+        if holds(".init_lora_A") {
+            return Err(Error::Lora(format!(
+                "{shown} holds what PiSSA training began with, not what it ended with; merge the two into the base \
+                 model with RWKV-PEFT's merge program and open the result"
+            )));
+        }
+        if holds(".disha") || holds(".bone") {
+            return Err(Error::Lora(format!(
+                "{shown} is a DiSHA (bone) adapter, which hawfinch does not apply; merge it into the base model with \
+                 RWKV-PEFT's merge program and open the result"
+            )));
         }
         if halves.is_empty() {
             return Err(Error::Lora(format!("{shown} holds no tensors named `….lora_A` and `….lora_B`")));
@@ -88,11 +108,11 @@ impl Lora {
             modules.insert(module, (a, b));
         }
         let in_file = |key: &str| ckpt.metadata.get(key).and_then(|s| s.parse().ok());
-        let alpha = alpha
-            .or_else(|| in_file("hawfinch.lora_alpha"))
-            .or_else(|| in_file("lora_alpha"))
-            .or_else(|| alpha_beside(&path))
-            .filter(|a: &f64| a.is_finite());
+        let alpha = match alpha.or_else(|| in_file("hawfinch.lora_alpha")).or_else(|| in_file("lora_alpha")) {
+            Some(alpha) => Some(alpha),
+            None => alpha_beside(&path)?,
+        };
+        let alpha = alpha.filter(|a: &f64| a.is_finite());
         let alpha = alpha.ok_or_else(|| {
             Error::Lora(format!(
                 "{shown} does not say its alpha, and no adapter_config.json or peft.json beside it does; \
@@ -117,10 +137,18 @@ impl Lora {
         hash.finalize().iter().take(8).fold(String::new(), |s, b| format!("{s}{b:02x}"))
     }
 
-    /// Refuses a LoRA that does not fit a checkpoint: modules or tensors it lacks, other shapes.
-    pub(crate) fn check(&self, base: &Checkpoint) -> Result<()> {
+    /// Refuses a LoRA that does not fit a checkpoint: modules or tensors it lacks, other shapes, a module that
+    /// is no linear layer (the embedding's rows are looked up, not multiplied).
+    pub(crate) fn check(&self, base: &Checkpoint, config: &Config) -> Result<()> {
+        let role = |name: &str| names::find(config.version, name).map(|(_, param)| param.role);
         for (module, (a, b)) in &self.modules {
             let name = format!("{module}.weight");
+            if base.get(&name).is_some() && (name == "emb.weight" || role(&name) != Some(Role::Matrix)) {
+                return Err(Error::Lora(format!(
+                    "its `{module}` is no linear layer of RWKV-{}; train the whole tensor in place of a pair",
+                    config.version.number()
+                )));
+            }
             let Some(w) = base.get(&name) else {
                 return Err(Error::Lora(format!("the model has no `{name}`: it belongs to another model")));
             };
@@ -134,7 +162,9 @@ impl Lora {
         }
         for (name, tensor) in &self.replacements {
             match base.get(name) {
-                Some(t) if t.squeezed() == tensor.squeezed() => {}
+                // Axes of length 1 may come and go in vectors only.
+                Some(t) if t.shape == tensor.shape => {}
+                Some(t) if t.squeezed() == tensor.squeezed() && role(name) == Some(Role::Vector) => {}
                 Some(t) => {
                     return Err(Error::Lora(format!(
                         "its `{name}` has shape {:?}, the model's {:?}: it belongs to another model",
@@ -149,17 +179,35 @@ impl Lora {
 }
 
 /// `lora_alpha` or `alpha`, at the top or under `lora` or `lora_config`, of a JSON file beside.
-fn alpha_beside(path: &Path) -> Option<f64> {
-    let folder = path.parent()?;
+///
+/// # Errors
+/// The file says that the scale is not alpha / r for every module.
+fn alpha_beside(path: &Path) -> Result<Option<f64>> {
+    let Some(folder) = path.parent() else { return Ok(None) };
     let own = path.with_extension("json");
-    [own, folder.join("adapter_config.json"), folder.join("peft.json")].iter().find_map(|file| {
+    for file in [own, folder.join("adapter_config.json"), folder.join("peft.json")] {
         // A side file of over a megabyte is something else.
-        if std::fs::metadata(file).ok()?.len() > 1 << 20 {
-            return None;
+        if std::fs::metadata(&file).map_or(true, |m| m.len() > 1 << 20) {
+            continue;
         }
-        let json: serde_json::Value = serde_json::from_slice(&std::fs::read(file).ok()?).ok()?;
+        let json = std::fs::read(&file).ok().and_then(|b| serde_json::from_slice(&b).ok());
+        let Some(json): Option<serde_json::Value> = json else { continue };
         let tables = [Some(&json), json.get("lora"), json.get("lora_config")];
         let number = |t: &serde_json::Value| t.get("lora_alpha").or_else(|| t.get("alpha"))?.as_f64();
-        tables.into_iter().flatten().find_map(number)
-    })
+        let Some((table, alpha)) = tables.into_iter().flatten().find_map(|t| Some((t, number(t)?))) else {
+            continue;
+        };
+        let by_root = table.get("use_rslora").and_then(|v| v.as_bool()) == Some(true);
+        let by_module = table.get("alpha_pattern").and_then(|v| v.as_object()).is_some_and(|m| !m.is_empty());
+        if by_root || by_module {
+            return Err(Error::Lora(format!(
+                "{} asks for a scale other than alpha / r for every module ({}); merge it into the base model and open \
+                 the result",
+                file.display(),
+                if by_root { "use_rslora" } else { "alpha_pattern" }
+            )));
+        }
+        return Ok(Some(alpha));
+    }
+    Ok(None)
 }

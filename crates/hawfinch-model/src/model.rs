@@ -61,8 +61,9 @@ pub struct OpenOptions {
 /// A model ready to run.
 pub struct Model<O: Ops = Cpu<f32>> {
     checkpoint: Checkpoint,
-    /// Fingerprints of the LoRA files applied.
-    adapters: Vec<String>,
+    options: OpenOptions,
+    /// Where sequences start when the checkpoint brings a tuned state.
+    tuned: Option<State>,
     config: Config,
     layout: Arc<StateLayout>,
     ops: O,
@@ -97,7 +98,7 @@ impl<O: Ops + 'static> Model<O> {
             config.group_norm_eps = eps;
         }
         for lora in &options.loras {
-            lora.check(&checkpoint)?;
+            lora.check(&checkpoint, &config)?;
         }
         let load = Loader { ops: &ops, checkpoint: &checkpoint, config: &config, loras: &options.loras };
         let embedding = load.table("emb.weight")?;
@@ -106,13 +107,18 @@ impl<O: Ops + 'static> Model<O> {
         let ln_out = load.layer_norm("ln_out")?;
         let head = load.linear("head.weight")?;
         let layout = Arc::new(StateLayout::new(&config));
-        let adapters = options.loras.iter().map(Lora::fingerprint).collect();
-        Ok(Model { checkpoint, adapters, config, layout, ops, embedding, ln0, layers, ln_out, head })
+        let tuned = crate::state_file::tuned_inside(&checkpoint, &config, &layout)?;
+        Ok(Model { checkpoint, options, tuned, config, layout, ops, embedding, ln0, layers, ln_out, head })
     }
 
     /// Version and sizes.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// How it was opened.
+    pub fn options(&self) -> &OpenOptions {
+        &self.options
     }
 
     /// The tensors behind the model.
@@ -128,7 +134,7 @@ impl<O: Ops + 'static> Model<O> {
     /// None in practice: the model was opened from a sound checkpoint.
     pub fn identity(&self, progress: Option<&mut dyn FnMut(u64, u64)>) -> Result<String> {
         let base = crate::hash::identity(&self.checkpoint, progress)?;
-        Ok(self.adapters.iter().fold(base, |id, a| format!("{id}+lora:{a}")))
+        Ok(self.options.loras.iter().fold(base, |id, lora| format!("{id}+lora:{}", lora.fingerprint())))
     }
 
     /// The operations it runs on.
@@ -141,13 +147,15 @@ impl<O: Ops + 'static> Model<O> {
         &self.layout
     }
 
-    /// The state of the empty context, on the host.
+    /// The state of the empty context, on the host: zero, or the tuned state that the checkpoint brings
+    /// (`blocks.L.att.time_state` beside the weights).
     pub fn new_state(&self) -> State {
-        State::new(self.layout.clone())
+        self.tuned.clone().unwrap_or_else(|| State::new(self.layout.clone()))
     }
 
     /// Feeds every sequence's tokens, updating its state, and returns what each asked for, in order.
     /// Sequences do not influence each other, and any division of a text into calls gives the same bits.
+    /// Each state's count of tokens grows by those it was fed.
     ///
     /// # Errors
     /// An id out of range, a sequence without tokens or a state of another model: checked before
@@ -159,6 +167,10 @@ impl<O: Ops + 'static> Model<O> {
             }
             if let Some(&id) = s.tokens.iter().find(|&&id| id as usize >= self.config.vocab) {
                 return Err(Error::TokenRange { id, vocab: self.config.vocab });
+            }
+            let layout = self.ops.layout(s.state);
+            if !std::ptr::eq(layout, &*self.layout) && *layout != *self.layout {
+                return Err(Error::State("it was made for a model of another version or size".into()));
             }
         }
         let mut outputs = vec![Output::default(); sequences.len()];
@@ -191,6 +203,9 @@ impl<O: Ops + 'static> Model<O> {
                 return Ok(outputs);
             }
             self.step(&tokens, &mut batch, &parts, &mut outputs)?;
+            for (len, state) in batch.lengths.iter().zip(&mut batch.states) {
+                self.ops.count_tokens(state, *len as u64);
+            }
         }
     }
 

@@ -10,7 +10,7 @@
 use hawfinch_kernels::elementwise::{Binary, Unary};
 
 use crate::checkpoint::StoredTensor;
-use crate::{Result, State};
+use crate::{Result, State, StateLayout};
 
 /// How a weight matrix is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +143,10 @@ pub trait Ops {
     fn state(&self, from: &State) -> Self::State;
     /// Copies a state to the host.
     fn read_state(&self, state: &Self::State) -> State;
+    /// Which fields a state has.
+    fn layout<'s>(&self, state: &'s Self::State) -> &'s StateLayout;
+    /// Adds to the number of tokens that a state has consumed.
+    fn count_tokens(&self, state: &mut Self::State, tokens: u64);
 }
 
 /// Affine normalisation parameters.

@@ -90,7 +90,8 @@ impl StateLayout {
 pub struct State<F: Real = f32> {
     layout: Arc<StateLayout>,
     data: Vec<F>,
-    /// Tokens that led here from the empty context (from a tuned state, since it).
+    /// Tokens that led here from the empty context (from a tuned state, since it); [`crate::Model::forward`]
+    /// counts them.
     pub tokens: u64,
 }
 

@@ -144,6 +144,16 @@ fn read_ours(file: &Checkpoint, config: &Config, layout: &Arc<StateLayout>) -> R
     Ok(state)
 }
 
+/// The tuned state that a model's own file brings, as trainers merge it in; `None` when there is none.
+pub(crate) fn tuned_inside(
+    file: &Checkpoint,
+    config: &Config,
+    layout: &Arc<StateLayout>,
+) -> Result<Option<State>> {
+    let any = file.tensors.keys().any(|k| k.ends_with(".att.time_state"));
+    if any { read_tuned(file, config, layout).map(Some) } else { Ok(None) }
+}
+
 /// `blocks.L.att.time_state` in kernel orientation [head, value, key]; the shift states start at zero.
 fn read_tuned(file: &Checkpoint, config: &Config, layout: &Arc<StateLayout>) -> Result<State> {
     if config.version == Version::V4 {

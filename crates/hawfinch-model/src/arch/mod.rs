@@ -91,10 +91,19 @@ impl<O: Ops> Loader<'_, O> {
             .collect()
     }
 
+    /// A LoRA file's tensor in place of the checkpoint's; the last file wins.
+    fn replaced(&self, name: &str) -> Option<&StoredTensor> {
+        self.loras.iter().rev().find_map(|l| l.replacements.get(name))
+    }
+
+    /// Whether a decay (or v5's bonus) is stored exponentiated. LoRA files hold them as they were trained.
+    fn is_exponentiated(&self, name: &str) -> bool {
+        self.checkpoint.decay_form == DecayForm::Exponentiated && self.replaced(name).is_none()
+    }
+
     /// The tensor of that name: a LoRA file's replacement if it has one, else the checkpoint's.
     fn tensor(&self, name: &str) -> Result<&StoredTensor> {
-        let replaced = self.loras.iter().rev().find_map(|l| l.replacements.get(name));
-        replaced.or_else(|| self.checkpoint.get(name)).ok_or_else(|| Error::MissingTensor {
+        self.replaced(name).or_else(|| self.checkpoint.get(name)).ok_or_else(|| Error::MissingTensor {
             name: name.into(),
             version: self.config.version.number().into(),
         })
@@ -154,7 +163,7 @@ impl<O: Ops> Loader<'_, O> {
     /// `time_decay` of v4 and v5 as trained, whatever form the file holds.
     pub fn time_decay(&self, name: &str) -> Result<O::Tensor> {
         let mut values = self.values(name)?;
-        if self.checkpoint.decay_form == DecayForm::Exponentiated {
+        if self.is_exponentiated(name) {
             // v4 files hold -exp(d), v5 files exp(-exp(d)). A decay that rounded to exactly 0 or 1 comes
             // back as a raw value that gives the same decay again.
             let raw = |v: f64| match self.config.version {
@@ -170,7 +179,7 @@ impl<O: Ops> Loader<'_, O> {
     pub fn bonus5(&self, prefix: &str) -> Result<O::Tensor> {
         let name = present_name(self.checkpoint, &format!("{prefix}time_faaaa"));
         let mut values = self.values(&name)?;
-        if name.ends_with("time_first") && self.checkpoint.decay_form == DecayForm::Raw {
+        if name.ends_with("time_first") && !self.is_exponentiated(&name) {
             values.iter_mut().for_each(|v| *v = v.exp());
         }
         Ok(self.ops.vector(&values))

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::checkpoint::Checkpoint;
 use crate::ops::Ops;
-use crate::{Cpu, Error, Model, OpenOptions, Result, Rows, Sequence, State};
+use crate::{Cpu, Error, Model, Result, Rows, Sequence, State};
 
 /// One thing that was checked.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -140,7 +140,7 @@ pub fn against_itself(model: &Model, tokens: usize, mut progress: impl FnMut(&st
 
     progress("in double precision");
     let wide: Model<Cpu<f64>> =
-        Model::from_checkpoint(model.checkpoint().clone(), OpenOptions::default(), Cpu::default())?;
+        Model::from_checkpoint(model.checkpoint().clone(), model.options().clone(), Cpu::default())?;
     let few = &ids[..ids.len().min(8)];
     let (exact, _) = run(&wide, few, &[], wide.new_state())?;
     let scale = exact.iter().fold(1.0f64, |m, v| m.max(f64::from(v.abs())));

@@ -1,0 +1,209 @@
+//! Corner cases of files and calls that a person may meet by accident.
+
+use hawfinch_kernels::DType;
+use hawfinch_model::synthetic::{self, Shape};
+use hawfinch_model::{
+    Checkpoint, Cpu, DecayForm, FileFormat, Lora, Model, OpenOptions, Rows, Sequence, State, StoredTensor,
+    Version, format, hash, verify,
+};
+
+fn shape(version: Version) -> Shape {
+    Shape { version, layers: 2, width: 32, vocab: 64, head_size: 16 }
+}
+
+fn checkpoint(version: Version) -> Checkpoint {
+    synthetic::checkpoint(&shape(version).config(), DType::F32, 1)
+}
+
+fn model(ckpt: Checkpoint, loras: Vec<Lora>) -> hawfinch_model::Result<Model> {
+    Model::from_checkpoint(ckpt, OpenOptions { loras, ..OpenOptions::default() }, Cpu::new(1))
+}
+
+fn logits(m: &Model) -> Vec<f32> {
+    let mut state = m.new_state();
+    let call = Sequence { tokens: &[1, 2, 3], state: &mut state, logits: Rows::All, hidden: Rows::None };
+    m.forward(&mut [call]).unwrap().remove(0).logits
+}
+
+#[test]
+fn a_stack_with_a_unit_axis_in_front_is_refused_not_cut() {
+    let mut odd = checkpoint(Version::V6);
+    odd.tensors.get_mut("blocks.0.att.time_maa_w2").unwrap().shape.insert(0, 1);
+    let e = model(odd, vec![]).err().unwrap().to_string();
+    assert!(e.contains("time_maa_w2") && e.contains("[1, 5, 32, 32]"), "{e}");
+    let w2 = StoredTensor::from_f32(&[1, 5, 32, 32], &[0.0; 5120]);
+    let e = model(checkpoint(Version::V6), vec![lora(vec![("blocks.0.att.time_maa_w2", w2)])]).err().unwrap();
+    assert!(e.to_string().contains("time_maa_w2"), "{e}");
+}
+
+#[test]
+fn a_state_of_another_model_is_refused_before_anything_changes() {
+    let (small, other) =
+        (model(checkpoint(Version::V6), vec![]).unwrap(), model(checkpoint(Version::V4), vec![]).unwrap());
+    let mut state = other.new_state();
+    let call = Sequence { tokens: &[1], state: &mut state, logits: Rows::Last, hidden: Rows::None };
+    let e = small.forward(&mut [call]).unwrap_err().to_string();
+    assert!(e.contains("does not fit the model"), "{e}");
+    assert_eq!(state, other.new_state());
+}
+
+#[test]
+fn states_count_their_tokens() {
+    let m = model(checkpoint(Version::V7), vec![]).unwrap();
+    let (mut a, mut b) = (m.new_state(), m.new_state());
+    let long = [3; 300];
+    fn call<'a>(tokens: &'a [u32], state: &'a mut State) -> Sequence<'a> {
+        Sequence { tokens, state, logits: Rows::None, hidden: Rows::None }
+    }
+    m.forward(&mut [call(&long[..], &mut a), call(&long[..2], &mut b)]).unwrap();
+    m.forward(&mut [call(&long[..7], &mut b)]).unwrap();
+    assert_eq!((a.tokens, b.tokens), (300, 9));
+}
+
+#[test]
+fn a_tuned_state_merged_into_the_model_is_where_sequences_start() {
+    let plain = checkpoint(Version::V6);
+    let mut merged = plain.clone();
+    let mut file = Checkpoint::new("tuned", FileFormat::Memory);
+    for layer in 0..2 {
+        let values: Vec<f32> = (0..512).map(|i| (i as f32 * 0.1 + layer as f32).sin()).collect();
+        let t = StoredTensor::from_f32(&[2, 16, 16], &values);
+        merged.insert(format!("blocks.{layer}.att.time_state"), t.clone()).unwrap();
+        file.insert(format!("blocks.{layer}.att.time_state"), t).unwrap();
+    }
+    let (plain, merged) = (model(plain, vec![]).unwrap(), model(merged, vec![]).unwrap());
+    assert_eq!(merged.new_state(), plain.state_from(&file).unwrap());
+    assert_ne!(logits(&merged), logits(&plain));
+    assert_eq!(merged.identity(None).unwrap(), plain.identity(None).unwrap());
+}
+
+#[test]
+fn the_identity_is_cached() {
+    let dir = tempfile::tempdir().unwrap();
+    // SAFETY: no other test of this program has a checkpoint in a file, so none looks at the cache.
+    unsafe { std::env::set_var("HAWFINCH_CACHE", dir.path().join("cache")) };
+    let path = dir.path().join("m.safetensors");
+    let tensors = checkpoint(Version::V4).tensors;
+    let views = tensors.iter().map(|(name, t)| {
+        (
+            name,
+            safetensors::tensor::TensorView::new(safetensors::Dtype::F32, t.shape.clone(), &t.data).unwrap(),
+        )
+    });
+    safetensors::serialize_to_file(views, None, &path).unwrap();
+    let mut file = format::open(&path).unwrap();
+    let want = hash::identity(&file, None).unwrap();
+    // What is in memory is changed, the file is not: only a hash from the cache stays the same.
+    let t = file.tensors.get_mut("ln_out.bias").unwrap();
+    t.data = vec![1; t.data.len()].into();
+    assert_ne!(hash::compute(&file, None).unwrap(), want);
+    assert_eq!(hash::identity(&file, None).unwrap(), want);
+    // Metadata that is no hash names no model.
+    file.metadata.insert("hawfinch.source_hash".into(), "sha256:12".into());
+    assert_eq!(hash::identity(&file, None).unwrap(), want);
+}
+
+/// A LoRA with these tensors beside a pair that does nothing.
+fn lora(tensors: Vec<(&str, StoredTensor)>) -> Lora {
+    let mut c = Checkpoint::new("lora", FileFormat::Memory);
+    c.insert("blocks.0.att.key.lora_A", StoredTensor::from_f32(&[2, 32], &[0.0; 64])).unwrap();
+    c.insert("blocks.0.att.key.lora_B", StoredTensor::from_f32(&[32, 2], &[0.0; 64])).unwrap();
+    for (name, tensor) in tensors {
+        c.insert(name, tensor).unwrap();
+    }
+    Lora::from_checkpoint(c, Some(2.0)).unwrap()
+}
+
+#[test]
+fn a_lora_of_the_embedding_is_not_dropped_in_silence() {
+    let a = StoredTensor::from_f32(&[2, 32], &[1.0; 64]);
+    let b = StoredTensor::from_f32(&[64, 2], &[1.0; 128]);
+    let l = lora(vec![("emb.lora_A", a), ("emb.lora_B", b)]);
+    let e = model(checkpoint(Version::V7), vec![l]).err().unwrap().to_string();
+    assert!(e.contains("`emb` is no linear layer"), "{e}");
+}
+
+#[test]
+fn a_replaced_decay_is_as_trained_whatever_form_the_file_has() {
+    for version in [Version::V4, Version::V5_2] {
+        let raw = checkpoint(version);
+        let d = raw.get("blocks.1.att.time_decay").unwrap();
+        let new: Vec<f32> = d.to_f32().iter().map(|v| v * 0.5).collect();
+        let l = lora(vec![("blocks.1.att.time_decay", StoredTensor::from_f32(&d.shape, &new))]);
+        let want = logits(&model(raw.clone(), vec![l.clone()]).unwrap());
+        let mut exponentiated = raw;
+        exponentiated.decay_form = DecayForm::Exponentiated;
+        for layer in 0..2 {
+            let t = exponentiated.tensors.get_mut(&format!("blocks.{layer}.att.time_decay")).unwrap();
+            let v: Vec<f32> = t
+                .to_f32()
+                .iter()
+                .map(|d| if version == Version::V4 { -d.exp() } else { (-d.exp()).exp() })
+                .collect();
+            *t = StoredTensor::from_f32(&t.shape.clone(), &v);
+        }
+        let got = logits(&model(exponentiated, vec![l]).unwrap());
+        let worst = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(worst < 1e-4, "{version}: {worst}");
+    }
+}
+
+#[test]
+fn adapters_are_named_as_trainers_name_them() {
+    let a = || StoredTensor::from_f32(&[2, 32], &[0.01; 64]);
+    let b = || StoredTensor::from_f32(&[32, 2], &[0.3; 64]);
+    let with = |a_name: &str, b_name: &str| {
+        let mut c = Checkpoint::new("lora", FileFormat::Memory);
+        c.insert(a_name, a()).unwrap();
+        c.insert(b_name, b()).unwrap();
+        Lora::from_checkpoint(c, Some(4.0))
+    };
+    let run = |l: Lora| logits(&model(checkpoint(Version::V7), vec![l]).unwrap());
+    let want = run(with("blocks.1.att.value.lora_A", "blocks.1.att.value.lora_B").unwrap());
+    assert_ne!(want, logits(&model(checkpoint(Version::V7), vec![]).unwrap()));
+    for stem in ["model.blocks.1.att.value", "base_model.model.blocks.1.att.value"] {
+        for end in ["", ".weight", ".default.weight"] {
+            let l = with(&format!("{stem}.lora_A{end}"), &format!("{stem}.lora_B{end}")).unwrap();
+            assert_eq!(run(l), want, "{stem} {end}");
+        }
+    }
+    for (names, part) in [
+        (["model.blocks.1.att.value.init_lora_A", "model.blocks.1.att.value.init_lora_B"], "PiSSA"),
+        (["blocks.1.att.value.disha", "blocks.1.att.key.disha"], "DiSHA"),
+        (["blocks.1.att.value.x", "blocks.1.att.key.x"], "holds no tensors named"),
+    ] {
+        let e = with(names[0], names[1]).unwrap_err().to_string();
+        assert!(e.contains(part), "{e}");
+    }
+}
+
+#[test]
+fn a_scale_other_than_alpha_by_rank_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut c = Checkpoint::new(dir.path().join("adapter_model.safetensors"), FileFormat::Memory);
+    c.insert("blocks.0.att.key.lora_A", StoredTensor::from_f32(&[2, 32], &[0.0; 64])).unwrap();
+    c.insert("blocks.0.att.key.lora_B", StoredTensor::from_f32(&[32, 2], &[0.0; 64])).unwrap();
+    for (json, part) in [
+        (r#"{"lora_alpha": 16, "use_rslora": true}"#, "use_rslora"),
+        (r#"{"lora_alpha": 16, "alpha_pattern": {"key": 8}}"#, "alpha_pattern"),
+        (r#"{"r": 16}"#, "does not say its alpha"),
+    ] {
+        std::fs::write(dir.path().join("adapter_config.json"), json).unwrap();
+        let e = Lora::from_checkpoint(c.clone(), None).unwrap_err().to_string();
+        assert!(e.contains(part), "{e}");
+    }
+    let plain = r#"{"lora_alpha": 16, "use_rslora": false, "alpha_pattern": {}}"#;
+    std::fs::write(dir.path().join("adapter_config.json"), plain).unwrap();
+    assert_eq!(Lora::from_checkpoint(c, None).unwrap().alpha, 16.0);
+}
+
+#[test]
+fn a_model_with_a_lora_agrees_with_itself() {
+    let a = StoredTensor::from_f32(&[2, 32], &[0.2; 64]);
+    let b = StoredTensor::from_f32(&[32, 2], &[0.3; 64]);
+    let l = lora(vec![("blocks.1.att.value.lora_A", a), ("blocks.1.att.value.lora_B", b)]);
+    let options = OpenOptions { loras: vec![l], group_norm_eps: Some(1e-2) };
+    let m = Model::from_checkpoint(checkpoint(Version::V7), options, Cpu::new(1)).unwrap();
+    let report = verify::against_itself(&m, 6, |_| ()).unwrap();
+    assert!(report.passed(), "{report:?}");
+}
