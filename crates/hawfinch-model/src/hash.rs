@@ -108,14 +108,16 @@ struct CacheKey {
     cache: PathBuf,
 }
 
+/// Smaller files are hashed anew each time, which takes a few milliseconds.
+const CACHED_FROM: u64 = 16 << 20;
 /// Entries the cache keeps.
 const CACHE_ENTRIES: usize = 1000;
 
 impl CacheKey {
-    /// For a single file that can be named; other checkpoints are hashed anew each time.
+    /// For a single large file that can be named; other checkpoints are hashed anew each time.
     fn of(path: &Path) -> Option<CacheKey> {
         let path = path.canonicalize().ok()?;
-        let meta = std::fs::metadata(&path).ok().filter(|m| m.is_file())?;
+        let meta = std::fs::metadata(&path).ok().filter(|m| m.is_file() && m.len() >= CACHED_FROM)?;
         let modified_ns =
             meta.modified().ok()?.duration_since(UNIX_EPOCH).ok()?.as_nanos().try_into().ok()?;
         Some(CacheKey {

@@ -352,20 +352,29 @@ fn adjust(
         touched.sort_unstable();
         touched.dedup();
     }
+    // Settings at the edge of their range may carry a sound logit beyond f32's: it stays at the end of it.
+    let within = |x: f32| x.min(f32::MAX);
     for (&id, &bias) in config.logit_bias.range(..vocab) {
-        adjusted[id as usize] += bias;
+        let x = &mut adjusted[id as usize];
+        *x = within(*x + bias);
     }
     if repeats {
         for &id in touched.iter().filter(|&&id| id < vocab) {
             let x = &mut adjusted[id as usize];
-            *x = if *x > 0.0 { *x / config.repetition_penalty } else { *x * config.repetition_penalty };
+            *x = within(if *x > 0.0 {
+                *x / config.repetition_penalty
+            } else {
+                *x * config.repetition_penalty
+            });
         }
     }
     touched.extend(config.logit_bias.range(..vocab).map(|(&id, _)| id));
     if penalties {
         let (presence, frequency) = (f64::from(config.presence_penalty), f64::from(config.frequency_penalty));
         for c in state.counts.iter().filter(|c| c.id < vocab) {
-            adjusted[c.id as usize] -= (presence + c.count * frequency) as f32;
+            let penalty = (presence + c.count * frequency) as f32;
+            let x = &mut adjusted[c.id as usize];
+            *x = within(*x - penalty.clamp(-f32::MAX, f32::MAX));
             touched.push(c.id);
         }
     }

@@ -348,3 +348,26 @@ fn reconfiguring_keeps_counts_and_random_numbers() {
     assert_eq!(s.seed(), 1);
     assert!(s.reconfigure(SamplerConfig { temperature: -1.0, ..SamplerConfig::default() }).is_err());
 }
+
+#[test]
+fn settings_at_the_edge_of_their_range_damage_no_logit() {
+    let base = SamplerConfig { penalty_decay: 1.0, ..SamplerConfig::pure() };
+    for config in [
+        SamplerConfig { repetition_penalty: 1e-38, ..base.clone() },
+        SamplerConfig { repetition_penalty: 3e38, ..base.clone() },
+        SamplerConfig { frequency_penalty: -3e38, presence_penalty: -3e38, ..base.clone() },
+        SamplerConfig { frequency_penalty: 3e38, presence_penalty: 3e38, ..base.clone() },
+        SamplerConfig { logit_bias: [(0, f32::MAX), (2, f32::MIN)].into(), ..base.clone() },
+        SamplerConfig { logit_bias: [(0, f32::NEG_INFINITY)].into(), frequency_penalty: -3e38, ..base },
+    ] {
+        let mut s =
+            Sampler::new(SamplerConfig { seed: Some(1), ..config.clone() }, Uncounted::none()).unwrap();
+        for id in [0, 0, 0, 1] {
+            s.accept(id);
+        }
+        for logits in [[20.0, -5.0, 3.0], [f32::MAX, 1.0, f32::MIN], [f32::NEG_INFINITY, 1.0, 2.0]] {
+            let drawn = s.sample(&logits);
+            assert!(drawn.as_ref().is_ok_and(|d| d.id < 3), "{config:?}: {drawn:?}");
+        }
+    }
+}
