@@ -44,6 +44,7 @@ impl<'a> Matrix<'a> {
         &self.data[row * bytes..(row + 1) * bytes]
     }
 
+    #[inline(always)]
     /// Decodes stored row `row` into `out` (`row_len` numbers); `narrow` is scratch.
     fn decode_row<F: Real>(&self, row: usize, out: &mut [F], narrow: &mut Vec<f32>) {
         let bytes = self.row(row);
@@ -64,7 +65,7 @@ impl<'a> Matrix<'a> {
 const LANES: usize = 16;
 
 /// Sum of products in `LANES` interleaved partial sums, then those pairwise, then the tail in order.
-#[inline]
+#[inline(always)]
 pub fn dot<F: Real>(a: &[F], b: &[F]) -> F {
     let mut acc = [F::ZERO; LANES];
     let (ca, cb) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
@@ -77,7 +78,7 @@ pub fn dot<F: Real>(a: &[F], b: &[F]) -> F {
     finish(acc, ra, rb)
 }
 
-#[inline]
+#[inline(always)]
 fn finish<F: Real>(mut acc: [F; LANES], ra: &[F], rb: &[F]) -> F {
     let mut width = LANES / 2;
     while width > 0 {
@@ -98,7 +99,7 @@ fn finish<F: Real>(mut acc: [F; LANES], ra: &[F], rb: &[F]) -> F {
 const TOKENS: usize = 4;
 
 /// [`dot`] of one row with four others, each with exactly `dot`'s order of additions.
-#[inline]
+#[inline(always)]
 fn dot4<F: Real>(w: &[F], x: [&[F]; TOKENS]) -> [F; TOKENS] {
     let n = w.len() / LANES * LANES;
     let mut acc = [[F::ZERO; LANES]; TOKENS];
@@ -153,6 +154,11 @@ pub fn linear<F: Real>(y: &mut [F], x: &[F], w: Matrix<'_>, threads: usize) {
                 }
             }
         }
+        // Turning a weight costs about as much as using it for a few tokens.
+        Layout::InOut if t >= LANES && w.dtype != DType::F64 => {
+            let turned = turned(w);
+            linear(y, x, Matrix { dtype: DType::F32, layout: Layout::OutIn, data: &turned, ..w }, threads);
+        }
         Layout::InOut => {
             parallel::split(y, o, threads_for(threads, t, o, i).min(t), |first, y| {
                 let tokens = y.len() / o;
@@ -162,22 +168,59 @@ pub fn linear<F: Real>(y: &mut [F], x: &[F], w: Matrix<'_>, threads: usize) {
     }
 }
 
+/// Stored rows decoded together, so that a block of tokens is read from near memory for each of them.
+const ROWS: usize = 8;
+
 /// Outputs `first…` of every token: `y` is `[rows, t]`.
 fn rows<F: Real>(y: &mut [F], x: &[F], w: Matrix<'_>, first: usize, t: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has the instructions.
+        return unsafe { rows_avx2(y, x, w, first, t) };
+    }
+    rows_portable(y, x, w, first, t);
+}
+
+/// The same code, compiled for wider registers: the same operations in the same order, the same bits.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn rows_avx2<F: Real>(y: &mut [F], x: &[F], w: Matrix<'_>, first: usize, t: usize) {
+    rows_portable(y, x, w, first, t);
+}
+
+#[inline(always)]
+fn rows_portable<F: Real>(y: &mut [F], x: &[F], w: Matrix<'_>, first: usize, t: usize) {
     let i = w.inputs;
-    let mut row = vec![F::ZERO; i];
+    let mut block = vec![F::ZERO; ROWS.min(y.len() / t) * i];
     let mut narrow = Vec::new();
     let scale = F::from_f32(w.scale);
-    for (j, y) in y.chunks_exact_mut(t).enumerate() {
-        w.decode_row(first + j, &mut row, &mut narrow);
+    for (n, y) in y.chunks_mut(ROWS * t).enumerate() {
+        let block = &mut block[..y.len() / t * i];
+        for (j, row) in block.chunks_exact_mut(i).enumerate() {
+            w.decode_row(first + n * ROWS + j, row, &mut narrow);
+        }
         let mut s = 0;
         while s + TOKENS <= t {
             let at = |n: usize| &x[(s + n) * i..(s + n + 1) * i];
-            y[s..s + TOKENS].copy_from_slice(&dot4(&row, [at(0), at(1), at(2), at(3)]));
+            let tokens = [at(0), at(1), at(2), at(3)];
+            for (row, y) in block.chunks_exact(i).zip(y.chunks_exact_mut(t)) {
+                y[s..s + TOKENS].copy_from_slice(&dot4(row, tokens));
+            }
             s += TOKENS;
         }
         for s in s..t {
-            y[s] = dot(&row, &x[s * i..(s + 1) * i]);
+            // Few tokens: several rows with one token, which is the same sum of the same products.
+            let x = &x[s * i..(s + 1) * i];
+            let mut j = 0;
+            while (j + TOKENS) * i <= block.len() {
+                let at = |n: usize| &block[(j + n) * i..(j + n + 1) * i];
+                let out = dot4(x, [at(0), at(1), at(2), at(3)]);
+                out.iter().enumerate().for_each(|(n, v)| y[(j + n) * t + s] = *v);
+                j += TOKENS;
+            }
+            for (row, y) in block.chunks_exact(i).zip(y.chunks_exact_mut(t)).skip(j) {
+                y[s] = dot(row, x);
+            }
         }
         if w.scale != 1.0 {
             y.iter_mut().for_each(|v| *v *= scale);
@@ -185,43 +228,57 @@ fn rows<F: Real>(y: &mut [F], x: &[F], w: Matrix<'_>, first: usize, t: usize) {
     }
 }
 
-/// Tokens whose partial sums are kept at once when W's rows are inputs.
-const BLOCK: usize = 16;
+/// The numbers of a matrix of layout `InOut` as f32 bytes in layout `OutIn`.
+fn turned(w: Matrix<'_>) -> Vec<u8> {
+    let (o, i) = (w.outputs, w.inputs);
+    let mut out = vec![0u8; 4 * o * i];
+    let mut rows = vec![0f32; LANES * o]; // so many inputs at a time: what is written stays near
+    for first in (0..i).step_by(LANES) {
+        let n = LANES.min(i - first);
+        for (k, row) in rows.chunks_exact_mut(o).take(n).enumerate() {
+            block::decode(w.dtype, w.row(first + k), row);
+        }
+        for j in 0..o {
+            let out = &mut out[4 * (j * i + first)..][..4 * n];
+            for (k, out) in out.chunks_exact_mut(4).enumerate() {
+                out.copy_from_slice(&rows[k * o + j].to_le_bytes());
+            }
+        }
+    }
+    out
+}
 
-/// y = x W with W's rows as inputs: every output is added up in exactly [`dot`]'s order, so that a weight
-/// gives the same bits in either layout.
+/// y = x W with W's rows as inputs, for few tokens: every output is added up in exactly [`dot`]'s order, so
+/// that a weight gives the same bits in either layout.
 fn accumulate_rows<F: Real>(y: &mut [F], x: &[F], w: Matrix<'_>) {
     let (o, i) = (w.outputs, w.inputs);
     let whole = i / LANES * LANES;
     let mut row = vec![F::ZERO; o];
     let mut narrow = Vec::new();
-    let mut sums = vec![F::ZERO; BLOCK.min(y.len() / o) * LANES * o]; // [token, lane, output]
-    for (y, x) in y.chunks_mut(BLOCK * o).zip(x.chunks(BLOCK * i)) {
-        sums.fill(F::ZERO);
-        for k in 0..whole {
-            w.decode_row(k, &mut row, &mut narrow);
-            for (sums, x) in sums.chunks_exact_mut(LANES * o).zip(x.chunks_exact(i)) {
-                add_scaled_row(&mut sums[k % LANES * o..][..o], &row, x[k]);
-            }
+    let mut sums = vec![F::ZERO; y.len() * LANES]; // [token, lane, output]
+    for k in 0..whole {
+        w.decode_row(k, &mut row, &mut narrow);
+        for (sums, x) in sums.chunks_exact_mut(LANES * o).zip(x.chunks_exact(i)) {
+            add_scaled_row(&mut sums[k % LANES * o..][..o], &row, x[k]);
         }
-        for (sums, y) in sums.chunks_exact_mut(LANES * o).zip(y.chunks_exact_mut(o)) {
-            let mut width = LANES / 2;
-            while width > 0 {
-                let (low, high) = sums.split_at_mut(width * o);
-                low.iter_mut().zip(&*high).for_each(|(a, &b)| *a += b);
-                width /= 2;
-            }
-            y.copy_from_slice(&sums[..o]);
+    }
+    for (sums, y) in sums.chunks_exact_mut(LANES * o).zip(y.chunks_exact_mut(o)) {
+        let mut width = LANES / 2;
+        while width > 0 {
+            let (low, high) = sums.split_at_mut(width * o);
+            low.iter_mut().zip(&*high).for_each(|(a, &b)| *a += b);
+            width /= 2;
         }
-        for k in whole..i {
-            w.decode_row(k, &mut row, &mut narrow);
-            for (y, x) in y.chunks_exact_mut(o).zip(x.chunks_exact(i)) {
-                add_scaled_row(y, &row, x[k]);
-            }
+        y.copy_from_slice(&sums[..o]);
+    }
+    for k in whole..i {
+        w.decode_row(k, &mut row, &mut narrow);
+        for (y, x) in y.chunks_exact_mut(o).zip(x.chunks_exact(i)) {
+            add_scaled_row(y, &row, x[k]);
         }
-        if w.scale != 1.0 {
-            y.iter_mut().for_each(|v| *v *= F::from_f32(w.scale));
-        }
+    }
+    if w.scale != 1.0 {
+        y.iter_mut().for_each(|v| *v *= F::from_f32(w.scale));
     }
 }
 
@@ -290,6 +347,24 @@ mod tests {
                     linear(&mut alone, &x[s * i..(s + 1) * i], m, 1);
                     assert_eq!(alone, y[s * o..(s + 1) * o], "one token alone gives the same bits");
                 }
+            }
+        }
+    }
+
+    /// What the machine's widest compiled form gives is what the portable form gives.
+    #[test]
+    fn wider_registers_do_not_change_a_bit() {
+        for (t, o, i) in [(1, 19, 130), (7, 9, 64), (4, 3, 15)] {
+            let (x, w) = (values(t * i, 7), values(o * i, 8));
+            for dtype in [DType::F32, DType::BF16, DType::F16] {
+                let mut data = Vec::new();
+                assert!(block::encode(dtype, &w, &mut data));
+                let m =
+                    Matrix { dtype, outputs: o, inputs: i, layout: Layout::OutIn, scale: 0.5, data: &data };
+                let (mut a, mut b) = (vec![0f32; t * o], vec![0f32; t * o]);
+                rows(&mut a, &x, m, 0, t);
+                rows_portable(&mut b, &x, m, 0, t);
+                assert_eq!(a, b);
             }
         }
     }

@@ -154,9 +154,25 @@ impl StoredTensor {
         StoredTensor { shape, ..self.clone() }
     }
 
-    /// Index and value of the first NaN or infinity, if there is one.
+    /// Place (flat index of the logical tensor) and value of the first NaN or infinity in the file's order, if
+    /// there is one. Decodes a row at a time: no copy of the tensor is made.
     pub fn first_non_finite(&self) -> Option<(usize, f32)> {
-        self.to_f32().into_iter().enumerate().find(|(_, v)| !v.is_finite())
+        let (rows, cols) = self.stored_rows_cols()?;
+        if rows * cols == 0 {
+            return None;
+        }
+        let row_bytes = self.dtype.bytes_for(cols)?;
+        let mut row = vec![0.0; cols];
+        for (r, bytes) in self.data.chunks_exact(row_bytes).enumerate() {
+            block::decode(self.dtype, bytes, &mut row);
+            if let Some(c) = row.iter().position(|v| !v.is_finite()) {
+                // Stored [.., b, a] is logical [.., a, b].
+                let b = self.shape.last().copied().unwrap_or(1);
+                let at = if self.transposed { r / b * b * cols + c * b + r % b } else { r * cols + c };
+                return Some((at, row[c]));
+            }
+        }
+        None
     }
 }
 
@@ -287,6 +303,18 @@ mod tests {
         assert_eq!(t.expected_bytes(), Some(24));
         t.scale = 2.0;
         assert_eq!(t.converted(DType::F16).unwrap().to_f32(), [2., 8., 4., 10., 6., 12.]);
+    }
+
+    #[test]
+    fn a_value_that_is_not_finite_is_found_where_it_is() {
+        let mut values = vec![0.0; 24];
+        values[17] = f32::NAN; // stored [2, 4, 3] at [1, 1, 2]
+        let mut t = StoredTensor::from_f32(&[2, 4, 3], &values);
+        assert_eq!(t.first_non_finite().unwrap().0, 17);
+        t.shape = vec![2, 3, 4];
+        t.transposed = true; // logical [1, 2, 1]
+        assert_eq!(t.first_non_finite().unwrap().0, 12 + 2 * 4 + 1);
+        assert!(t.to_f32()[12 + 2 * 4 + 1].is_nan());
     }
 
     #[test]
