@@ -5,7 +5,7 @@ use std::path::Path;
 use hawfinch_kernels::DType;
 use hawfinch_model::format::{self, SaveFormat, SaveOptions};
 use hawfinch_model::synthetic::{self, Shape};
-use hawfinch_model::{Checkpoint, Config, Cpu, Model, OpenOptions, Rows, Sequence, Version};
+use hawfinch_model::{Checkpoint, Config, Cpu, Model, OpenOptions, Rows, Sequence, StoredTensor, Version};
 
 const VERSIONS: [Version; 6] =
     [Version::V4, Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7];
@@ -112,10 +112,62 @@ fn extreme_decays() {
             let mut ckpt = synthetic::checkpoint(&config, DType::F32, 3);
             for (name, t) in &mut ckpt.tensors {
                 if name.ends_with("att.time_decay") || name.ends_with("att.w0") {
-                    *t = hawfinch_model::StoredTensor::from_f32(&t.shape, &vec![raw; t.len()]);
+                    *t = StoredTensor::from_f32(&t.shape, &vec![raw; t.len()]);
                 }
             }
             assert!(logits(&ckpt).iter().all(|v| v.is_finite()), "{version} {raw}");
         }
     }
+}
+
+#[test]
+fn numbers_beyond_a_type_are_refused_not_made_infinite() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Shape { version: Version::V6, layers: 2, width: 256, vocab: 20, head_size: 64 }.config();
+    for name in ["blocks.1.att.key.weight", "blocks.0.att.time_maa_w2", "blocks.1.ln1.weight"] {
+        let mut ckpt = synthetic::checkpoint(&config, DType::BF16, 3);
+        let t = ckpt.tensors.get_mut(name).unwrap();
+        let mut values = t.to_f32();
+        values[70] = -70_000.0;
+        *t = StoredTensor::from_f32(&t.shape, &values).converted(DType::BF16).unwrap();
+        for (format, dtype) in [
+            (SaveFormat::Safetensors, DType::F16),
+            (SaveFormat::Pth, DType::F16),
+            (SaveFormat::Gguf, DType::F16),
+            (SaveFormat::Gguf, DType::Q8_0),
+        ] {
+            // GGUF holds all but the matrices as F32.
+            let narrow = format != SaveFormat::Gguf || name.contains("key");
+            let path = dir.path().join("out");
+            let options = SaveOptions { format, dtype: Some(dtype), vocabulary: None, progress: None };
+            match format::save(&path, &ckpt, options) {
+                Ok(()) => assert!(!narrow, "{name} as {dtype} in {format:?}"),
+                Err(e) => {
+                    let e = e.to_string();
+                    assert!(narrow && e.contains("cannot") && e.contains("choose bf16"), "{e}");
+                    assert!(!path.exists());
+                }
+            }
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Files of RWKV-6 may hold scaled matrices in block types that are only read.
+#[test]
+fn scaled_blocks_that_cannot_be_encoded_become_f16() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Shape { version: Version::V6, layers: 1, width: 256, vocab: 20, head_size: 64 }.config();
+    let mut ckpt = synthetic::checkpoint(&config, DType::F16, 3);
+    let bytes: Vec<u8> =
+        (0..256).flat_map(|_| [vec![0x11; 16], vec![0xe4; 64], vec![0, 0x20, 0, 0x10]].concat()).collect();
+    let mut blocks = StoredTensor::new(DType::Q2_K, vec![256, 256], bytes.into()).unwrap();
+    blocks.scale = 2.0;
+    let want = blocks.to_f32();
+    assert!(want.iter().any(|&v| v > 0.01));
+    ckpt.tensors.insert("blocks.0.att.output.weight".into(), blocks);
+    let saved = convert(&ckpt, dir.path(), "out.gguf", SaveFormat::Gguf);
+    let got = saved.get("blocks.0.att.output.weight").unwrap();
+    assert_eq!((got.dtype, got.scale), (DType::F16, 1.0));
+    assert!(got.to_f32().iter().zip(&want).all(|(a, b)| (a - b).abs() <= 1e-3 * b.abs()));
 }

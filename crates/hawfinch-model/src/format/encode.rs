@@ -83,6 +83,21 @@ impl Item<'_> {
         ))
     }
 
+    /// Refuses numbers that would become infinite: F16, also as the scale of a block, ends at 65504.
+    fn check_range(&self, values: &[f32]) -> io::Result<()> {
+        const END: f32 = 65520.0; // from here on F16 rounds to infinity
+        if self.dtype != DType::F16 && !self.dtype.is_quantized() {
+            return Ok(());
+        }
+        match values.iter().find(|v| v.is_finite() && v.abs() >= END) {
+            None => Ok(()),
+            Some(v) => Err(io::Error::other(format!(
+                "tensor `{}` holds {v}, which {} cannot (it ends at 65504); choose bf16 or f32",
+                self.name, self.dtype
+            ))),
+        }
+    }
+
     /// Writes the numbers, row-major, little-endian.
     pub fn write(&self, out: &mut dyn Write, progress: &mut Progress) -> io::Result<()> {
         if let Some(make) = self.made {
@@ -103,6 +118,7 @@ impl Item<'_> {
         }
         // Swapped tensors are the low-rank ones, which are small; F64 goes by way of f64.
         if t.transposed || self.dtype == DType::F64 || t.dtype == DType::F64 {
+            self.check_range(&t.to_f32())?;
             let whole = t.converted(self.dtype).ok_or_else(|| self.unwritable())?;
             out.write_all(&whole.data)?;
             progress.add(whole.data.len());
@@ -124,6 +140,7 @@ impl Item<'_> {
             if t.scale != 1.0 {
                 values.iter_mut().for_each(|v| *v *= t.scale);
             }
+            self.check_range(&values)?;
             encoded.clear();
             for row in values.chunks_exact(cols) {
                 if !block::encode(self.dtype, row, &mut encoded) {

@@ -62,7 +62,7 @@ impl Plan {
         }
         // Asked for by the caller, not found in the checkpoint: must be a type that is encoded.
         if let Some(d) = options.dtype
-            && !(d.is_float() || block::encode(d, &[0.0; 256], &mut Vec::new()))
+            && !(d.is_float() || writable(d))
         {
             return Err(no_type(d));
         }
@@ -124,6 +124,11 @@ impl Entry {
         let (name, shape) = (self.name.clone(), self.shape.clone());
         Item { name, shape, dtype: self.dtype, tensor: &self.tensor, made: None }
     }
+}
+
+/// Whether numbers can be encoded in the type.
+fn writable(dtype: DType) -> bool {
+    block::encode(dtype, &[0.0; 256], &mut Vec::new())
 }
 
 fn no_type(dtype: DType) -> Error {
@@ -238,7 +243,12 @@ impl Maker<'_> {
     /// head of a 4- or 5-bit model has 6 bits.
     fn matrix_type(&self, key: &str, t: &StoredTensor) -> DType {
         let Some(mut dtype) = self.options.dtype else {
-            return if t.dtype == DType::F64 { DType::F32 } else { t.dtype };
+            return match t.dtype {
+                DType::F64 => DType::F32,
+                // A scaled tensor is encoded anew, which not every block type can be.
+                d if t.scale != 1.0 && d.is_quantized() && !writable(d) => DType::F16,
+                d => d,
+            };
         };
         if t.dtype == dtype && t.scale == 1.0 {
             return dtype;
