@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     // A state goes to a file of a few megabytes, whatever the length of the text, and knows its model.
     let path = std::env::temp_dir().join(format!("hawfinch-example-{}.safetensors", std::process::id()));
-    state.save(&path, model.config().version, &model.identity(None)?)?;
+    model.save_state(&state, &path)?;
     let loaded = model.load_state(&path)?;
     std::fs::remove_file(&path)?;
     assert_eq!(loaded, state);

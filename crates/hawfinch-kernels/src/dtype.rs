@@ -1,5 +1,4 @@
-//! Number formats a weight may be stored in, with their sizes. Conversions live in [`crate::real`]
-//! (plain floats) and [`crate::block`] (quantised blocks).
+//! Number formats a weight may be stored in, with their sizes. Conversions live in [`crate::block`].
 
 use std::fmt;
 

@@ -1,7 +1,7 @@
 //! The one table of parameters: official checkpoint key ↔ shape and role, a list a version. Everything that
 //! must know which tensors a version has (inference of the configuration, loading, synthetic models,
-//! writers) walks these lists. Other programs' names for the same parameters are columns kept beside
-//! their format (`names/*.rs`), each a translation to and from the official name.
+//! writers) walks these lists. Other programs' names for the same parameters stand with their formats
+//! (`format/gguf_names.rs`, `format/huggingface/`, `format/webrwkv.rs`, `format/ggml.rs`).
 
 use crate::config::Version;
 

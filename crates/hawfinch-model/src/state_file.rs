@@ -66,6 +66,18 @@ impl State {
 }
 
 impl<O: Ops + 'static> Model<O> {
+    /// Writes a state of this model to a file of our format: [`State::save`] with the model's version and
+    /// identity.
+    ///
+    /// # Errors
+    /// A state of another model's shape; as [`State::save`].
+    pub fn save_state(&self, state: &State, path: &Path) -> Result<()> {
+        if **state.layout() != **self.state_layout() {
+            return Err(Error::State("it was made for a model of another version or size".into()));
+        }
+        state.save(path, self.config().version, &self.identity(None)?)
+    }
+
     /// Reads a state file of any of the formats above.
     ///
     /// # Errors
@@ -237,9 +249,9 @@ mod tests {
                 hidden: Rows::None,
             }])
             .unwrap();
-            state.tokens = 5;
+            assert_eq!(state.tokens, 5);
             let path = dir.path().join("s.safetensors");
-            state.save(&path, version, &m.identity(None).unwrap()).unwrap();
+            m.save_state(&state, &path).unwrap();
             assert_eq!(m.load_state(&path).unwrap(), state);
             let other = model(version, 4).load_state(&path).unwrap_err().to_string();
             assert!(other.contains("belongs to another model"), "{other}");

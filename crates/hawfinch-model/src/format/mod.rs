@@ -35,6 +35,9 @@ use crate::{Error, Result};
 
 /// Opens a checkpoint in whatever format it is, told from its content, never from its name: a file, or
 /// a folder with one. Tensors get official names; they stay in the mapped file.
+///
+/// # Errors
+/// No such file, a folder without exactly one model, and as [`read`].
 pub fn open(path: &Path) -> Result<Checkpoint> {
     if path.is_dir() {
         return huggingface::open(path);
@@ -79,6 +82,9 @@ fn unwrap_names(ckpt: &mut Checkpoint) {
 }
 
 /// Maps a file into memory. The mapping is shared by every tensor cut from it.
+///
+/// # Errors
+/// What the system says; a path that is no regular file; an empty file.
 pub fn map_file(path: &Path) -> Result<Bytes> {
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let meta = file.metadata().map_err(|e| Error::io(path, e))?;

@@ -57,7 +57,7 @@ pub struct SaveOptions<'a> {
 ///
 /// # Errors
 /// Checkpoints whose decays are stored exponentiated (rwkv.cpp's), number types that the format lacks,
-/// and what the system says.
+/// numbers that the type cannot hold, and what the system says.
 pub fn save(path: &Path, ckpt: &Checkpoint, options: SaveOptions) -> Result<()> {
     if ckpt.decay_form == DecayForm::Exponentiated {
         return Err(Error::unsupported(

@@ -185,7 +185,7 @@ fn round_trip(model: &Model, state: &State) -> Result<f64> {
     let name = format!("hawfinch-verify-{}.safetensors", std::process::id());
     let path = std::env::temp_dir().join(name);
     let result = (|| {
-        state.save(&path, model.config().version, &model.identity(None)?)?;
+        model.save_state(state, &path)?;
         Ok(max_abs(model.load_state(&path)?.data(), state.data()))
     })();
     let _ = std::fs::remove_file(&path);
