@@ -14,6 +14,10 @@ impl LanguageModel for Model {
         Model::new_state(self)
     }
 
+    fn state_bytes(&self) -> usize {
+        size_of::<f32>() * self.state_layout().len()
+    }
+
     fn forward(&self, feeds: &mut [Feed<'_, State>]) -> Result<()> {
         let mut sequences: Vec<Sequence<'_>> = feeds
             .iter_mut()

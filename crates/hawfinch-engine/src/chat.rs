@@ -10,7 +10,8 @@ use crate::{Error, LanguageModel, Result};
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 
-/// States kept to go back to at once; turns before them are read anew.
+/// Bytes of states kept to go back to at once, and how many at most; turns before them are read anew.
+const KEPT_BYTES: usize = 256 << 20;
 const KEPT_TURNS: usize = 64;
 
 /// A reply in a conversation.
@@ -127,6 +128,13 @@ impl<M: LanguageModel> Chat<M> {
         self.prompted = None;
     }
 
+    /// Turns whose states are kept: at least one, so that the last can be undone at once.
+    fn kept_turns(&self) -> usize {
+        let model = self.session.model();
+        let each = model.state_bytes() + size_of::<f32>() * model.vocab();
+        (KEPT_BYTES / each.max(1)).clamp(1, KEPT_TURNS)
+    }
+
     /// Says something and gets the reply, streaming its cleaned pieces. Breaking cancels; what was said so far stays.
     /// After an error the conversation is as it was before.
     pub fn say(
@@ -152,7 +160,7 @@ impl<M: LanguageModel> Chat<M> {
         match self.read(message).and_then(|()| self.reply(before.tokens.len(), options, on_segment)) {
             Ok(reply) => {
                 self.turns.push_back(Turn { history: length, position: Some(before) });
-                if let Some(old) = self.turns.len().checked_sub(KEPT_TURNS + 1) {
+                if let Some(old) = self.turns.len().checked_sub(self.kept_turns() + 1) {
                     self.turns[old].position = None;
                 }
                 Ok(reply)

@@ -27,6 +27,11 @@ pub trait LanguageModel {
     /// The state of the empty context.
     fn new_state(&self) -> Self::State;
 
+    /// Bytes that one state takes: what decides how many a conversation keeps to go back to.
+    fn state_bytes(&self) -> usize {
+        size_of::<Self::State>()
+    }
+
     /// Feeds each sequence its tokens. After an error the states of this step are undefined.
     fn forward(&self, feeds: &mut [Feed<'_, Self::State>]) -> Result<()>;
 }
@@ -38,6 +43,9 @@ impl<M: LanguageModel> LanguageModel for &M {
     }
     fn new_state(&self) -> Self::State {
         (**self).new_state()
+    }
+    fn state_bytes(&self) -> usize {
+        (**self).state_bytes()
     }
     fn forward(&self, feeds: &mut [Feed<'_, Self::State>]) -> Result<()> {
         (**self).forward(feeds)
@@ -51,6 +59,9 @@ impl<M: LanguageModel> LanguageModel for std::sync::Arc<M> {
     }
     fn new_state(&self) -> Self::State {
         (**self).new_state()
+    }
+    fn state_bytes(&self) -> usize {
+        (**self).state_bytes()
     }
     fn forward(&self, feeds: &mut [Feed<'_, Self::State>]) -> Result<()> {
         (**self).forward(feeds)

@@ -126,6 +126,10 @@ impl LanguageModel for Runner<'_> {
         self.model.new_state()
     }
 
+    fn state_bytes(&self) -> usize {
+        self.model.state_bytes()
+    }
+
     fn forward(&self, feeds: &mut [Feed<'_, State>]) -> Result<()> {
         let before: Vec<u64> = feeds.iter().map(|f| f.state.tokens).collect();
         let began = Instant::now();
