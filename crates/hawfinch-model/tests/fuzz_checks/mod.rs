@@ -210,9 +210,14 @@ pub fn round_trip(data: &[u8]) {
             Err(e) => panic!("{format:?} that was written does not open: {e}"),
         };
         assert_ne!(ckpt.decay_form, DecayForm::Exponentiated);
-        assert_eq!(back.tensors.len(), ckpt.tensors.len(), "{format:?}");
+        assert!(back.tensors.len() <= ckpt.tensors.len(), "{format:?}");
         for (name, t) in &ckpt.tensors {
-            let Some(b) = back.get(name) else { panic!("{format:?} has no {name:?}") };
+            let Some(b) = back.get(name) else {
+                // Layer 0 of v7 uses none of these; GGUF keeps them only where all three are sound.
+                let unused = ["v0", "v1", "v2"].iter().any(|n| *name == format!("blocks.0.att.{n}"));
+                assert!(format == SaveFormat::Gguf && unused, "{format:?} has no {name:?}");
+                continue;
+            };
             same(name, t, b, back.format);
         }
         if let Some(config) = model {
