@@ -8,7 +8,7 @@ use std::path::Path;
 use bytes::Bytes;
 use common::data;
 use hawfinch_model::format::{self, ai00, pth, safetensors};
-use hawfinch_model::{Checkpoint, Result};
+use hawfinch_model::{Checkpoint, Cpu, Model, OpenOptions, Result, Rows, Sequence};
 
 /// SplitMix64.
 struct Random(u64);
@@ -48,7 +48,15 @@ fn walk(ckpt: Checkpoint) {
             assert_eq!(t.to_f32().len(), t.len());
         }
     }
-    let _ = hawfinch_model::Config::infer(&ckpt);
+    let Ok(config) = hawfinch_model::Config::infer(&ckpt) else { return };
+    // What passes for a model is run; a state beyond a few megabytes would be another test's matter.
+    if config.state_len() < 1 << 20
+        && let Ok(model) = Model::from_checkpoint(ckpt, OpenOptions::default(), Cpu::new(1))
+    {
+        let (mut state, tokens) = (model.new_state(), [0, 1.min(config.vocab as u32 - 1)]);
+        let call = Sequence { tokens: &tokens, state: &mut state, logits: Rows::Last, hidden: Rows::None };
+        let _ = model.forward(&mut [call]);
+    }
 }
 
 #[test]
