@@ -209,3 +209,55 @@ fn a_model_with_a_lora_agrees_with_itself() {
     let report = verify::against_itself(&m, 6, |_| ()).unwrap();
     assert!(report.passed(), "{report:?}");
 }
+
+/// Every tensor of every version in other shapes of as many numbers, in other types, swapped, scaled: refused or
+/// run to finite logits, never a panic, and unit axes of a vector never change a bit.
+#[test]
+fn no_shape_of_any_tensor_panics() {
+    let versions = [Version::V4, Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7];
+    for version in versions {
+        let whole = checkpoint(version);
+        let want = logits(&model(whole.clone(), vec![]).unwrap());
+        for (name, tensor) in &whole.tensors {
+            let shape = &tensor.shape;
+            let mut front = shape.clone();
+            front.insert(0, 1);
+            let mut back = shape.clone();
+            back.push(1);
+            let reversed: Vec<usize> = shape.iter().rev().copied().collect();
+            let halves = vec![2, tensor.len() / 2];
+            for shape in [front, back, vec![tensor.len()], reversed, halves, vec![tensor.len(), 1, 1]] {
+                let same = shape.iter().filter(|d| **d != 1).eq(tensor.shape.iter().filter(|d| **d != 1));
+                let mut changed = whole.clone();
+                changed.tensors.insert(name.clone(), tensor.reshaped(shape.clone()));
+                if let Ok(m) = model(changed, vec![]) {
+                    assert!(!same || logits(&m) == want, "{version} {name} as {shape:?}");
+                }
+            }
+            for dtype in [DType::F64, DType::BF16, DType::Q8_0] {
+                let Some(other) = tensor.converted(dtype) else { continue };
+                let mut changed = whole.clone();
+                changed.tensors.insert(name.clone(), other);
+                let m = model(changed, vec![]).unwrap_or_else(|e| panic!("{version} {name} as {dtype}: {e}"));
+                assert!(dtype != DType::F64 || logits(&m) == want, "{version} {name} as {dtype}");
+            }
+            // The same numbers with the last two axes swapped in memory, at half the scale.
+            if let [.., rows, cols] = tensor.shape[..] {
+                let values = tensor.to_f32();
+                let mut turned = Vec::with_capacity(values.len());
+                for part in values.chunks_exact(rows * cols) {
+                    turned.extend((0..rows * cols).map(|i| 2.0 * part[i % rows * cols + i / rows]));
+                }
+                let mut stored = StoredTensor::from_f32(&tensor.shape, &turned);
+                (stored.transposed, stored.scale) = (true, 0.5);
+                assert_eq!(stored.to_f32(), values);
+                let mut changed = whole.clone();
+                changed.tensors.insert(name.clone(), stored);
+                assert_eq!(hash::compute(&changed, None).unwrap(), hash::compute(&whole, None).unwrap());
+                if name != "emb.weight" {
+                    assert_eq!(logits(&model(changed, vec![]).unwrap()), want, "{version} {name} swapped");
+                }
+            }
+        }
+    }
+}
