@@ -261,3 +261,19 @@ fn no_shape_of_any_tensor_panics() {
         }
     }
 }
+
+/// Opening a pipe would wait for a writer that never comes.
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_no_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pipe");
+    match std::process::Command::new("mkfifo").arg(&path).status() {
+        Ok(status) if status.success() => {}
+        _ => return println!("skipped: there is no mkfifo"),
+    }
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(format::open(&path).map(|_| ()).unwrap_err().to_string()));
+    let error = receiver.recv_timeout(std::time::Duration::from_secs(20)).expect("it waits for a writer");
+    assert!(error.contains("not a regular file"), "{error}");
+}

@@ -86,11 +86,12 @@ fn unwrap_names(ckpt: &mut Checkpoint) {
 /// # Errors
 /// What the system says; a path that is no regular file; an empty file.
 pub fn map_file(path: &Path) -> Result<Bytes> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let meta = file.metadata().map_err(|e| Error::io(path, e))?;
-    if !meta.is_file() {
+    // Asked before it is opened: opening a pipe waits for somebody to write.
+    if !std::fs::metadata(path).map_err(|e| Error::io(path, e))?.is_file() {
         return Err(Error::not_a_model(path, "it is not a regular file"));
     }
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let meta = file.metadata().map_err(|e| Error::io(path, e))?;
     if meta.len() == 0 {
         return Err(Error::not_a_model(path, "the file is empty"));
     }
