@@ -98,11 +98,12 @@ impl StoredTensor {
 
     /// All values in logical row-major order as f64 (exact for every float type but large I64).
     pub fn to_f64(&self) -> Vec<f64> {
-        if self.dtype == DType::F64 && !self.transposed {
-            let whole = self.data.chunks_exact(8);
-            return whole
-                .map(|b| f64::from_le_bytes(b.try_into().expect("8 bytes")) * f64::from(self.scale))
-                .collect();
+        if self.dtype == DType::F64 {
+            let scale = f64::from(self.scale);
+            let values =
+                self.data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("8 bytes")) * scale);
+            let values: Vec<f64> = values.collect();
+            return if self.transposed { transpose_last_two(&values, &self.shape) } else { values };
         }
         self.to_f32().into_iter().map(f64::from).collect()
     }
@@ -131,10 +132,11 @@ impl StoredTensor {
     /// Entry `z` of the first axis, without copying.
     ///
     /// # Panics
-    /// When there is no such entry.
+    /// When there is no such entry, or the first axis is one of two that are swapped.
     pub fn index(&self, z: usize) -> StoredTensor {
+        assert!(!self.transposed || self.shape.len() > 2, "rows of a transposed matrix do not lie together");
         let len = self.data.len() / self.shape[0];
-        let transposed = self.transposed && self.shape.len() > 2;
+        let transposed = self.transposed;
         let data = self.data.slice(z * len..(z + 1) * len);
         StoredTensor {
             dtype: self.dtype,
@@ -177,9 +179,9 @@ impl StoredTensor {
 }
 
 /// Swaps the last two axes of `values`, whose logical (swapped-to) shape is `shape`.
-fn transpose_last_two(values: &[f32], shape: &[usize]) -> Vec<f32> {
+fn transpose_last_two<T: Copy + Default>(values: &[T], shape: &[usize]) -> Vec<T> {
     let (a, b) = (shape[shape.len() - 2], shape[shape.len() - 1]); // logical [.., a, b], stored [.., b, a]
-    let mut out = vec![0.0; values.len()];
+    let mut out = vec![T::default(); values.len()];
     for (o, v) in out.chunks_exact_mut(a * b).zip(values.chunks_exact(a * b)) {
         for i in 0..a {
             for j in 0..b {

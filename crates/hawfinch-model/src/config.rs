@@ -110,6 +110,8 @@ pub struct Config {
     pub group_norm_eps: f64,
 }
 
+/// Widest attention that is run, in model widths (released models: 1).
+const MAX_ATT_RATIO: usize = 16;
 /// Largest head that is run.
 const MAX_HEAD_SIZE: usize = 1024;
 /// Epsilon of every layer norm, in every version.
@@ -205,6 +207,14 @@ impl Config {
             return Err(Error::damaged(
                 &ckpt.path,
                 format!("its {heads} heads do not divide the attention width {att_width}"),
+            ));
+        }
+        if att_width / MAX_ATT_RATIO > width {
+            return Err(Error::unsupported(
+                &ckpt.path,
+                format!(
+                    "its attention is {att_width} wide in a model of width {width}; hawfinch runs up to {MAX_ATT_RATIO} times the width"
+                ),
             ));
         }
         // The state of a layer is heads × head_size²: without a bound, a small file asks for memory by the

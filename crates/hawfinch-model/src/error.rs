@@ -44,7 +44,10 @@ pub enum Error {
         what: String,
     },
     /// A checkpoint without a tensor that its version needs.
-    #[error("the checkpoint has no tensor `{name}`, which RWKV-{version} needs")]
+    #[error(
+        "the checkpoint has no tensor `{name}`, which RWKV-{version} needs: it is incomplete (was the download complete?) \
+         or of a variant that hawfinch does not know"
+    )]
     MissingTensor {
         /// Official name.
         name: String,
@@ -52,7 +55,10 @@ pub enum Error {
         version: String,
     },
     /// A tensor of the wrong shape.
-    #[error("tensor `{name}` has shape {found:?}, expected {expected}")]
+    #[error(
+        "tensor `{name}` has shape {found:?} where the other tensors ask for {expected}: the file is damaged or of a \
+         variant that hawfinch does not know"
+    )]
     Shape {
         /// Official name.
         name: String,

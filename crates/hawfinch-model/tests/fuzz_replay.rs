@@ -58,16 +58,20 @@ fn seeds_are_accepted() {
 /// square of the file's size. (Seen when the model target was written; as a file it is too large to keep.)
 #[test]
 fn no_file_asks_for_the_square_of_its_size() {
-    let config = Config {
-        layers: 1,
-        width: 1,
-        att_width: 20_000,
-        ffn_width: 1,
-        heads: 1,
-        head_size: 20_000,
-        ..fuzz_checks::tiny::config(Version::V5_1)
+    let says = |width, head_size| {
+        let config = Config {
+            layers: 1,
+            width,
+            att_width: head_size,
+            ffn_width: 1,
+            heads: 1,
+            head_size,
+            ..fuzz_checks::tiny::config(Version::V5_1)
+        };
+        Config::infer(&synthetic::checkpoint(&config, DType::F16, 1)).unwrap_err().to_string()
     };
-    let ckpt = synthetic::checkpoint(&config, DType::F16, 1);
-    let said = Config::infer(&ckpt).unwrap_err().to_string();
-    assert!(said.contains("20000 channels each"), "{said}");
+    let said = says(100, 1600);
+    assert!(said.contains("1600 channels each"), "{said}");
+    let said = says(1, 20_000);
+    assert!(said.contains("20000 wide in a model of width 1"), "{said}");
 }

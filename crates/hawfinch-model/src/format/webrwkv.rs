@@ -21,11 +21,13 @@ pub(super) fn recognise(ckpt: &Checkpoint) -> bool {
     if get("time_mix_x").is_some() || get("time_mix_w1").is_some() {
         return true;
     }
-    // v7 differs by the swapped axes only: official w1 is [D, rank].
-    if let (Some(w1), Some(emb)) = (get("w1"), ckpt.get("emb.weight"))
-        && let ([rows, cols], [_, width]) = (&w1.shape[..], &emb.shape[..])
-    {
-        return cols == width && rows != width;
+    // v7 differs by the swapped axes only: official w1, a1 and g1 are [D, rank]. One rank may equal D; where
+    // all do, the file is taken as official.
+    if let (Some(_), Some([_, width])) = (get("w1"), ckpt.get("emb.weight").map(|t| &t.shape[..])) {
+        let swapped = |name: &str| {
+            get(name).is_some_and(|t| matches!(t.shape[..], [rows, cols] if cols == *width && rows != *width))
+        };
+        return ["w1", "a1", "g1"].into_iter().any(swapped);
     }
     // v5: the bonus or the decay a matrix under the name of v4's vector.
     if get("ln_x.weight").is_some() && get("time_faaaa").is_none() {

@@ -89,7 +89,9 @@ impl Case {
     }
 
     fn ids(&self, name: &str) -> Option<Vec<u32>> {
-        Some(self.values(name)?.into_iter().map(|v| v as u32).collect())
+        // An empty list would compare nothing with nothing.
+        let ids: Vec<u32> = self.values(name)?.into_iter().map(|v| v as u32).collect();
+        Some(ids).filter(|ids| !ids.is_empty())
     }
 }
 
