@@ -33,18 +33,22 @@ pub fn may_write(path: &Path, force: bool) -> anyhow::Result<()> {
     if path.is_dir() {
         return Err(usage(format!("{} is a folder: give the name of a file to write", path.display())));
     }
-    if !force && path.symlink_metadata().is_ok() {
+    // A pipe or a device is written to, not replaced.
+    let kept = path.metadata().is_ok_and(|m| !m.is_file());
+    if !force && !kept && path.symlink_metadata().is_ok() {
         return Err(usage(format!("{} exists: give --force to replace it", path.display())));
     }
     Ok(())
 }
 
 /// A file that is written beside its final place and put there when complete; on a failure nothing is left.
+/// A link stays a link: what it leads to is replaced. What is there and is no file of a disk (a pipe,
+/// `/dev/stdout`, `/dev/null`) is written to, not replaced.
 pub struct NewFile {
     path: PathBuf,
-    beside: PathBuf,
+    /// Where the bytes go until the file is complete; `None` when they go to `path` itself.
+    beside: Option<PathBuf>,
     out: BufWriter<File>,
-    complete: bool,
 }
 
 impl NewFile {
@@ -54,20 +58,27 @@ impl NewFile {
         if path.is_dir() {
             return Err(usage(format!("{} is a folder: give the name of a file to write", path.display())));
         }
-        let mut name = path.file_name().with_context(shown)?.to_os_string();
+        let buffered = |file| BufWriter::with_capacity(1 << 16, file);
+        if path.metadata().is_ok_and(|m| !m.is_file()) {
+            let file = OpenOptions::new().write(true).open(path).with_context(shown)?;
+            return Ok(NewFile { path: path.into(), beside: None, out: buffered(file) });
+        }
+        let target = path.canonicalize().unwrap_or_else(|_| path.into());
+        let mut name = target.file_name().with_context(shown)?.to_os_string();
         name.push(format!(".{}.part", std::process::id()));
-        let beside = path.with_file_name(name);
+        let beside = target.with_file_name(name);
         let file = OpenOptions::new().write(true).create_new(true).open(&beside).with_context(shown)?;
-        let out = BufWriter::with_capacity(1 << 16, file);
-        Ok(NewFile { path: path.into(), beside, out, complete: false })
+        Ok(NewFile { path: target, beside: Some(beside), out: buffered(file) })
     }
 
     /// Ends the file and puts it in its place.
     pub fn complete(mut self) -> anyhow::Result<()> {
         let shown = || format!("cannot write {}", self.path.display());
         self.out.flush().with_context(shown)?;
-        std::fs::rename(&self.beside, &self.path).with_context(shown)?;
-        self.complete = true;
+        if let Some(beside) = &self.beside {
+            std::fs::rename(beside, &self.path).with_context(shown)?;
+        }
+        self.beside = None;
         Ok(())
     }
 }
@@ -83,9 +94,9 @@ impl Write for NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        if !self.complete {
+        if let Some(beside) = &self.beside {
             // Nothing more can be done if this fails too.
-            let _ = std::fs::remove_file(&self.beside);
+            let _ = std::fs::remove_file(beside);
         }
     }
 }

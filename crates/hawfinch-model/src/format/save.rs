@@ -210,8 +210,19 @@ fn save_gguf(
 }
 
 /// Lets `fill` write a new file beside `path`, then puts it in the place of `path` in one step. On an
-/// error the new file is removed and the old one stays.
+/// error the new file is removed and the old one stays. A link stays a link: what it leads to is replaced.
+/// What is there and is no file of a disk (a pipe, `/dev/stdout`, `/dev/null`) is written to, not replaced.
 pub(crate) fn replace_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    if std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir()) {
+        let written = OpenOptions::new().write(true).open(path).and_then(|file| {
+            let mut out = BufWriter::with_capacity(1 << 20, file);
+            fill(&mut out)?;
+            out.flush()
+        });
+        return written.map_err(|e| Error::io(path, e));
+    }
+    let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
+    let path = target.as_path();
     let name = path.file_name().ok_or_else(|| Error::Invalid(format!("{} names no file", path.display())))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut temporary =

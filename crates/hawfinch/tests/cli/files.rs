@@ -161,6 +161,44 @@ fn convert_says_what_it_did_and_replaces_nothing_unasked() {
     assert!(left.iter().all(|n| !n.to_string_lossy().ends_with(".part")), "{left:?}");
 }
 
+/// A device or a pipe is written to: as root, a file renamed over `/dev/null` would take its place.
+#[cfg(unix)]
+#[test]
+fn pipes_and_links_stay_what_they_are() {
+    use std::os::unix::fs::FileTypeExt;
+    let place = Place::new();
+    place.model("m.pth", &[]);
+    place.run(&["convert", "m.pth", "whole.gguf"]).ok();
+    place.run(&["logits", "m.pth", "--ids", "1,2", "--out", "whole.st"]).ok();
+    for (args, whole) in [
+        (&["convert", "m.pth", "pipe", "--to", "gguf"][..], "whole.gguf"),
+        (&["logits", "m.pth", "--ids", "1,2", "--out", "pipe"][..], "whole.st"),
+    ] {
+        let pipe = place.path("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let reader = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || std::fs::read(pipe).unwrap()
+        });
+        place.run(args).ok();
+        // Checked before the reader is waited for: it would wait for ever at a pipe nobody wrote to.
+        assert!(std::fs::metadata(&pipe).unwrap().file_type().is_fifo(), "{args:?}");
+        assert!(reader.join().unwrap() == place.read(whole), "{args:?}");
+        std::fs::remove_file(pipe).unwrap();
+    }
+    place.write("real.st", "old");
+    std::os::unix::fs::symlink("real.st", place.path("link.st")).unwrap();
+    place.run(&["logits", "m.pth", "--ids", "1,2", "--out", "link.st"]).ok();
+    assert!(place.path("link.st").is_symlink());
+    assert_eq!(place.read("real.st"), place.read("whole.st"));
+    place.run(&["generate", "m.pth", "a", "-n", "1", "--state-out", "real.st"]).ok();
+    place.run(&["generate", "m.pth", "a", "-n", "1", "--state-out", "link.st"]).ok();
+    assert!(place.path("link.st").is_symlink());
+    // The device stays a device; nothing is asked about replacing it.
+    place.run(&["convert", "m.pth", "/dev/null", "--to", "pth"]).ok();
+    assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
+}
+
 #[test]
 fn ggml_files_are_read_only() {
     let Some(file) = shared("weights/rwkv.cpp-tiny/tiny-rwkv-5v2-730K-FP32.bin") else { return };
