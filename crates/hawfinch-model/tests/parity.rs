@@ -107,10 +107,52 @@ fn a_perturbation_just_above_tolerance_fails_in_each_kind() {
         fail("loss", 1e-5, "loss, f32 weights");
         fail("loss_bf16w", 1e-5, "loss, bf16 weights");
         fail("init_loss", 1e-5, "loss from an initial state");
-        let field = if version == "v4" { "state.1.ffn_x" } else { "state.1.wkv" };
-        let scale = largest(&folder, case, field);
-        fail(field, 1e-4 * scale, "state after the last token");
+        let wkv: &[&str] = if version == "v4" { &["aa", "bb", "pp"] } else { &["wkv"] };
+        for field in [wkv, &["att_x", "ffn_x"]].concat() {
+            let field = format!("state.1.{field}");
+            let scale = largest(&folder, case, &field);
+            fail(&field, 1e-4 * scale, "state after the last token");
+        }
     }
+}
+
+#[test]
+fn folders_are_found_wherever_they_are_and_what_they_lack_is_said() {
+    let place = tempfile::tempdir().unwrap();
+    let deep = place.path().join("any name/at any depth");
+    std::fs::create_dir_all(&deep).unwrap();
+    for file in ["case.safetensors", "model.pth"] {
+        std::fs::copy(fixtures().join("M/v7").join(file), deep.join(file)).unwrap();
+    }
+    // A folder without tolerances is not passed over in silence.
+    assert_eq!(parity::find(place.path()).unwrap(), std::slice::from_ref(&deep));
+    let report = parity::check(&deep).unwrap();
+    assert!(report.checks.is_empty() && report.absent[0].starts_with("meta.json"), "{report:?}");
+    std::fs::copy(fixtures().join("M/v7/meta.json"), deep.join("meta.json")).unwrap();
+    let report = parity::check(&deep).unwrap();
+    assert!(report.passed() && report.absent.iter().any(|a| a == "model-bf16.pth"), "{report:?}");
+    #[cfg(unix)]
+    {
+        let links = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(&deep, links.path().join("link")).unwrap();
+        std::os::unix::fs::symlink(links.path(), links.path().join("circle")).unwrap();
+        assert_eq!(parity::find(links.path()).unwrap(), [links.path().join("link")]);
+    }
+}
+
+#[test]
+fn a_lora_without_its_alpha_leaves_the_rest_compared() {
+    let Some(dir) = shared("parity/A/v7") else { return };
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.ends_with("peft.json") {
+            std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let report = parity::check(copy.path()).unwrap();
+    assert!(report.passed() && report.checks.len() >= 14, "{report:?}");
+    assert!(report.absent.iter().any(|a| a.starts_with("peft.json")), "{report:?}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! `model.pth`, `model-bf16.pth`, `case.safetensors`, and where present `state.pth`, `lora.pth`,
 //! `peft.safetensors`). Tolerances are the folder's own.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -9,26 +10,32 @@ use serde_json::Value;
 use super::{Report, max_abs, run, worse};
 use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::ops::Ops;
-use crate::{Cpu, Error, Lora, Model, OpenOptions, Result, State, Version, format};
+use crate::{Cpu, Error, Lora, Model, OpenOptions, Result, State, format};
 
-/// Every folder at or below `dir` that holds a `meta.json` beside a `case.safetensors` or
-/// `peft.safetensors`, in order of path. Links are not followed.
+/// Every folder at or below `dir` that holds a `case.safetensors` or `peft.safetensors` with a `meta.json` or
+/// a `model.pth` beside it, in order of path. Links to folders are followed, each folder is listed once.
 ///
 /// # Errors
 /// `dir` cannot be read.
 pub fn find(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut open = vec![dir.to_path_buf()];
+    // Links may lead round in a circle.
+    let mut seen = HashSet::new();
     while let Some(folder) = open.pop() {
+        if !seen.insert(std::fs::canonicalize(&folder).map_err(|e| Error::io(&folder, e))?) {
+            continue;
+        }
         let entries = std::fs::read_dir(&folder).map_err(|e| Error::io(&folder, e))?;
         for entry in entries {
-            let entry = entry.map_err(|e| Error::io(&folder, e))?;
-            if entry.file_type().is_ok_and(|t| t.is_dir()) {
-                open.push(entry.path());
+            let path = entry.map_err(|e| Error::io(&folder, e))?.path();
+            if path.is_dir() {
+                open.push(path);
             }
         }
         let has = |name: &str| folder.join(name).is_file();
-        if has("meta.json") && (has("case.safetensors") || has("peft.safetensors")) {
+        let results = has("case.safetensors") || has("peft.safetensors");
+        if results && (has("meta.json") || has("model.pth")) {
             found.push(folder);
         }
     }
@@ -100,8 +107,12 @@ impl Case {
 /// # Errors
 /// A file of the folder that cannot be read or is no model.
 pub fn check(folder: &Path) -> Result<Report> {
-    let tolerances = Tolerances::read(folder)?;
     let mut report = Report::default();
+    if !folder.join("meta.json").exists() {
+        report.absent.push("meta.json (without its tolerances nothing can be compared)".into());
+        return Ok(report);
+    }
+    let tolerances = Tolerances::read(folder)?;
     let base = folder.join("model.pth");
     let case_path = folder.join("case.safetensors");
     let case = if case_path.is_file() { Some(Case::open(&case_path)?) } else { None };
@@ -222,7 +233,15 @@ fn check_peft(report: &mut Report, folder: &Path, tol: &Tolerances, base: &Path)
         report.absent.push("state.pth".into());
     }
     if lora.is_file() {
-        let m = model::<f32>(&checkpoint, vec![Lora::open(&lora, None)?])?;
+        let adapter = match Lora::open(&lora, None) {
+            // Without the file that says its alpha the rest can still be compared.
+            Err(e @ Error::Lora(_)) if !folder.join("peft.json").exists() => {
+                report.absent.push(format!("peft.json ({e})"));
+                return Ok(());
+            }
+            adapter => adapter?,
+        };
+        let m = model::<f32>(&checkpoint, vec![adapter])?;
         let (logits, _) = run(&m, &tokens, &[], m.new_state())?;
         compare_logits(report, &case, "logits_lora", "logits with the LoRA", &logits, tol.logits);
         let names = ["loss_lora", "targets"];
@@ -278,8 +297,8 @@ fn state_of<O: Ops + 'static>(case: &Case, prefix: &str, m: &Model<O>) -> Result
     if file.tensors.is_empty() { Ok(None) } else { m.state_from(&file).map(Some) }
 }
 
-/// Each field of each layer, relative to the largest expected value of that tensor. v4's sums are
-/// compared without their common exponent, which implementations may choose differently.
+/// Each field of each layer, relative to the largest expected value of that tensor. v4's sums are compared
+/// as they are stored and without their common exponent.
 fn compare_state<O: Ops + 'static>(
     report: &mut Report,
     case: &Case,
@@ -295,29 +314,26 @@ fn compare_state<O: Ops + 'static>(
         Err(e) => return report.add(what, f64::NAN, tolerance, e.to_string()),
     };
     let mut worst = (0.0, String::new());
-    let v4 = m.config().version == Version::V4;
     for layer in 0..got.layout().layers {
         for f in &got.layout().fields {
-            if f.name == "pp" {
-                continue;
-            }
-            let values = |s: &State| -> Vec<f64> {
-                let unscaled = v4 && matches!(f.name, "aa" | "bb");
-                let raw = s.field(layer, f.name).iter().map(|v| f64::from(*v));
-                if unscaled {
-                    raw.zip(s.field(layer, "pp")).map(|(v, p)| v * f64::from(*p).exp()).collect()
-                } else {
-                    raw.collect()
+            let raw = |s: &State| s.field(layer, f.name).iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+            let mut compare = |a: &[f64], b: &[f64]| {
+                let largest = b.iter().fold(f64::MIN_POSITIVE, |m, v| m.max(v.abs()));
+                let error = a.iter().zip(b).map(|(a, b)| (a - b).abs() / largest).fold(0.0, worse);
+                if worst.1.is_empty() || error.is_nan() || error > worst.0 {
+                    worst = (
+                        worse(worst.0, error),
+                        format!("relative to the tensor's largest value; worst in layer {layer}, {}", f.name),
+                    );
                 }
             };
-            let (a, b) = (values(got), values(&want));
-            let largest = b.iter().fold(f64::MIN_POSITIVE, |m, v| m.max(v.abs()));
-            let error = a.iter().zip(&b).map(|(a, b)| (a - b).abs() / largest).fold(0.0, worse);
-            if worst.1.is_empty() || error.is_nan() || error > worst.0 {
-                worst = (
-                    worse(worst.0, error),
-                    format!("relative to the tensor's largest value; worst in layer {layer}, {}", f.name),
-                );
+            compare(&raw(got), &raw(&want));
+            if matches!(f.name, "aa" | "bb") {
+                let sums = |s: &State| -> Vec<f64> {
+                    let exponents = s.field(layer, "pp").iter().map(|p| f64::from(*p).exp());
+                    raw(s).into_iter().zip(exponents).map(|(v, e)| v * e).collect()
+                };
+                compare(&sums(got), &sums(&want));
             }
         }
     }

@@ -112,4 +112,7 @@ fn weights_that_are_not_finite() {
     bytes[n - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     place.write("nan.safetensors", &bytes);
     place.run(&["generate", "nan.safetensors", "a", "-n", "2"]).fails(1, &["not finite"]);
+    let verified = place.run(&["verify", "nan.safetensors"]);
+    assert_eq!(verified.code, 1, "{verified:?}");
+    assert!(verified.text().contains("`head.weight` holds NaN"), "{verified:?}");
 }
