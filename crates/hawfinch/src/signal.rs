@@ -11,6 +11,11 @@ static INSTALL: Once = Once::new();
 /// Exit code of a program that Ctrl-C ended: 128 + the number of the signal.
 pub const INTERRUPTED: u8 = 130;
 
+/// From now on Ctrl-C ends the program as usual, but leaves no half of a model on the disk.
+pub fn end_cleanly() {
+    catch(0);
+}
+
 /// From now on Ctrl-C is counted; after `patience` presses that nobody has looked at, the next ends the
 /// program. Where the system gives no handler, it ends the program as usual.
 pub fn catch(patience: u32) {
@@ -18,6 +23,7 @@ pub fn catch(patience: u32) {
     INSTALL.call_once(|| {
         let _ = ctrlc::set_handler(|| {
             if PRESSED.fetch_add(1, Ordering::SeqCst) >= PATIENCE.load(Ordering::SeqCst) {
+                hawfinch_model::format::remove_unfinished();
                 std::process::exit(INTERRUPTED.into());
             }
         });

@@ -22,7 +22,7 @@ mod save_made;
 mod webrwkv;
 
 pub(crate) use save::replace_file;
-pub use save::{SaveFormat, SaveOptions, save};
+pub use save::{SaveFormat, SaveOptions, remove_unfinished, save};
 pub use save_made::{MadeTensor, save_made};
 
 use std::fs::File;

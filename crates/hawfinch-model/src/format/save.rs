@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use hawfinch_kernels::DType;
 
@@ -221,6 +222,15 @@ pub(crate) fn replace_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io:
         });
         return written.map_err(|e| Error::io(path, e));
     }
+    replace_by_file(path, |file| {
+        let mut out = BufWriter::with_capacity(1 << 20, file);
+        fill(&mut out)?;
+        out.flush()
+    })
+}
+
+/// As [`replace_file`], for what must seek in the new file: only a file of a disk can be replaced.
+pub(crate) fn replace_by_file(path: &Path, fill: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
     let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
     let path = target.as_path();
     let name = path.file_name().ok_or_else(|| Error::Invalid(format!("{} names no file", path.display())))?;
@@ -228,16 +238,25 @@ pub(crate) fn replace_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io:
     let mut temporary =
         TemporaryFile::create(folder, &name.to_string_lossy()).map_err(|e| Error::io(path, e))?;
     let written = (|| {
-        let mut out = BufWriter::with_capacity(1 << 20, &mut temporary.file);
-        fill(&mut out)?;
-        out.flush()?;
-        drop(out);
+        fill(&mut temporary.file)?;
         temporary.file.sync_all()?;
         std::fs::rename(&temporary.path, path)
     })();
     written.map_err(|e| Error::io(path, e))?;
     temporary.keep = true;
     Ok(())
+}
+
+/// Files that are being written and have no name yet that anybody asked for.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Deletes the files that are being written at this moment, which no longer can be finished: for a program
+/// that is about to end before its time (Ctrl-C). What was to be replaced stays.
+pub fn remove_unfinished() {
+    for path in UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        // Nothing more can be done if this fails.
+        let _ = std::fs::remove_file(path);
+    }
 }
 
 struct TemporaryFile {
@@ -248,11 +267,16 @@ struct TemporaryFile {
 
 impl TemporaryFile {
     fn create(folder: &Path, name: &str) -> io::Result<Self> {
+        // Held until the file is listed: none may come into being unseen.
+        let mut unfinished = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
         // Two writers of one name must not meet in one file; create_new decides.
         for n in 0..1000 {
             let path = folder.join(format!(".{name}.{}-{n}.part", std::process::id()));
             match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Ok(file) => return Ok(TemporaryFile { path, file, keep: false }),
+                Ok(file) => {
+                    unfinished.push(path.clone());
+                    return Ok(TemporaryFile { path, file, keep: false });
+                }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(e),
             }
@@ -267,5 +291,6 @@ impl Drop for TemporaryFile {
             // Nothing more can be done if this fails too.
             let _ = std::fs::remove_file(&self.path);
         }
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).retain(|p| *p != self.path);
     }
 }

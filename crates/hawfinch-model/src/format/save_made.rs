@@ -10,7 +10,7 @@ use bytes::Bytes;
 use hawfinch_kernels::DType;
 
 use super::encode::{Item, Make, Progress};
-use super::save::{SaveFormat, replace_file};
+use super::save::{SaveFormat, replace_by_file, replace_file};
 use super::{pth_write, safetensors};
 use crate::checkpoint::StoredTensor;
 use crate::{Error, Result};
@@ -87,21 +87,23 @@ pub fn save_made(
     if !sparse {
         return replace_file(path, |out| write(out));
     }
-    // Made in place of the final file: a sparse file needs to seek, which a stream cannot.
-    let mut out = Holes { file: File::create(path).map_err(io_error)?, at: 0 };
-    write(&mut out).and_then(|()| out.finish()).map_err(io_error)
+    replace_by_file(path, |file| {
+        let mut out = Holes { file, at: 0 };
+        write(&mut out)?;
+        out.finish()
+    })
 }
 
 /// Skips over long runs of zeros in place of writing them.
-struct Holes {
-    file: File,
+struct Holes<'f> {
+    file: &'f mut File,
     at: u64,
 }
 
 /// Runs shorter than a page are not worth a seek.
 const HOLE: usize = 4096;
 
-impl Write for Holes {
+impl Write for Holes<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if bytes.len() >= HOLE && bytes.iter().all(|&b| b == 0) {
             self.file.seek(SeekFrom::Current(bytes.len() as i64))?;
@@ -117,10 +119,9 @@ impl Write for Holes {
     }
 }
 
-impl Holes {
+impl Holes<'_> {
     /// Gives the file its length, which a hole at its end does not.
     fn finish(self) -> io::Result<()> {
-        self.file.set_len(self.at)?;
-        self.file.sync_all()
+        self.file.set_len(self.at)
     }
 }

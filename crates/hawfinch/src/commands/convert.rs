@@ -14,6 +14,7 @@ use crate::fail::usage;
 use crate::model_args::open_checkpoint;
 use crate::output::{self, note, size};
 use crate::progress::Progress;
+use crate::signal;
 use crate::tokenizer_args::TokenizerOption;
 
 /// Arguments of `convert`.
@@ -93,6 +94,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Err(e.into());
     }
     let vocabulary = if format == SaveFormat::Gguf { world_tokens(args, &ckpt)? } else { None };
+    signal::end_cleanly();
     let began = Instant::now();
     let mut bar = None;
     let mut tell = |done, total| {

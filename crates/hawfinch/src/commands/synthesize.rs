@@ -15,6 +15,7 @@ use super::convert::parse_dtype;
 use crate::fail::usage;
 use crate::output::{self, note, size, thousands};
 use crate::progress::Progress;
+use crate::signal;
 
 /// Arguments of `synthesize`.
 #[derive(clap::Args, Debug)]
@@ -100,6 +101,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         head_size: args.head_size as usize,
     };
     let config = shape.config();
+    signal::end_cleanly();
     write(args, &config, dtype, format)?;
     let bytes = std::fs::metadata(&args.out)?.len();
     note(format_args!(
