@@ -8,6 +8,7 @@ use hawfinch_model::{Checkpoint, Config, Cpu, Lora, Model, OpenOptions, State, f
 
 use crate::fail::usage;
 use crate::hub;
+use crate::output;
 use crate::progress::Progress;
 use crate::system::memory::{self, Need};
 
@@ -85,8 +86,11 @@ pub struct StateOptions {
 }
 
 impl StateOptions {
-    /// The state to start from.
+    /// The state to start from; refuses a place for the last one where no file can be.
     pub fn load(&self, model: &Model) -> anyhow::Result<State> {
+        if let Some(to) = &self.to {
+            output::can_be_file(to)?;
+        }
         match &self.from {
             Some(path) => load_state(model, path),
             None => Ok(model.new_state()),

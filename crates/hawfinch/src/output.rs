@@ -28,11 +28,21 @@ pub fn note(line: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Refuses a file that exists unless it may be replaced.
-pub fn may_write(path: &Path, force: bool) -> anyhow::Result<()> {
+/// Refuses what cannot become a file: asked before a long computation, not after it.
+pub fn can_be_file(path: &Path) -> anyhow::Result<()> {
     if path.is_dir() {
         return Err(usage(format!("{} is a folder: give the name of a file to write", path.display())));
     }
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !folder.is_dir() {
+        anyhow::bail!("cannot write {}: there is no folder {}", path.display(), folder.display());
+    }
+    Ok(())
+}
+
+/// Refuses a file that exists unless it may be replaced.
+pub fn may_write(path: &Path, force: bool) -> anyhow::Result<()> {
+    can_be_file(path)?;
     // A pipe or a device is written to, not replaced.
     let kept = path.metadata().is_ok_and(|m| !m.is_file());
     if !force && !kept && path.symlink_metadata().is_ok() {
@@ -55,9 +65,7 @@ impl NewFile {
     /// Begins the file.
     pub fn create(path: &Path) -> anyhow::Result<NewFile> {
         let shown = || format!("cannot write {}", path.display());
-        if path.is_dir() {
-            return Err(usage(format!("{} is a folder: give the name of a file to write", path.display())));
-        }
+        can_be_file(path)?;
         let buffered = |file| BufWriter::with_capacity(1 << 16, file);
         if path.metadata().is_ok_and(|m| !m.is_file()) {
             let file = OpenOptions::new().write(true).open(path).with_context(shown)?;

@@ -116,3 +116,24 @@ fn weights_that_are_not_finite() {
     assert_eq!(verified.code, 1, "{verified:?}");
     assert!(verified.text().contains("`head.weight` holds NaN"), "{verified:?}");
 }
+
+/// What was computed must not be lost for want of a place: it is asked for first.
+#[test]
+fn places_that_cannot_be_written() {
+    let place = Place::new();
+    for out in ["no/where", "."] {
+        for args in [
+            &["generate", "demo", "a", "-n", "1", "--state-out", out][..],
+            &["logits", "demo", "--ids", "1", "--out", out],
+            &["logits", "demo", "--ids", "1", "--out", "l.st", "--state-out", out],
+            &["embed", "demo", "a", "-o", out],
+            &["convert", "demo", out, "--to", "pth"],
+        ] {
+            let run = place.run(args);
+            assert!(run.out.is_empty(), "{args:?}: {}", run.text());
+            let (code, words) = if out == "." { (2, "is a folder") } else { (1, "there is no folder no") };
+            run.fails(code, &[words]);
+        }
+    }
+    assert!(!place.path("l.st").exists());
+}
