@@ -32,7 +32,7 @@ pub fn corpora(folder: &str, targets: &[Target]) {
 
 /// The inputs of a `.corpus` file: each its length (u32, little-endian) and its bytes.
 fn unpack(path: &Path) -> Vec<Vec<u8>> {
-    let Ok(file) = std::fs::read(path) else { return Vec::new() };
+    let file = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let mut rest = &file[..];
     let mut out = Vec::new();
     while let Some((length, tail)) = rest.split_first_chunk::<4>() {
