@@ -161,6 +161,20 @@ impl Config {
         crate::state::StateLayout::new(self).len()
     }
 
+    /// Tensors of the checkpoint that a model of this configuration does not use: none in official files (buffers of
+    /// old training code without numbers and tuned states do not count).
+    pub fn unused<'c>(&self, ckpt: &'c Checkpoint) -> Vec<&'c str> {
+        let used: std::collections::HashSet<String> = names::all_params(self.version, self.layers)
+            .into_iter()
+            .map(|(key, _)| present_name(ckpt, &key))
+            .collect();
+        let idle = ckpt
+            .tensors
+            .iter()
+            .filter(|(key, t)| !(used.contains(*key) || t.is_empty() || key.ends_with(".att.time_state")));
+        idle.map(|(key, _)| key.as_str()).collect()
+    }
+
     /// Infers version and sizes, and checks that every tensor of the version is there with the shape
     /// that the others imply.
     ///

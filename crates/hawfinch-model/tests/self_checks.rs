@@ -194,6 +194,18 @@ fn variants_are_refused_by_name() {
 }
 
 #[test]
+fn tensors_that_nothing_uses_are_named() {
+    for version in VERSIONS {
+        let mut ckpt = synthetic::checkpoint(&small(version), DType::F32, 1);
+        let config = Config::infer(&ckpt).unwrap();
+        assert!(config.unused(&ckpt).is_empty());
+        ckpt.insert("blocks.1.att.time_state", StoredTensor::from_f32(&[1], &[0.0])).unwrap();
+        ckpt.insert("blocks.1.att.new_gate", StoredTensor::from_f32(&[1], &[0.0])).unwrap();
+        assert_eq!(config.unused(&ckpt), ["blocks.1.att.new_gate"]);
+    }
+}
+
+#[test]
 fn missing_and_misshapen_tensors_are_named() {
     for version in VERSIONS {
         let whole = synthetic::checkpoint(&small(version), DType::F32, 1);

@@ -4,20 +4,33 @@
 use std::io::{self, Read};
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+
+/// Longest text that a command takes as one piece. Devices without an end stop here.
+const MAX_BYTES: u64 = 4 << 30;
 
 /// The bytes of a file, or of standard input for `-`.
 pub fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     if path.as_os_str() == "-" {
         return stdin();
     }
-    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+    let shown = path.display().to_string();
+    let file = std::fs::File::open(path).with_context(|| format!("cannot read {shown}"))?;
+    whole(file, &shown)
 }
 
 /// All of standard input.
 pub fn stdin() -> anyhow::Result<Vec<u8>> {
+    whole(io::stdin().lock(), "standard input")
+}
+
+/// Everything that a reader gives, within bounds.
+fn whole(from: impl Read, name: &str) -> anyhow::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    io::stdin().lock().read_to_end(&mut bytes).context("cannot read standard input")?;
+    from.take(MAX_BYTES + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {name}"))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        bail!("{name} is longer than {} GiB: give it in parts", MAX_BYTES >> 30);
+    }
     Ok(bytes)
 }
 

@@ -9,6 +9,7 @@ use hawfinch_model::{Checkpoint, Config, Cpu, Lora, Model, OpenOptions, State, f
 use crate::fail::usage;
 use crate::hub;
 use crate::output;
+use crate::output::{note, printable};
 use crate::progress::Progress;
 use crate::system::memory::{self, Need};
 
@@ -48,6 +49,7 @@ impl ModelOptions {
         }
         let checkpoint = open_checkpoint(path)?;
         let config = Config::infer(&checkpoint)?;
+        note_unused(&checkpoint, &config);
         if !self.ignore_memory {
             memory::check(&memory_need(&checkpoint, &config, sequences))
                 .map_err(|e| anyhow::anyhow!("{e} (--ignore-memory runs it all the same)"))?;
@@ -56,6 +58,19 @@ impl ModelOptions {
         let options = OpenOptions { loras, group_norm_eps: self.group_norm_eps };
         let ops = self.threads.map_or_else(Cpu::default, |n| Cpu::new(n.get()));
         Ok(Model::from_checkpoint(checkpoint, options, ops)?)
+    }
+}
+
+/// Says so when a checkpoint holds tensors that nothing here uses: a variant nobody has told us of may look like
+/// a model we know.
+fn note_unused(checkpoint: &Checkpoint, config: &Config) {
+    if let unused @ [first, ..] = &config.unused(checkpoint)[..] {
+        note(format_args!(
+            "warning: {} of its tensors are not part of {} and are not used (the first is `{}`)",
+            unused.len(),
+            config.version,
+            printable(first)
+        ));
     }
 }
 

@@ -184,7 +184,16 @@ pub fn against_logits(model: &Model, ids: &[u32], file: &Path, tolerance: f64) -
     let want: Vec<f32> = if bytes.len() == 4 * vocab {
         bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().expect("4 bytes"))).collect()
     } else {
-        let file = crate::format::safetensors::read(file, bytes)?;
+        let length = bytes.len();
+        let read = crate::format::safetensors::read(file, bytes);
+        // A raw file of another length is the likelier mistake than a damaged safetensors file.
+        let file = read.map_err(|e| {
+            let raw = format!(
+                "it is no safetensors file, and as raw f32 logits of {vocab} tokens it would have {} bytes, not {length}",
+                4 * vocab
+            );
+            if file.extension().is_some_and(|x| x == "safetensors") { e } else { Error::damaged(file, raw) }
+        })?;
         let tensor =
             file.get("logits").ok_or_else(|| Error::damaged(&file.path, "it has no tensor `logits`"))?;
         if tensor.shape != [ids.len(), vocab] {

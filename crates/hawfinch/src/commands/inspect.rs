@@ -132,6 +132,17 @@ fn model(ckpt: &Checkpoint, c: &Config) -> Said {
         );
         lines.push(("parameters", said));
     }
+    let unused = c.unused(ckpt);
+    if let [first, ..] = unused[..] {
+        let first = output::printable(first);
+        lines.push((
+            "not used",
+            format!("{} tensors, the first `{first}`: a variant hawfinch does not know?", unused.len()),
+        ));
+    }
+    if ckpt.tensors.keys().any(|k| k.ends_with(".att.time_state")) {
+        lines.push(("initial state", "tuned, in this file (time_state)".into()));
+    }
     lines.push(("state", format!("{} a sequence, at any length of text", size(state_bytes))));
     lines.push(("memory", format!("{} to run one sequence", size(need))));
     if let Some((eps, source)) = eps {
@@ -154,6 +165,7 @@ fn model(ckpt: &Checkpoint, c: &Config) -> Said {
             "without_layer_0_v": used,
             "layer_0_v_in_file": c.version == Version::V7 && held,
         },
+        "unused_tensors": unused,
         "state_bytes": state_bytes,
         "memory_bytes": need,
         "group_norm_eps": eps.map(|(value, source)| json!({"value": value, "source": source})),

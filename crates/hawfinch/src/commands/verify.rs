@@ -28,6 +28,10 @@ pub struct Args {
     /// any folder above some: compares logits, states, losses within the tolerances of each meta.json
     #[arg(long, value_name = "DIR", conflicts_with = "model")]
     against: Option<PathBuf>,
+    /// With --against: also compute the logits in double precision and compare them within the folders'
+    /// tolerance for that, about 5e-6
+    #[arg(long, requires = "against")]
+    double: bool,
     /// Tokens to feed a model that is checked against itself
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(2..=4096))]
     tokens: u32,
@@ -39,7 +43,7 @@ pub struct Args {
     #[arg(long, requires = "expect")]
     ids: Option<String>,
     /// The largest absolute error allowed with `--expect`
-    #[arg(long, default_value_t = 1e-4, requires = "expect")]
+    #[arg(long, default_value_t = 1e-4, requires = "expect", value_parser = error_bound)]
     tolerance: f64,
     #[command(flatten)]
     options: ModelOptions,
@@ -48,10 +52,19 @@ pub struct Args {
     json: bool,
 }
 
+/// A largest error allowed.
+fn error_bound(text: &str) -> Result<f64, String> {
+    let bound = text.parse().ok().filter(|t: &f64| t.is_finite() && *t >= 0.0);
+    bound.ok_or_else(|| "a tolerance is a number from 0 up, as 1e-4".into())
+}
+
 /// Runs the checks and prints the report.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let reports = match (&args.model, &args.against) {
         (_, Some(dir)) => {
+            if !dir.is_dir() {
+                return Err(usage(format!("nothing to verify: there is no folder {}", dir.display())));
+            }
             let folders = parity::find(dir)?;
             if folders.is_empty() {
                 return Err(usage(format!(
@@ -62,7 +75,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let mut reports = Vec::new();
             for folder in folders {
                 note(format_args!("verifying {}", folder.display()));
-                let report = parity::check(&folder).unwrap_or_else(|e| Report::unreadable(&e));
+                let report = parity::check(&folder, args.double).unwrap_or_else(|e| Report::unreadable(&e));
                 reports.push((folder.display().to_string(), report));
             }
             reports
