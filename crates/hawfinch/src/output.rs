@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 
@@ -61,6 +62,17 @@ pub struct NewFile {
     out: BufWriter<File>,
 }
 
+/// Files that are not complete yet.
+static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// Deletes them: for a program that is about to end before its time. What was to be replaced stays.
+pub fn remove_unfinished() {
+    for path in UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        // Nothing more can be done if this fails.
+        let _ = std::fs::remove_file(path);
+    }
+}
+
 impl NewFile {
     /// Begins the file.
     pub fn create(path: &Path) -> anyhow::Result<NewFile> {
@@ -75,7 +87,11 @@ impl NewFile {
         let mut name = target.file_name().with_context(shown)?.to_os_string();
         name.push(format!(".{}.part", std::process::id()));
         let beside = target.with_file_name(name);
+        crate::signal::end_cleanly_unless_caught();
+        // Held until the file is listed: none may come into being unseen.
+        let mut unfinished = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
         let file = OpenOptions::new().write(true).create_new(true).open(&beside).with_context(shown)?;
+        unfinished.push(beside.clone());
         Ok(NewFile { path: target, beside: Some(beside), out: buffered(file) })
     }
 
@@ -85,6 +101,7 @@ impl NewFile {
         self.out.flush().with_context(shown)?;
         if let Some(beside) = &self.beside {
             std::fs::rename(beside, &self.path).with_context(shown)?;
+            UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).retain(|p| p != beside);
         }
         self.beside = None;
         Ok(())

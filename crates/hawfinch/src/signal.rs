@@ -16,6 +16,13 @@ pub fn end_cleanly() {
     catch(0);
 }
 
+/// As [`end_cleanly`], unless the command looks at Ctrl-C itself.
+pub fn end_cleanly_unless_caught() {
+    if !INSTALL.is_completed() {
+        end_cleanly();
+    }
+}
+
 /// From now on Ctrl-C is counted; after `patience` presses that nobody has looked at, the next ends the
 /// program. Where the system gives no handler, it ends the program as usual.
 pub fn catch(patience: u32) {
@@ -24,6 +31,7 @@ pub fn catch(patience: u32) {
         let _ = ctrlc::set_handler(|| {
             if PRESSED.fetch_add(1, Ordering::SeqCst) >= PATIENCE.load(Ordering::SeqCst) {
                 hawfinch_model::format::remove_unfinished();
+                crate::output::remove_unfinished();
                 std::process::exit(INTERRUPTED.into());
             }
         });

@@ -199,31 +199,38 @@ fn pipes_and_links_stay_what_they_are() {
     assert!(std::fs::metadata("/dev/null").unwrap().file_type().is_char_device());
 }
 
-/// Ctrl-C while a model is written leaves no half of one, and what was to be replaced stays.
+/// Ctrl-C while a file is written leaves no half of one, and what was to be replaced stays.
 #[cfg(unix)]
 #[test]
-fn ctrl_c_leaves_no_half_of_a_model() {
+fn ctrl_c_leaves_no_half_of_a_file() {
     let place = Place::new();
-    place.write("m.pth", "old");
+    place.write("ids", &"1 ".repeat(400_000));
     let parts = || {
         let names = std::fs::read_dir(place.path(".")).unwrap().map(|e| e.unwrap().file_name());
         names.filter(|n| n.to_string_lossy().ends_with(".part")).count()
     };
-    let mut child = place
-        .command(&["synthesize", "m.pth", "--layers", "200", "--width", "2048", "--force"])
-        .stdin(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    while parts() == 0 {
-        assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
-        std::thread::sleep(std::time::Duration::from_millis(5));
+    let commands: [&[&str]; 2] = [
+        &["synthesize", "old.pth", "--layers", "200", "--width", "2048", "--force"],
+        &["logits", "demo", "--ids-file", "ids", "--out", "old.pth"],
+    ];
+    for command in commands {
+        place.write("old.pth", "old");
+        let mut child = place
+            .command(command)
+            .stdin(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        while parts() == 0 {
+            assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        // SAFETY: kill(2) with the id of a child that was not waited for.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{command:?}");
+        assert_eq!(parts(), 0, "{command:?}");
+        assert_eq!(place.read("old.pth"), b"old");
     }
-    // SAFETY: kill(2) with the id of a child that was not waited for.
-    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-    assert_eq!(parts(), 0);
-    assert_eq!(place.read("m.pth"), b"old");
 }
 
 #[test]
