@@ -204,7 +204,7 @@ fn pipes_and_links_stay_what_they_are() {
 #[test]
 fn ctrl_c_leaves_no_half_of_a_file() {
     let place = Place::new();
-    place.write("ids", &"1 ".repeat(400_000));
+    place.write("ids", "1 ".repeat(400_000));
     let parts = || {
         let names = std::fs::read_dir(place.path(".")).unwrap().map(|e| e.unwrap().file_name());
         names.filter(|n| n.to_string_lossy().ends_with(".part")).count()
