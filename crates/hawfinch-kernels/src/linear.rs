@@ -44,8 +44,8 @@ impl<'a> Matrix<'a> {
         &self.data[row * bytes..(row + 1) * bytes]
     }
 
-    #[inline(always)]
     /// Decodes stored row `row` into `out` (`row_len` numbers); `narrow` is scratch.
+    #[inline(always)]
     fn decode_row<F: Real>(&self, row: usize, out: &mut [F], narrow: &mut Vec<f32>) {
         let bytes = self.row(row);
         if self.dtype == DType::F64 {

@@ -47,6 +47,15 @@ impl ModelOptions {
         {
             return Err(usage(format!("--group-norm-eps must lie between 0 and 1, not {eps}")));
         }
+        if let Ok(n) = std::env::var("HAWFINCH_THREADS")
+            && !n.is_empty()
+            && n.parse::<NonZeroUsize>().is_err()
+        {
+            return Err(usage(format!(
+                "HAWFINCH_THREADS must be a number from 1 up, not `{}`",
+                printable(&n)
+            )));
+        }
         let checkpoint = open_checkpoint(path)?;
         let config = Config::infer(&checkpoint)?;
         note_unused(&checkpoint, &config);

@@ -119,10 +119,12 @@ impl Args {
         }
         stops.tokens.extend(&self.stop_token);
         stops.strings.clone_from(&self.stop);
-        if let Some(id) = self.stop_token.iter().find(|&&id| id as usize >= model.config().vocab) {
+        let vocab = model.config().vocab;
+        let given = self.stop_token.iter().map(|id| ("--stop-token", id));
+        let given = given.chain(config.logit_bias.keys().map(|id| ("--logit-bias", id)));
+        if let Some((option, id)) = given.into_iter().find(|&(_, &id)| id as usize >= vocab) {
             return Err(usage(format!(
-                "--stop-token {id} is out of range: the model's vocabulary has {} entries",
-                model.config().vocab
+                "{option} {id} is out of range: the model's vocabulary has {vocab} entries"
             )));
         }
         Ok(Setup { model, tokenizer, config, uncounted, stops })

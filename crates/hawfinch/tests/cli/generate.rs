@@ -74,6 +74,10 @@ fn stops_where_told() {
     assert_eq!(stopped["text"], json!(text[..text.find(at.1).unwrap()]));
     place.run(&["generate", "demo", "ab", "--stop", ""]).fails(2, &["--stop"]);
     place.run(&["generate", "demo", "ab", "--stop-token", "256"]).fails(2, &["256"]);
+    place.run(&["generate", "demo", "ab", "--logit-bias", "256=1"]).fails(2, &["--logit-bias 256"]);
+    let out = place.command(&["generate", "demo", "ab"]).env("HAWFINCH_THREADS", "abc").output().unwrap();
+    assert_eq!(out.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("HAWFINCH_THREADS must be a number"));
 }
 
 #[test]
