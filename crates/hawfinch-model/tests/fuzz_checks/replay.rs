@@ -20,14 +20,26 @@ pub fn finds(folder: &str, targets: &[Target]) {
     eprintln!("{count} finds replayed");
 }
 
-/// Checks `FOLDER/TARGET.corpus`, samples of the inputs that reach most of the code.
+/// Checks `FOLDER/TARGET.corpus`, samples of the inputs that reach most of the code. With
+/// `HAWFINCH_FUZZ_SEEDS=FOLDER` they are written where fuzzing goes on from them.
 pub fn corpora(folder: &str, targets: &[Target]) {
     for (target, check) in targets {
+        let out = seed_folder(target);
         for (i, input) in unpack(&Path::new(folder).join(format!("{target}.corpus"))).iter().enumerate() {
             eprintln!("{target} {i}");
             check(input);
+            if let Some(out) = &out {
+                std::fs::write(out.join(format!("sample-{i}")), input).expect("a sample");
+            }
         }
     }
+}
+
+/// `FOLDER/TARGET` of `HAWFINCH_FUZZ_SEEDS=FOLDER`, made where absent.
+fn seed_folder(target: &str) -> Option<PathBuf> {
+    let out = PathBuf::from(std::env::var_os("HAWFINCH_FUZZ_SEEDS")?).join(target);
+    std::fs::create_dir_all(&out).expect("the folder of seeds");
+    Some(out)
 }
 
 /// The inputs of a `.corpus` file: each its length (u32, little-endian) and its bytes.
@@ -49,10 +61,7 @@ fn unpack(path: &Path) -> Vec<Vec<u8>> {
 pub fn seeds(target: &str, seeds: &[(String, Vec<u8>)], targets: &[Target]) {
     assert!(!seeds.is_empty(), "{target}");
     let (_, check) = targets.iter().find(|(name, _)| *name == target).expect("a target");
-    let out = std::env::var_os("HAWFINCH_FUZZ_SEEDS").map(|folder| PathBuf::from(folder).join(target));
-    if let Some(out) = &out {
-        std::fs::create_dir_all(out).expect("the folder of seeds");
-    }
+    let out = seed_folder(target);
     for (name, file) in seeds {
         eprintln!("{target}: {name}");
         check(file);
