@@ -2,6 +2,8 @@
 //! row: `[1, c]` beside `[t, c]`.
 
 use crate::Real;
+use crate::isa::compiled_for_each;
+use crate::reduce::dot3;
 
 /// A function of one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,19 +20,27 @@ pub enum Unary {
     ReluSquared,
 }
 
-/// `y = f(x)`, any shape.
-pub fn unary<F: Real>(f: Unary, y: &mut [F], x: &[F]) {
-    let map: fn(F) -> F = match f {
-        Unary::Exp => F::exp,
-        Unary::Tanh => F::tanh,
-        Unary::Sigmoid => F::sigmoid,
-        Unary::Silu => |x| x * x.sigmoid(),
-        Unary::ReluSquared => |x| {
+compiled_for_each! {
+    /// `y = f(x)`, any shape.
+    pub fn unary<F: Real>(f: Unary, y: &mut [F], x: &[F]) = unary_body
+}
+
+#[inline(always)]
+fn unary_body<F: Real>(f: Unary, y: &mut [F], x: &[F]) {
+    #[inline(always)]
+    fn map<F: Real>(y: &mut [F], x: &[F], f: impl Fn(F) -> F) {
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x));
+    }
+    match f {
+        Unary::Exp => map(y, x, |x| x.exp()),
+        Unary::Tanh => map(y, x, |x| x.tanh()),
+        Unary::Sigmoid => map(y, x, |x| x.sigmoid()),
+        Unary::Silu => map(y, x, |x| x * x.sigmoid()),
+        Unary::ReluSquared => map(y, x, |x| {
             let p = if x < F::ZERO { F::ZERO } else { x };
             p * p
-        },
-    };
-    y.iter_mut().zip(x).for_each(|(y, &x)| *y = map(x));
+        }),
+    }
 }
 
 /// A function of two numbers.
@@ -46,60 +56,85 @@ pub enum Binary {
     SiluMul,
 }
 
-/// `y = f(a, b)`: `y`, `a` `[t, c]`; `b` `[t, c]` or `[1, c]`.
-pub fn binary<F: Real>(f: Binary, y: &mut [F], a: &[F], b: &[F]) {
-    let each = |y: &mut [F], g: fn(F, F) -> F| {
+compiled_for_each! {
+    /// `y = f(a, b)`: `y`, `a` `[t, c]`; `b` `[t, c]` or `[1, c]`.
+    pub fn binary<F: Real>(f: Binary, y: &mut [F], a: &[F], b: &[F]) = binary_body
+}
+
+#[inline(always)]
+fn binary_body<F: Real>(f: Binary, y: &mut [F], a: &[F], b: &[F]) {
+    #[inline(always)]
+    fn each<F: Real>(y: &mut [F], a: &[F], b: &[F], f: impl Fn(F, F) -> F) {
         for (y, a) in y.chunks_exact_mut(b.len()).zip(a.chunks_exact(b.len())) {
-            for j in 0..b.len() {
-                y[j] = g(a[j], b[j]);
+            for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
+                *y = f(a, b);
             }
         }
-    };
+    }
     match f {
-        Binary::Add => each(y, |a, b| a + b),
-        Binary::Mul => each(y, |a, b| a * b),
-        Binary::SigmoidMul => each(y, |a, b| a.sigmoid() * b),
-        Binary::SiluMul => each(y, |a, b| a * a.sigmoid() * b),
+        Binary::Add => each(y, a, b, |a, b| a + b),
+        Binary::Mul => each(y, a, b, |a, b| a * b),
+        Binary::SigmoidMul => each(y, a, b, |a, b| a.sigmoid() * b),
+        Binary::SiluMul => each(y, a, b, |a, b| a * a.sigmoid() * b),
     }
 }
 
-/// `y = a + s b`, any one shape.
-pub fn add_scaled<F: Real>(y: &mut [F], a: &[F], b: &[F], s: F) {
-    y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = a + s * b);
+compiled_for_each! {
+    /// `y = a + s b`, any one shape.
+    pub fn add_scaled<F: Real>(y: &mut [F], a: &[F], b: &[F], s: F) = add_scaled_body
 }
 
-/// `y = from + (to - from) * weight`: `from`, `to`, `y` `[t, c]`; `weight` `[t, c]` or `[1, c]`.
-pub fn lerp<F: Real>(y: &mut [F], from: &[F], to: &[F], weight: &[F]) {
+#[inline(always)]
+fn add_scaled_body<F: Real>(y: &mut [F], a: &[F], b: &[F], s: F) {
+    y.iter_mut().zip(a).zip(b).for_each(|((y, &a), &b)| *y = s.mul_add(b, a));
+}
+
+compiled_for_each! {
+    /// `y = from + (to - from) * weight`: `from`, `to`, `y` `[t, c]`; `weight` `[t, c]` or `[1, c]`.
+    pub fn lerp<F: Real>(y: &mut [F], from: &[F], to: &[F], weight: &[F]) = lerp_body
+}
+
+#[inline(always)]
+fn lerp_body<F: Real>(y: &mut [F], from: &[F], to: &[F], weight: &[F]) {
     let c = weight.len();
     for ((y, from), to) in y.chunks_exact_mut(c).zip(from.chunks_exact(c)).zip(to.chunks_exact(c)) {
-        for j in 0..c {
-            y[j] = from[j] + (to[j] - from[j]) * weight[j];
+        for (((y, &from), &to), &weight) in y.iter_mut().zip(from).zip(to).zip(weight) {
+            *y = (to - from).mul_add(weight, from);
         }
     }
 }
 
-/// RWKV-7's key: `y = k * (1 + (a - 1) * k_a)`; `k`, `a`, `y` `[t, c]`, `k_a` `[c]`.
-pub fn scale_key<F: Real>(y: &mut [F], k: &[F], a: &[F], k_a: &[F]) {
+compiled_for_each! {
+    /// RWKV-7's key: `y = k * (1 + (a - 1) * k_a)`; `k`, `a`, `y` `[t, c]`, `k_a` `[c]`.
+    pub fn scale_key<F: Real>(y: &mut [F], k: &[F], a: &[F], k_a: &[F]) = scale_key_body
+}
+
+#[inline(always)]
+fn scale_key_body<F: Real>(y: &mut [F], k: &[F], a: &[F], k_a: &[F]) {
     let c = k_a.len();
     for ((y, k), a) in y.chunks_exact_mut(c).zip(k.chunks_exact(c)).zip(a.chunks_exact(c)) {
-        for j in 0..c {
-            y[j] = k[j] * (F::ONE + (a[j] - F::ONE) * k_a[j]);
+        for (((y, &k), &a), &k_a) in y.iter_mut().zip(k).zip(a).zip(k_a) {
+            *y = k * (a - F::ONE).mul_add(k_a, F::ONE);
         }
     }
 }
 
-/// RWKV-7's current-token bonus: per head, `y = x + (Σ r k r_k) v`; all `[t, c]`, `r_k` `[c]`, heads of
-/// `n`.
-pub fn bonus<F: Real>(y: &mut [F], x: &[F], r: &[F], k: &[F], v: &[F], r_k: &[F], n: usize) {
+compiled_for_each! {
+    /// RWKV-7's current-token bonus: per head, `y = x + (Σ r k r_k) v`; all `[t, c]`, `r_k` `[c]`, heads of
+    /// `n`.
+    pub fn bonus<F: Real>(y: &mut [F], x: &[F], r: &[F], k: &[F], v: &[F], r_k: &[F], n: usize) = bonus_body
+}
+
+#[inline(always)]
+fn bonus_body<F: Real>(y: &mut [F], x: &[F], r: &[F], k: &[F], v: &[F], r_k: &[F], n: usize) {
     let c = r_k.len();
     for t in (0..y.len()).step_by(c) {
         for h in (0..c).step_by(n) {
-            let mut s = F::ZERO;
-            for j in h..h + n {
-                s += r[t + j] * k[t + j] * r_k[j];
-            }
-            for j in h..h + n {
-                y[t + j] = x[t + j] + s * v[t + j];
+            let at = t + h..t + h + n;
+            let (r, k, v) = (&r[at.clone()], &k[at.clone()], &v[at.clone()]);
+            let s = dot3(r, k, &r_k[h..h + n]);
+            for ((y, &x), &v) in y[at.clone()].iter_mut().zip(&x[at]).zip(v) {
+                *y = s.mul_add(v, x);
             }
         }
     }
@@ -120,6 +155,7 @@ pub fn token_shift<F: Real>(y: &mut [F], x: &[F], previous: &mut [F]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
 
     #[test]
     fn shift_carries_over_any_split() {
@@ -136,11 +172,11 @@ mod tests {
     #[test]
     fn one_row_stands_for_all() {
         let mut y = [0.0f64; 4];
-        lerp(&mut y, &[0.0, 0.0, 2.0, 2.0], &[1.0, 1.0, 4.0, 4.0], &[0.25, 0.5]);
+        lerp(Isa::best(), &mut y, &[0.0, 0.0, 2.0, 2.0], &[1.0, 1.0, 4.0, 4.0], &[0.25, 0.5]);
         assert_eq!(y, [0.25, 0.5, 2.5, 3.0]);
-        binary(Binary::Add, &mut y, &[1.0, 2.0, 3.0, 4.0], &[10.0, 20.0]);
+        binary(Isa::best(), Binary::Add, &mut y, &[1.0, 2.0, 3.0, 4.0], &[10.0, 20.0]);
         assert_eq!(y, [11.0, 22.0, 13.0, 24.0]);
-        unary(Unary::ReluSquared, &mut y, &[-1.0, 2.0, 0.0, f64::NAN]);
+        unary(Isa::best(), Unary::ReluSquared, &mut y, &[-1.0, 2.0, 0.0, f64::NAN]);
         assert_eq!(y[..3], [0.0, 4.0, 0.0]);
         assert!(y[3].is_nan());
     }

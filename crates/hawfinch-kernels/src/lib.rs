@@ -8,11 +8,15 @@
 pub mod block;
 mod dtype;
 pub mod elementwise;
+mod isa;
 pub mod linear;
 pub mod norm;
-pub mod parallel;
+mod pool;
 mod real;
+pub mod reduce;
 pub mod wkv;
 
 pub use dtype::DType;
+pub use isa::{Isa, Level};
+pub use pool::Pool;
 pub use real::Real;

@@ -4,8 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use hawfinch_kernels::elementwise::{self, Binary, Unary};
-use hawfinch_kernels::linear::{self, Layout};
-use hawfinch_kernels::{DType, Real, norm, wkv};
+use hawfinch_kernels::{DType, Isa, Pool, Real, linear, norm, wkv};
 
 use crate::checkpoint::StoredTensor;
 use crate::ops::{Apply, Batch, Norm, Ops};
@@ -13,19 +12,36 @@ use crate::{Error, Result, State, StateLayout};
 
 /// The CPU.
 pub struct Cpu<F: Real = f32> {
-    pool: Arc<Pool<F>>,
-    threads: usize,
+    buffers: Arc<Buffers<F>>,
+    pool: Arc<Pool>,
+    isa: Isa,
 }
 
 impl<F: Real> Cpu<F> {
-    /// With so many threads (at least one). Results do not depend on their number.
+    /// With so many threads (at least one) and the instruction set of `HAWFINCH_ISA`, or the fastest.
+    /// Results depend on neither.
     pub fn new(threads: usize) -> Self {
-        Cpu { pool: Arc::new(Pool(Mutex::default())), threads: threads.max(1) }
+        Self::with(Arc::new(Pool::new(threads)), Isa::chosen().unwrap_or_else(|_| Isa::best()))
+    }
+
+    /// On a given pool of threads, with a given instruction set.
+    pub fn with(pool: Arc<Pool>, isa: Isa) -> Self {
+        Cpu { buffers: Arc::new(Buffers(Mutex::default())), pool, isa }
     }
 
     /// Threads it works with.
     pub fn threads(&self) -> usize {
-        self.threads
+        self.pool.threads()
+    }
+
+    /// The threads.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// The instruction set.
+    pub fn isa(&self) -> Isa {
+        self.isa
     }
 }
 
@@ -39,12 +55,12 @@ impl<F: Real> Default for Cpu<F> {
 }
 
 /// Buffers that no tensor uses any more.
-struct Pool<F>(Mutex<Vec<Vec<F>>>);
+struct Buffers<F>(Mutex<Vec<Vec<F>>>);
 
 /// Free buffers beyond this many are given back to the system.
 const POOLED: usize = 64;
 
-impl<F: Real> Pool<F> {
+impl<F: Real> Buffers<F> {
     /// A buffer of `len` numbers of no particular value.
     fn take(&self, len: usize) -> Vec<F> {
         let mut free = self.0.lock().unwrap_or_else(|e| e.into_inner());
@@ -65,12 +81,12 @@ impl<F: Real> Pool<F> {
 
 struct Buffer<F: Real> {
     data: Vec<F>,
-    pool: Arc<Pool<F>>,
+    home: Arc<Buffers<F>>,
 }
 
 impl<F: Real> Drop for Buffer<F> {
     fn drop(&mut self) {
-        let mut free = self.pool.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut free = self.home.0.lock().unwrap_or_else(|e| e.into_inner());
         if free.len() < POOLED {
             free.push(std::mem::take(&mut self.data));
         }
@@ -92,14 +108,17 @@ impl<F: Real> Tensor<F> {
     fn rows(&self) -> usize {
         self.data().len() / self.channels
     }
+    /// The numbers `at`, or the only row, which stands for every row.
+    fn rows_or_one(&self, at: std::ops::Range<usize>) -> &[F] {
+        if self.rows() == 1 { self.data() } else { &self.data()[at] }
+    }
 }
 
-/// A weight on the CPU: the bytes of the file as they are.
+/// A weight on the CPU: the bytes of the file as they are, or turned so that a row is an output.
 pub struct Matrix {
     weight: StoredTensor,
     outputs: usize,
     inputs: usize,
-    layout: Layout,
 }
 
 impl Matrix {
@@ -108,36 +127,69 @@ impl Matrix {
             dtype: self.weight.dtype,
             outputs: self.outputs,
             inputs: self.inputs,
-            layout: self.layout,
             scale: self.weight.scale,
             data: &self.weight.data,
         }
     }
 }
 
+/// Numbers above which an element-wise operation is divided over the threads: some ten microseconds.
+const DIVIDED: usize = 1 << 15;
+
 impl<F: Real> Cpu<F> {
     /// A new tensor of `rows × channels`, filled by `fill`.
     fn make(&self, rows: usize, channels: usize, fill: impl FnOnce(&mut [F])) -> Tensor<F> {
-        let mut data = self.pool.take(rows * channels);
+        let mut data = self.buffers.take(rows * channels);
         fill(&mut data);
-        Tensor { buffer: Arc::new(Buffer { data, pool: self.pool.clone() }), channels }
+        Tensor { buffer: Arc::new(Buffer { data, home: self.buffers.clone() }), channels }
     }
 
-    /// A tensor of `x`'s shape filled sequence by sequence: `step(sequence, rows, out, state)` gets the
-    /// range of the sequence's numbers in every `[t, c]` operand.
-    fn by_sequence(
+    /// The same, filled row by row on all threads: `fill(range, part)` fills `part`, which holds the numbers
+    /// `range` of the tensor.
+    fn by_rows(
         &self,
-        x: &Tensor<F>,
-        batch: &mut Batch<'_, State<F>>,
-        mut step: impl FnMut(std::ops::Range<usize>, &mut [F], &mut State<F>),
+        rows: usize,
+        channels: usize,
+        fill: impl Fn(std::ops::Range<usize>, &mut [F]) + Sync,
     ) -> Tensor<F> {
-        let c = x.channels;
-        self.make(x.rows(), c, |y| {
+        self.make(rows, channels, |y| {
+            if rows * channels <= DIVIDED {
+                return fill(0..rows * channels, y);
+            }
+            let chunk = (DIVIDED / 4).div_ceil(channels);
+            self.pool.split(y, channels, chunk, |first, part| {
+                fill(first * channels..first * channels + part.len(), part);
+            });
+        })
+    }
+
+    /// A WKV operation: `head(rows, state, operands, range)` computes one head of one sequence, whose numbers
+    /// are `range` of every `[t, c]` operand, with the head's part of the state.
+    fn by_heads(
+        &self,
+        [r, k, v]: [&Tensor<F>; 3],
+        batch: &mut Batch<'_, State<F>>,
+        layer: usize,
+        head: impl Fn(&wkv::Rows<F>, &mut [F], wkv::Head<'_, F>, std::ops::Range<usize>) + Sync,
+    ) -> Tensor<F> {
+        let c = r.channels;
+        self.make(r.rows(), c, |y| {
             let mut at = 0;
             for (len, state) in batch.lengths.iter().zip(&mut batch.states) {
                 let range = at..at + len * c;
-                step(range.clone(), &mut y[range.clone()], state);
                 at = range.end;
+                let n = state.layout().field("wkv").expect("a matrix state").shape[2];
+                let [r, k, v] = [r, k, v].map(|t| &t.data()[range.clone()]);
+                // SAFETY: each head is computed by one call.
+                let rows = unsafe { wkv::Rows::new(&mut y[range.clone()]) };
+                // A step of a head takes about a microsecond.
+                let chunk = 8usize.div_ceil(*len);
+                self.pool.split(state.field_mut(layer, "wkv"), n * n, chunk, |first, part| {
+                    for (h, s) in part.chunks_exact_mut(n * n).enumerate() {
+                        let x = wkv::Head { r, k, v, head: first + h, n, c };
+                        head(&rows, s, x, range.clone());
+                    }
+                });
             }
         })
     }
@@ -166,12 +218,14 @@ impl<F: Real> Ops for Cpu<F> {
             Apply::Linear => (a, b),
             Apply::Right => (b, a),
         };
-        let layout = match (apply, weight.transposed) {
-            (Apply::Linear, false) | (Apply::Right, true) => Layout::OutIn,
-            (Apply::Linear, true) | (Apply::Right, false) => Layout::InOut,
-        };
+        let mut weight = weight.clone();
+        // Low-rank weights mostly lie input by input. They are small: turned once, they run as all others do.
+        if (apply == Apply::Right) != weight.transposed {
+            let (dtype, data) = linear::turned(weight.dtype, &weight.data, inputs, outputs);
+            (weight.dtype, weight.data) = (dtype, data.into());
+        }
         debug_assert!(weight.dtype != DType::Bool);
-        Ok(Matrix { weight: weight.clone(), outputs, inputs, layout })
+        Ok(Matrix { weight, outputs, inputs })
     }
 
     fn vector(&self, values: &[f64]) -> Tensor<F> {
@@ -183,7 +237,7 @@ impl<F: Real> Ops for Cpu<F> {
     }
 
     fn linear(&self, x: &Tensor<F>, w: &Matrix) -> Tensor<F> {
-        self.make(x.rows(), w.outputs, |y| linear::linear(y, x.data(), w.view(), self.threads))
+        self.make(x.rows(), w.outputs, |y| linear::linear(self.isa, &self.pool, y, x.data(), w.view()))
     }
 
     fn columns(&self, x: &Tensor<F>, start: usize, len: usize) -> Tensor<F> {
@@ -204,20 +258,25 @@ impl<F: Real> Ops for Cpu<F> {
     }
 
     fn unary(&self, f: Unary, x: &Tensor<F>) -> Tensor<F> {
-        self.make(x.rows(), x.channels, |y| elementwise::unary(f, y, x.data()))
+        self.by_rows(x.rows(), x.channels, |at, y| elementwise::unary(self.isa, f, y, &x.data()[at]))
     }
 
     fn binary(&self, f: Binary, a: &Tensor<F>, b: &Tensor<F>) -> Tensor<F> {
-        self.make(a.rows(), a.channels, |y| elementwise::binary(f, y, a.data(), b.data()))
+        self.by_rows(a.rows(), a.channels, |at, y| {
+            elementwise::binary(self.isa, f, y, &a.data()[at.clone()], b.rows_or_one(at));
+        })
     }
 
     fn add_scaled(&self, a: &Tensor<F>, b: &Tensor<F>, s: f64) -> Tensor<F> {
-        self.make(a.rows(), a.channels, |y| elementwise::add_scaled(y, a.data(), b.data(), F::from_f64(s)))
+        self.by_rows(a.rows(), a.channels, |at, y| {
+            elementwise::add_scaled(self.isa, y, &a.data()[at.clone()], &b.data()[at], F::from_f64(s));
+        })
     }
 
     fn lerp(&self, from: &Tensor<F>, to: &Tensor<F>, weight: &Tensor<F>) -> Tensor<F> {
-        self.make(from.rows(), from.channels, |y| {
-            elementwise::lerp(y, from.data(), to.data(), weight.data());
+        self.by_rows(from.rows(), from.channels, |at, y| {
+            let (from, to) = (&from.data()[at.clone()], &to.data()[at.clone()]);
+            elementwise::lerp(self.isa, y, from, to, weight.rows_or_one(at));
         })
     }
 
@@ -227,13 +286,14 @@ impl<F: Real> Ops for Cpu<F> {
 
     fn group_norm(&self, x: &Tensor<F>, p: &Norm<Tensor<F>>, heads: usize) -> Tensor<F> {
         let (n, eps) = (x.channels / heads, F::from_f64(p.eps));
-        self.make(x.rows(), x.channels, |y| {
-            norm::group_norm(y, x.data(), p.weight.data(), p.bias.data(), n, eps);
+        self.by_rows(x.rows(), x.channels, |at, y| {
+            norm::group_norm(self.isa, y, &x.data()[at], p.weight.data(), p.bias.data(), n, eps);
         })
     }
 
     fn normalize_heads(&self, x: &Tensor<F>, heads: usize) -> Tensor<F> {
-        self.make(x.rows(), x.channels, |y| norm::l2_normalize(y, x.data(), x.channels / heads))
+        let n = x.channels / heads;
+        self.by_rows(x.rows(), x.channels, |at, y| norm::l2_normalize(self.isa, y, &x.data()[at], n))
     }
 
     fn token_shift(
@@ -243,8 +303,15 @@ impl<F: Real> Ops for Cpu<F> {
         layer: usize,
         field: &str,
     ) -> Tensor<F> {
-        self.by_sequence(x, batch, |at, y, state| {
-            elementwise::token_shift(y, &x.data()[at], state.field_mut(layer, field));
+        let c = x.channels;
+        self.make(x.rows(), c, |y| {
+            let mut at = 0;
+            for (len, state) in batch.lengths.iter().zip(&mut batch.states) {
+                let range = at..at + len * c;
+                at = range.end;
+                let previous = state.field_mut(layer, field);
+                elementwise::token_shift(&mut y[range.clone()], &x.data()[range], previous);
+            }
         })
     }
 
@@ -257,73 +324,76 @@ impl<F: Real> Ops for Cpu<F> {
         batch: &mut Batch<'_, State<F>>,
         layer: usize,
     ) -> Tensor<F> {
-        self.by_sequence(k, batch, |at, y, state| {
-            let layout = state.layout().clone();
-            let start = layout.field("aa").expect("a v4 state").offset;
-            let c = k.channels;
-            // aa, bb, pp follow each other in the layout.
-            let fields = &mut state.layer_mut(layer)[start..start + 3 * c];
-            let (aa, rest) = fields.split_at_mut(c);
-            let (bb, pp) = rest.split_at_mut(c);
-            let (k, v) = (&k.data()[at.clone()], &v.data()[at]);
-            wkv::wkv4(y, wkv::State4 { aa, bb, pp }, k, v, time_decay.data(), time_first.data());
+        let c = k.channels;
+        self.make(k.rows(), c, |y| {
+            let mut at = 0;
+            for (len, state) in batch.lengths.iter().zip(&mut batch.states) {
+                let range = at..at + len * c;
+                at = range.end;
+                let layout = state.layout().clone();
+                let start = layout.field("aa").expect("a v4 state").offset;
+                // aa, bb, pp follow each other in the layout.
+                let (aa, rest) = state.layer_mut(layer)[start..start + 3 * c].split_at_mut(c);
+                let (bb, pp) = rest.split_at_mut(c);
+                let (k, v) = (&k.data()[range.clone()], &v.data()[range.clone()]);
+                let (state, y) = (wkv::State4 { aa, bb, pp }, &mut y[range]);
+                wkv::wkv4(self.isa, &self.pool, y, state, k, v, time_decay.data(), time_first.data());
+            }
         })
     }
 
     fn wkv5(
         &self,
-        [r, k, v]: [&Tensor<F>; 3],
+        rkv: [&Tensor<F>; 3],
         time_decay: &Tensor<F>,
         bonus: &Tensor<F>,
         batch: &mut Batch<'_, State<F>>,
         layer: usize,
     ) -> Tensor<F> {
-        self.by_sequence(r, batch, |at, y, state| {
-            let n = state.layout().field("wkv").expect("a matrix state").shape[2];
-            let [r, k, v] = [r, k, v].map(|t| &t.data()[at.clone()]);
-            wkv::wkv5(y, state.field_mut(layer, "wkv"), r, k, v, time_decay.data(), bonus.data(), n);
+        self.by_heads(rkv, batch, layer, |y, s, x, _| {
+            wkv::wkv5(self.isa, y, s, x, time_decay.data(), bonus.data());
         })
     }
 
     fn wkv6(
         &self,
-        [r, k, v]: [&Tensor<F>; 3],
+        rkv: [&Tensor<F>; 3],
         d: &Tensor<F>,
         bonus: &Tensor<F>,
         batch: &mut Batch<'_, State<F>>,
         layer: usize,
     ) -> Tensor<F> {
-        self.by_sequence(r, batch, |at, y, state| {
-            let n = state.layout().field("wkv").expect("a matrix state").shape[2];
-            let [r, k, v, d] = [r, k, v, d].map(|t| &t.data()[at.clone()]);
-            wkv::wkv6(y, state.field_mut(layer, "wkv"), r, k, v, d, bonus.data(), n);
+        self.by_heads(rkv, batch, layer, |y, s, x, at| {
+            wkv::wkv6(self.isa, y, s, x, &d.data()[at], bonus.data());
         })
     }
 
     fn wkv7(
         &self,
-        [r, k, v]: [&Tensor<F>; 3],
+        rkv: [&Tensor<F>; 3],
         om: &Tensor<F>,
         kk: &Tensor<F>,
         a: &Tensor<F>,
         batch: &mut Batch<'_, State<F>>,
         layer: usize,
     ) -> Tensor<F> {
-        self.by_sequence(r, batch, |at, y, state| {
-            let n = state.layout().field("wkv").expect("a matrix state").shape[2];
-            let [r, om, k, v, kk, a] = [r, om, k, v, kk, a].map(|t| &t.data()[at.clone()]);
-            wkv::wkv7(y, state.field_mut(layer, "wkv"), r, om, k, v, kk, a, n);
+        self.by_heads(rkv, batch, layer, |y, s, x, at| {
+            let [om, kk, a] = [om, kk, a].map(|t| &t.data()[at.clone()]);
+            wkv::wkv7(self.isa, y, s, x, om, kk, a);
         })
     }
 
     fn scale_key(&self, k: &Tensor<F>, a: &Tensor<F>, k_a: &Tensor<F>) -> Tensor<F> {
-        self.make(k.rows(), k.channels, |y| elementwise::scale_key(y, k.data(), a.data(), k_a.data()))
+        self.by_rows(k.rows(), k.channels, |at, y| {
+            elementwise::scale_key(self.isa, y, &k.data()[at.clone()], &a.data()[at], k_a.data());
+        })
     }
 
-    fn bonus(&self, x: &Tensor<F>, [r, k, v]: [&Tensor<F>; 3], r_k: &Tensor<F>, heads: usize) -> Tensor<F> {
+    fn bonus(&self, x: &Tensor<F>, rkv: [&Tensor<F>; 3], r_k: &Tensor<F>, heads: usize) -> Tensor<F> {
         let n = x.channels / heads;
-        self.make(x.rows(), x.channels, |y| {
-            elementwise::bonus(y, x.data(), r.data(), k.data(), v.data(), r_k.data(), n);
+        self.by_rows(x.rows(), x.channels, |at, y| {
+            let [r, k, v] = rkv.map(|t| &t.data()[at.clone()]);
+            elementwise::bonus(self.isa, y, &x.data()[at], r, k, v, r_k.data(), n);
         })
     }
 

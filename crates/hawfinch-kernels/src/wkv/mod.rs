@@ -1,6 +1,9 @@
 //! The WKV recurrences: one file a version, one sequence a call, any number of tokens, the state updated
 //! in place. Decays are taken as the checkpoint's raw parameters and exponentiated inside, in the
 //! number type of the state.
+//!
+//! Heads (channels, for v4) do not see each other. Operands are whole rows `[t, c]` with `c` all channels, and
+//! a call computes some of the heads, whose part of the state it is given: so heads are divided over threads.
 
 mod v4;
 mod v5;
@@ -13,19 +16,107 @@ pub use v6::wkv6;
 pub use v7::wkv7;
 
 use crate::Real;
+use crate::pool::Parts;
+use crate::reduce::dot3;
+
+/// Output rows `[t, c]` of which several threads fill different heads at the same time.
+pub struct Rows<F> {
+    parts: Parts<F>,
+}
+
+impl<F: Real> Rows<F> {
+    /// Over a whole tensor.
+    ///
+    /// # Safety
+    /// As long as it is used the tensor stays borrowed, and calls that run at the same time are for different
+    /// heads.
+    pub unsafe fn new(y: &mut [F]) -> Self {
+        Rows { parts: Parts::new(y) }
+    }
+
+    /// `n` numbers from `at`.
+    #[allow(clippy::mut_from_ref)]
+    #[inline(always)]
+    fn at(&self, at: usize, n: usize) -> &mut [F] {
+        // SAFETY: promised to `new`: no other call is for this head, and no call holds two parts.
+        unsafe { self.parts.get(at, n) }
+    }
+}
+
+/// Operands of one head: `r`, `k`, `v` are `[t, c]` of all heads.
+#[derive(Clone, Copy)]
+pub struct Head<'a, F> {
+    /// Receptance.
+    pub r: &'a [F],
+    /// Key.
+    pub k: &'a [F],
+    /// Value.
+    pub v: &'a [F],
+    /// Which head.
+    pub head: usize,
+    /// Channels of a head.
+    pub n: usize,
+    /// Channels in a row.
+    pub c: usize,
+}
+
+impl<F> Head<'_, F> {
+    /// Where each token's numbers of this head begin.
+    #[inline(always)]
+    fn tokens(&self) -> impl Iterator<Item = usize> + use<F> {
+        let (head, n, c) = (self.head, self.n, self.c);
+        (0..self.r.len() / c).map(move |t| t * c + head * n)
+    }
+}
+
+/// The head size of every released model: the loops are compiled for it once more.
+const USUAL: usize = 64;
 
 /// One token of one head of v5 and v6, S `[key, value]`: reads y = rᵀ(S + u k vᵀ), then
 /// S ← diag(w) S + k vᵀ. All `[n]`, `s` `[n, n]`.
-#[inline]
+#[inline(always)]
 fn matrix_step<F: Real>(y: &mut [F], s: &mut [F], r: &[F], k: &[F], v: &[F], w: &[F], u: &[F]) {
-    let n = r.len();
-    y.fill(F::ZERO);
-    for i in 0..n {
-        let row = &mut s[i * n..(i + 1) * n];
-        let (ri, ki, wi, uk) = (r[i], k[i], w[i], u[i] * k[i]);
+    match <&[F; USUAL]>::try_from(v) {
+        Ok(v) => {
+            let mut sum = [F::ZERO; USUAL];
+            matrix_rows(&mut sum, s, r, k, v, w, u);
+            y.copy_from_slice(&sum);
+        }
+        Err(_) => matrix_rows(y, s, r, k, v, w, u),
+    }
+}
+
+#[inline(always)]
+fn matrix_rows<F: Real>(y: &mut [F], s: &mut [F], r: &[F], k: &[F], v: &[F], w: &[F], u: &[F]) {
+    let n = v.len();
+    let current = dot3(r, u, k);
+    y.iter_mut().zip(v).for_each(|(y, &v)| *y = current * v);
+    for (i, row) in s.chunks_exact_mut(n).enumerate() {
+        let (ri, ki, wi) = (r[i], k[i], w[i]);
         for j in 0..n {
-            y[j] += ri * (row[j] + uk * v[j]);
-            row[j] = wi * row[j] + ki * v[j];
+            y[j] = ri.mul_add(row[j], y[j]);
+            row[j] = wi.mul_add(row[j], ki * v[j]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Calls `head` for each head of tensors `[t, h*n]`.
+    pub fn run_heads<F: Real>(
+        y: &mut [F],
+        s: &mut [F],
+        [r, k, v]: [&[F]; 3],
+        n: usize,
+        head: impl Fn(&Rows<F>, &mut [F], Head<'_, F>),
+    ) {
+        let c = s.len() / n;
+        // SAFETY: one call at a time.
+        let rows = unsafe { Rows::new(y) };
+        for (h, s) in s.chunks_exact_mut(n * n).enumerate() {
+            head(&rows, s, Head { r, k, v, head: h, n, c });
         }
     }
 }

@@ -1,6 +1,8 @@
 //! RWKV-4: a channel-wise weighted mean (spec section 1.2).
 
-use crate::Real;
+use crate::isa::compiled_for_each;
+use crate::pool::Parts;
+use crate::{Isa, Pool, Real};
 
 /// Numerator and denominator of the running mean, both scaled by e^-pp; each `[c]`.
 pub struct State4<'a, F> {
@@ -17,23 +19,94 @@ pub struct State4<'a, F> {
 /// * `y`, `k`, `v`: `[t, c]`
 /// * `time_decay`: `[c]`, raw; the log-decay of a step is -exp(time_decay)
 /// * `time_first`: `[c]`, the log-space bonus of the current token
-pub fn wkv4<F: Real>(y: &mut [F], s: State4<'_, F>, k: &[F], v: &[F], time_decay: &[F], time_first: &[F]) {
+pub fn wkv4<F: Real>(
+    isa: Isa,
+    pool: &Pool,
+    y: &mut [F],
+    s: State4<'_, F>,
+    k: &[F],
+    v: &[F],
+    time_decay: &[F],
+    time_first: &[F],
+) {
     let c = time_decay.len();
-    for j in 0..c {
-        let (w, u) = (-time_decay[j].exp(), time_first[j]);
-        let (mut a, mut b, mut p) = (s.aa[j], s.bb[j], s.pp[j]);
-        for t in (j..y.len()).step_by(c) {
-            let (kt, vt) = (k[t], v[t]);
-            let q = p.max(u + kt);
-            let (e1, e2) = ((p - q).exp(), (u + kt - q).exp());
-            y[t] = (e1 * a + e2 * vt) / (e1 * b + e2);
-            let q = (p + w).max(kt);
-            let (e1, e2) = ((p + w - q).exp(), (kt - q).exp());
-            a = e1 * a + e2 * vt;
-            b = e1 * b + e2;
-            p = q;
+    let (y, aa, bb, pp) = (Parts::new(y), Parts::new(s.aa), Parts::new(s.bb), Parts::new(s.pp));
+    let chunk = if c * (k.len() / c) <= ALONE { c } else { CHANNELS };
+    pool.run(c.div_ceil(chunk), &|n| {
+        let first = n * chunk;
+        let len = chunk.min(c - first);
+        // SAFETY: chunks are disjoint channels, each computed once.
+        let s = unsafe { State4 { aa: aa.get(first, len), bb: bb.get(first, len), pp: pp.get(first, len) } };
+        channels(isa, &y, s, k, v, time_decay, time_first, first);
+    });
+}
+
+/// Channels that make a chunk of work, and numbers below which the calling thread does all.
+const CHANNELS: usize = 64;
+const ALONE: usize = 2048;
+
+compiled_for_each! {
+    /// Channels `first ..`, as many as the state has.
+    fn channels<F: Real>(
+        y: &Parts<F>,
+        s: State4<'_, F>,
+        k: &[F],
+        v: &[F],
+        time_decay: &[F],
+        time_first: &[F],
+        first: usize,
+    ) = body
+}
+
+/// Channels that run together.
+const WIDE: usize = 16;
+
+#[inline(always)]
+fn body<F: Real>(
+    y: &Parts<F>,
+    s: State4<'_, F>,
+    k: &[F],
+    v: &[F],
+    time_decay: &[F],
+    time_first: &[F],
+    first: usize,
+) {
+    let c = time_decay.len();
+    let channels = s.aa.len();
+    for at in (0..channels).step_by(WIDE) {
+        let n = WIDE.min(channels - at);
+        let j = first + at;
+        let State4 { aa, bb, pp } = &s;
+        let (mut a, mut b, mut p) = ([F::ZERO; WIDE], [F::ZERO; WIDE], [F::ZERO; WIDE]);
+        let (mut w, mut u) = (a, a);
+        a[..n].copy_from_slice(&aa[at..at + n]);
+        b[..n].copy_from_slice(&bb[at..at + n]);
+        p[..n].copy_from_slice(&pp[at..at + n]);
+        w[..n].copy_from_slice(&time_decay[j..j + n]);
+        u[..n].copy_from_slice(&time_first[j..j + n]);
+        w = w.map(|w| -w.exp());
+        for t in (j..k.len()).step_by(c) {
+            let (mut kt, mut vt, mut out) = ([F::ZERO; WIDE], [F::ZERO; WIDE], [F::ZERO; WIDE]);
+            kt[..n].copy_from_slice(&k[t..t + n]);
+            vt[..n].copy_from_slice(&v[t..t + n]);
+            for l in 0..WIDE {
+                let now = u[l] + kt[l];
+                let q = if p[l] > now { p[l] } else { now };
+                let (e1, e2) = ((p[l] - q).exp(), (now - q).exp());
+                out[l] = e1.mul_add(a[l], e2 * vt[l]) / e1.mul_add(b[l], e2);
+                let past = p[l] + w[l];
+                let q = if past > kt[l] { past } else { kt[l] };
+                let (e1, e2) = ((past - q).exp(), (kt[l] - q).exp());
+                a[l] = e1.mul_add(a[l], e2 * vt[l]);
+                b[l] = e1.mul_add(b[l], e2);
+                p[l] = q;
+            }
+            // SAFETY: these channels are this call's.
+            unsafe { y.get(t, n) }.copy_from_slice(&out[..n]);
         }
-        (s.aa[j], s.bb[j], s.pp[j]) = (a, b, p);
+        s.aa[at..at + n].copy_from_slice(&a[..n]);
+        s.bb[at..at + n].copy_from_slice(&b[..n]);
+        s.pp[at..at + n].copy_from_slice(&p[..n]);
     }
 }
 
@@ -49,7 +122,8 @@ mod tests {
         let (k, v, td, u) = (wave(t * c, 0.7), wave(t * c, 1.3), wave(c, 2.1), wave(c, 0.3));
         let (mut aa, mut bb, mut pp) = (vec![0.0; c], vec![0.0; c], vec![-1e30; c]);
         let mut y = vec![0.0; t * c];
-        wkv4(&mut y, State4 { aa: &mut aa, bb: &mut bb, pp: &mut pp }, &k, &v, &td, &u);
+        let state = State4 { aa: &mut aa, bb: &mut bb, pp: &mut pp };
+        wkv4(Isa::best(), &Pool::new(1), &mut y, state, &k, &v, &td, &u);
         for j in 0..c {
             let w = -td[j].exp();
             for s in 0..t {

@@ -1,44 +1,38 @@
 //! RWKV-5.0, 5.1 and 5.2 (Eagle): a matrix state with a constant decay (spec sections 2 and 3).
 
-use super::matrix_step;
+use super::{Head, Rows, matrix_step};
 use crate::Real;
+use crate::isa::compiled_for_each;
 
-/// The recurrence.
-///
-/// * `y`, `r`, `k`, `v`: `[t, h*n]`
-/// * `s`: `[h, n, n]`, index [head, key, value]
-/// * `time_decay`, `bonus`: `[h]` (v5.0, v5.1: one a head) or `[h*n]` (v5.2: one a key channel);
-///   the decay of a step is exp(-exp(time_decay)), the bonus u is used directly
-pub fn wkv5<F: Real>(
-    y: &mut [F],
-    s: &mut [F],
-    r: &[F],
-    k: &[F],
-    v: &[F],
-    time_decay: &[F],
-    bonus: &[F],
-    n: usize,
-) {
-    let h = s.len() / (n * n);
-    let c = h * n;
+compiled_for_each! {
+    /// The recurrence of one head.
+    ///
+    /// * `y`: `[t, h*n]`
+    /// * `s`: `[n, n]`, index [key, value]
+    /// * `time_decay`, `bonus`: `[h]` (v5.0, v5.1: one a head) or `[h*n]` (v5.2: one a key channel);
+    ///   the decay of a step is exp(-exp(time_decay)), the bonus u is used directly
+    pub fn wkv5<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, time_decay: &[F], bonus: &[F]) = body
+}
+
+#[inline(always)]
+fn body<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, time_decay: &[F], bonus: &[F]) {
+    let Head { head, n, c, .. } = x;
+    let per_channel = |p: &[F], i: usize| if p.len() == c { p[head * n + i] } else { p[head] };
     let (mut w, mut u) = (vec![F::ZERO; n], vec![F::ZERO; n]);
-    for head in 0..h {
-        let per_channel = |p: &[F], i: usize| if p.len() == c { p[head * n + i] } else { p[head] };
-        for i in 0..n {
-            w[i] = (-per_channel(time_decay, i).exp()).exp();
-            u[i] = per_channel(bonus, i);
-        }
-        let s = &mut s[head * n * n..(head + 1) * n * n];
-        for t in (0..y.len()).step_by(c) {
-            let at = t + head * n..t + head * n + n;
-            matrix_step(&mut y[at.clone()], s, &r[at.clone()], &k[at.clone()], &v[at], &w, &u);
-        }
+    for i in 0..n {
+        w[i] = (-per_channel(time_decay, i).exp()).exp();
+        u[i] = per_channel(bonus, i);
+    }
+    for at in x.tokens() {
+        matrix_step(y.at(at, n), s, &x.r[at..at + n], &x.k[at..at + n], &x.v[at..at + n], &w, &u);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::run_heads;
     use super::*;
+    use crate::Isa;
 
     #[test]
     fn one_decay_a_head_is_the_same_decay_for_each_channel() {
@@ -49,7 +43,7 @@ mod tests {
         let wide = |p: [f64; 2]| -> Vec<f64> { (0..h * n).map(|i| p[i / n]).collect() };
         let run = |d: &[f64], u: &[f64]| {
             let (mut y, mut s) = (vec![0.0; t * h * n], vec![0.0; h * n * n]);
-            wkv5(&mut y, &mut s, &r, &k, &v, d, u, n);
+            run_heads(&mut y, &mut s, [&r, &k, &v], n, |rows, s, x| wkv5(Isa::best(), rows, s, x, d, u));
             (y, s)
         };
         assert_eq!(run(&d, &u), run(&wide(d), &wide(u)));

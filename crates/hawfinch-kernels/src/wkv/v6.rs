@@ -1,33 +1,38 @@
 //! RWKV-6 (Finch): a matrix state with a decay of its own for every token and key channel (spec
 //! section 4.2).
 
-use super::matrix_step;
+use super::{Head, Rows, matrix_step};
 use crate::Real;
+use crate::isa::compiled_for_each;
 
-/// The recurrence.
-///
-/// * `y`, `r`, `k`, `v`: `[t, h*n]`
-/// * `s`: `[h, n, n]`, index [head, key, value]
-/// * `d`: `[t, h*n]`, raw; the decay of a step is exp(-exp(d)), applied after that step's read
-/// * `bonus`: `[h*n]`
-pub fn wkv6<F: Real>(y: &mut [F], s: &mut [F], r: &[F], k: &[F], v: &[F], d: &[F], bonus: &[F], n: usize) {
-    let c = bonus.len();
+compiled_for_each! {
+    /// The recurrence of one head.
+    ///
+    /// * `y`: `[t, h*n]`
+    /// * `s`: `[n, n]`, index [key, value]
+    /// * `d`: `[t, h*n]`, raw; the decay of a step is exp(-exp(d)), applied after that step's read
+    /// * `bonus`: `[h*n]`
+    pub fn wkv6<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, d: &[F], bonus: &[F]) = body
+}
+
+#[inline(always)]
+fn body<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, d: &[F], bonus: &[F]) {
+    let n = x.n;
+    let u = &bonus[x.head * n..(x.head + 1) * n];
     let mut w = vec![F::ZERO; n];
-    for (head, s) in s.chunks_exact_mut(n * n).enumerate() {
-        let u = &bonus[head * n..(head + 1) * n];
-        for t in (0..y.len()).step_by(c) {
-            let at = t + head * n..t + head * n + n;
-            for (w, d) in w.iter_mut().zip(&d[at.clone()]) {
-                *w = (-d.exp()).exp();
-            }
-            matrix_step(&mut y[at.clone()], s, &r[at.clone()], &k[at.clone()], &v[at], &w, u);
+    for at in x.tokens() {
+        for (w, d) in w.iter_mut().zip(&d[at..at + n]) {
+            *w = (-d.exp()).exp();
         }
+        matrix_step(y.at(at, n), s, &x.r[at..at + n], &x.k[at..at + n], &x.v[at..at + n], &w, u);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::run_heads;
     use super::*;
+    use crate::Isa;
 
     #[test]
     fn a_constant_decay_is_version_5_2() {
@@ -38,8 +43,9 @@ mod tests {
             (wave(t * c, 0.7), wave(t * c, 1.3), wave(t * c, 0.4), wave(c, 0.9), wave(c, 0.2));
         let (mut y5, mut s5) = (vec![0.0; t * c], wave(h * n * n, 0.11));
         let (mut y6, mut s6) = (y5.clone(), s5.clone());
-        super::super::wkv5(&mut y5, &mut s5, &r, &k, &v, &d, &u, n);
-        wkv6(&mut y6, &mut s6, &r, &k, &v, &d.repeat(t), &u, n);
+        let (isa, rkv) = (Isa::best(), [&r[..], &k, &v]);
+        run_heads(&mut y5, &mut s5, rkv, n, |y, s, x| super::super::wkv5(isa, y, s, x, &d, &u));
+        run_heads(&mut y6, &mut s6, rkv, n, |y, s, x| wkv6(isa, y, s, x, &d.repeat(t), &u));
         assert_eq!((y5, s5), (y6, s6));
     }
 }

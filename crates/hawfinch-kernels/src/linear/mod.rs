@@ -1,0 +1,111 @@
+//! Matrix products with weights in any stored format: `y = W x` for one token or many, by the same
+//! arithmetic, so that a token's result depends neither on its neighbours, nor on the number of threads, nor
+//! on the instruction set.
+//!
+//! Here: weights as they lie in a checkpoint, row after row, widened in registers. Each output is one
+//! [dot product](crate::reduce::dot) in f32. `x86.rs` has the loops for AVX2 and AVX-512.
+
+mod rows;
+mod turn;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use turn::turned;
+
+use crate::{DType, Isa, Pool, Real, block};
+
+/// A borrowed weight matrix `[o, i]` in its stored format: row after row, one row an output.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<'a> {
+    /// Number format.
+    pub dtype: DType,
+    /// o
+    pub outputs: usize,
+    /// i
+    pub inputs: usize,
+    /// Factor on every number.
+    pub scale: f32,
+    /// The bytes; no alignment is asked for.
+    pub data: &'a [u8],
+}
+
+impl<'a> Matrix<'a> {
+    /// Bytes of a row.
+    fn row_bytes(&self) -> usize {
+        self.dtype.bytes_for(self.inputs).expect("a row is whole blocks")
+    }
+
+    /// Bytes of row `row`.
+    fn row(&self, row: usize) -> &'a [u8] {
+        let bytes = self.row_bytes();
+        &self.data[row * bytes..(row + 1) * bytes]
+    }
+
+    /// Decodes row `row` into `out` (`i` numbers); `narrow` is scratch.
+    #[inline(always)]
+    fn decode_row<F: Real>(&self, row: usize, out: &mut [F], narrow: &mut Vec<f32>) {
+        let bytes = self.row(row);
+        if self.dtype == DType::F64 {
+            let values = bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("8 bytes")));
+            out.iter_mut().zip(values).for_each(|(o, v)| *o = F::from_f64(v));
+        } else if let Some(out32) = F::as_f32_slice(out) {
+            block::decode(self.dtype, bytes, out32);
+        } else {
+            narrow.resize(out.len(), 0.0);
+            block::decode(self.dtype, bytes, narrow);
+            out.iter_mut().zip(narrow).for_each(|(o, v)| *o = F::from_f32(*v));
+        }
+    }
+}
+
+/// Multiply-adds below which a product stays on the calling thread: about two microseconds.
+const ALONE: usize = 1 << 15;
+/// Multiply-adds that make a chunk of work worth handing out.
+const CHUNK: usize = 1 << 15;
+
+/// y = x Wᵀ, times the scale.
+///
+/// * `y`: `[t, o]`, overwritten
+/// * `x`: `[t, i]`
+///
+/// Each output is one dot product over `i` in a fixed order, whatever `t`, the threads and the instruction
+/// set are.
+///
+/// # Panics
+/// When the lengths disagree with the matrix.
+pub fn linear<F: Real>(isa: Isa, pool: &Pool, y: &mut [F], x: &[F], w: Matrix<'_>) {
+    let (o, i) = (w.outputs, w.inputs);
+    if o == 0 || i == 0 {
+        y.fill(F::ZERO);
+        return;
+    }
+    let t = x.len() / i;
+    assert!(x.len() == t * i && y.len() == t * o, "linear: x {} y {} for [{o}, {i}]", x.len(), y.len());
+    assert_eq!(w.data.len(), o * w.row_bytes(), "linear: bytes of [{o}, {i}]");
+    let per = CHUNK.div_ceil(t * i).next_multiple_of(rows::GROUP);
+    let chunks = if t * o * i <= ALONE { 1 } else { o.div_ceil(per) };
+    let per = if chunks == 1 { o } else { per };
+    let out = rows::Out::new(y, o);
+    pool.run(chunks, &|n| {
+        let first = n * per;
+        rows::rows(isa, &out, x, w, first, per.min(o - first));
+    });
+}
+
+/// Rows of an embedding table: `out` `[t, c]`, table `[v, c]`.
+///
+/// # Panics
+/// When a token is outside the table (callers check ids first).
+pub fn embedding<F: Real>(out: &mut [F], tokens: &[u32], table: Matrix<'_>) {
+    let mut narrow = Vec::new();
+    let scale = F::from_f32(table.scale);
+    for (o, &id) in out.chunks_exact_mut(table.inputs).zip(tokens) {
+        table.decode_row(id as usize, o, &mut narrow);
+        if table.scale != 1.0 {
+            o.iter_mut().for_each(|v| *v *= scale);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,97 @@
+use super::*;
+
+fn values(n: usize, seed: u32) -> Vec<f32> {
+    let mut s = seed;
+    (0..n)
+        .map(|_| {
+            s = s.wrapping_mul(1664525).wrapping_add(1013904223);
+            (s >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn matrix(dtype: DType, outputs: usize, inputs: usize, data: &[u8]) -> Matrix<'_> {
+    Matrix { dtype, outputs, inputs, scale: 0.5, data }
+}
+
+/// Plain sums in f64, both number types, with and without neighbours.
+#[test]
+fn equals_the_plain_sum_and_ignores_neighbours() {
+    let pool = Pool::new(2);
+    for isa in Isa::available() {
+        for (t, o, i) in [(1, 3, 5), (7, 33, 100), (4, 16, 64), (9, 1, 1), (2, 5, 1024), (13, 300, 40)] {
+            let (x, w) = (values(t * i, 1), values(o * i, 2));
+            let bytes: Vec<u8> = w.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let m = matrix(DType::F32, o, i, &bytes);
+            let mut y = vec![0f32; t * o];
+            linear(isa, &pool, &mut y, &x, m);
+            let x64: Vec<f64> = x.iter().map(|&v| v.into()).collect();
+            let mut y64 = vec![0f64; t * o];
+            linear(isa, &pool, &mut y64, &x64, m);
+            for s in 0..t {
+                for j in 0..o {
+                    let want: f64 = (0..i).map(|k| 0.5 * x64[s * i + k] * f64::from(w[j * i + k])).sum();
+                    assert!((y64[s * o + j] - want).abs() < 1e-11, "{isa}");
+                    assert!((f64::from(y[s * o + j]) - want).abs() < 1e-4, "{isa}");
+                }
+                let mut alone = vec![0f32; o];
+                linear(isa, &pool, &mut alone, &x[s * i..(s + 1) * i], m);
+                assert_eq!(alone, y[s * o..(s + 1) * o], "one token alone gives the same bits");
+            }
+        }
+    }
+}
+
+/// Every instruction set gives the bits of the scalar code.
+#[test]
+fn instruction_sets_agree_to_the_bit() {
+    let pool = Pool::new(2);
+    for (t, o, i) in [(1, 19, 130), (7, 9, 64), (4, 3, 15), (1, 200, 256), (15, 21, 256)] {
+        let (x, w) = (values(t * i, 7), values(o * i, 8));
+        for dtype in [DType::F32, DType::BF16, DType::F16, DType::Q8_0, DType::Q5_1, DType::Q6_K] {
+            if i % dtype.block_len() != 0 {
+                continue;
+            }
+            let mut data = Vec::new();
+            assert!(w.chunks(i).all(|row| block::encode(dtype, row, &mut data)));
+            let run = |isa| {
+                let mut y = vec![f32::NAN; t * o];
+                linear(isa, &pool, &mut y, &x, matrix(dtype, o, i, &data));
+                y
+            };
+            let want = run(Isa::SCALAR);
+            for isa in Isa::available() {
+                assert_eq!(run(isa), want, "{isa} {dtype} {t} {o} {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn turning_exchanges_the_axes() {
+    for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16, DType::Q8_0] {
+        let (i, o) = (35, 64);
+        let w = values(i * o, 5);
+        let mut data = Vec::new();
+        assert!(w.chunks(o).all(|row| block::encode(dtype, row, &mut data)));
+        let mut plain = vec![0f32; i * o];
+        let row = dtype.bytes_for(o).unwrap();
+        plain.chunks_mut(o).zip(data.chunks(row)).for_each(|(p, b)| block::decode(dtype, b, p));
+        let (dtype, turned) = turned(dtype, &data, i, o);
+        let mut got = vec![0f32; i * o];
+        block::decode(dtype, &turned, &mut got);
+        assert!((0..i * o).all(|n| got[n] == plain[n % i * o + n / i]), "{dtype}");
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_bit() {
+    let (t, o, i) = (5, 700, 900);
+    let (x, w) = (values(t * i, 3), values(o * i, 4));
+    let bytes: Vec<u8> = w.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+    let m = matrix(DType::BF16, o, i, &bytes);
+    let (mut a, mut b) = (vec![0f32; t * o], vec![0f32; t * o]);
+    linear(Isa::best(), &Pool::new(1), &mut a, &x, m);
+    linear(Isa::best(), &Pool::new(3), &mut b, &x, m);
+    assert_eq!(a, b);
+}
