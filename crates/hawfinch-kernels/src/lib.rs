@@ -11,6 +11,7 @@ pub mod elementwise;
 mod isa;
 pub mod linear;
 pub mod norm;
+pub mod peak;
 mod pool;
 mod real;
 pub mod reduce;

@@ -9,6 +9,9 @@ use super::{Matrix, rows::GROUP};
 use crate::reduce::{LANES, fold};
 use crate::{DType, Isa, Level, block};
 
+/// Numbers of each row and token that tiles work through before the next: those of a tile stay in the nearest
+/// cache, those of all tokens in the second.
+const STRIP: usize = 512;
 /// How far ahead of the loads each stream is fetched, in bytes.
 const AHEAD: usize = 2048;
 
@@ -135,43 +138,55 @@ macro_rules! width {
                 [folded(acc[0]), folded(acc[1]), folded(acc[2]), folded(acc[3])]
             }
 
-            /// R rows with T tokens; `w` and `x` have rows of `k` numbers.
+            /// Adds to the sums of R rows with T tokens the products of `len` numbers, a multiple of sixteen.
+            ///
+            /// # Safety
+            /// `w` has R and `x` has T rows of `k` numbers, of which `len` are left; `acc` holds R T groups of
+            /// sixteen.
             #[inline]
             #[target_feature(enable = $features)]
-            fn tile<const R: usize, const T: usize>(w: &[f32], x: &[f32], k: usize) -> [[f32; T]; R] {
-                assert!(w.len() >= R * k && x.len() >= T * k);
+            unsafe fn tile<const R: usize, const T: usize>(
+                w: *const f32,
+                x: *const f32,
+                k: usize,
+                len: usize,
+                sums: *mut f32,
+            ) {
                 let mut acc = [[[$zero(); N]; T]; R];
-                let whole = k / LANES * LANES;
-                let (wp, xp) = (w.as_ptr(), x.as_ptr());
-                let mut at = 0;
-                while at < whole {
-                    for n in 0..N {
-                        let mut ws = [$zero(); R];
-                        for r in 0..R {
-                            // SAFETY: within row r.
-                            ws[r] = unsafe { $loadu(wp.add(r * k + at + n * $per)) };
+                for r in 0..R {
+                    for t in 0..T {
+                        for n in 0..N {
+                            // SAFETY: within `sums`.
+                            acc[r][t][n] = unsafe { $loadu(sums.add((r * T + t) * LANES + n * $per)) };
                         }
+                    }
+                }
+                let mut at = 0;
+                while at < len {
+                    for n in 0..N {
+                        let mut xs = [$zero(); T];
                         for t in 0..T {
                             // SAFETY: within token t.
-                            let xs = unsafe { $loadu(xp.add(t * k + at + n * $per)) };
-                            for r in 0..R {
-                                acc[r][t][n] = $fma(ws[r], xs, acc[r][t][n]);
+                            xs[t] = unsafe { $loadu(x.add(t * k + at + n * $per)) };
+                        }
+                        for r in 0..R {
+                            // SAFETY: within row r.
+                            let ws = unsafe { $loadu(w.add(r * k + at + n * $per)) };
+                            for t in 0..T {
+                                acc[r][t][n] = $fma(ws, xs[t], acc[r][t][n]);
                             }
                         }
                     }
                     at += LANES;
                 }
-                let mut out = [[0f32; T]; R];
                 for r in 0..R {
                     for t in 0..T {
-                        let mut sum = folded(acc[r][t]);
-                        for at in whole..k {
-                            sum = w[r * k + at].mul_add(x[t * k + at], sum);
+                        for n in 0..N {
+                            // SAFETY: within `sums`.
+                            unsafe { $storeu(sums.add((r * T + t) * LANES + n * $per), acc[r][t][n]) };
                         }
-                        out[r][t] = sum;
                     }
                 }
-                out
             }
 
             #[inline]
@@ -188,40 +203,56 @@ macro_rules! width {
                 count: usize,
                 set: &mut dyn FnMut(usize, usize, f32),
             ) {
+                const { assert!(GROUP % $rows == 0) };
                 let k = w.inputs;
-                let t = x.len() / k;
-                let mut block = vec![0f32; GROUP.min(count) * k];
+                let tokens = x.len() / k;
+                let whole = k / LANES * LANES;
+                let mut block = vec![0f32; GROUP * k];
                 let mut narrow = Vec::new();
-                let mut put = |j: usize, r: usize, s: usize, v: f32| set(s, j + r, v * w.scale);
+                // [group of tokens][row][token of the group][lane]
+                let mut sums = vec![0f32; GROUP * tokens.next_multiple_of($tokens) * LANES];
                 for j in (first..first + count).step_by(GROUP) {
                     let n = GROUP.min(first + count - j);
                     for (r, row) in block.chunks_exact_mut(k).take(n).enumerate() {
                         decode(w, j + r, row, &mut narrow);
                     }
-                    let mut r = 0;
-                    while r + $rows <= n {
-                        let rows = &block[r * k..(r + $rows) * k];
-                        let mut s = 0;
-                        while s + $tokens <= t {
-                            let out = tile::<$rows, $tokens>(rows, &x[s * k..], k);
-                            for (a, row) in out.iter().enumerate() {
-                                row.iter().enumerate().for_each(|(b, v)| put(j, r + a, s + b, *v));
+                    let rows = n.next_multiple_of($rows); // those beyond n hold other numbers, not used
+                    sums.fill(0.0);
+                    for at in (0..whole).step_by(STRIP) {
+                        let len = STRIP.min(whole - at);
+                        for r in (0..rows).step_by($rows) {
+                            for s in (0..tokens).step_by($tokens) {
+                                // SAFETY: rows r.., tokens s.. and the sums of both, from `at` on.
+                                unsafe {
+                                    let w = block.as_ptr().add(r * k + at);
+                                    let x = x.as_ptr().add(s * k + at);
+                                    let sums = sums.as_mut_ptr().add((s * GROUP + r * $tokens) * LANES);
+                                    match tokens - s {
+                                        1 => tile::<$rows, 1>(w, x, k, len, sums),
+                                        2 => tile::<$rows, 2>(w, x, k, len, sums),
+                                        _ => tile::<$rows, $tokens>(w, x, k, len, sums),
+                                    }
+                                }
                             }
-                            s += $tokens;
                         }
-                        while s < t {
-                            let out = tile::<$rows, 1>(rows, &x[s * k..], k);
-                            out.iter().enumerate().for_each(|(a, v)| put(j, r + a, s, v[0]));
-                            s += 1;
-                        }
-                        r += $rows;
                     }
-                    while r < n {
-                        for s in 0..t {
-                            let out = tile::<1, 1>(&block[r * k..], &x[s * k..], k);
-                            put(j, r, s, out[0][0]);
+                    for s in (0..tokens).step_by($tokens) {
+                        let wide = $tokens.min(tokens - s);
+                        for r in 0..n {
+                            let from = r / $rows * $rows;
+                            for t in 0..wide {
+                                let at = s * GROUP + from * $tokens + (r - from) * wide + t;
+                                let lanes: &[f32; LANES] =
+                                    sums[at * LANES..][..LANES].try_into().expect("sixteen");
+                                let (w_rest, x_rest) =
+                                    (&block[r * k + whole..(r + 1) * k], &x[(s + t) * k + whole..]);
+                                let sum = w_rest
+                                    .iter()
+                                    .zip(x_rest)
+                                    .fold(fold(*lanes), |sum, (w, x)| w.mul_add(*x, sum));
+                                set(s + t, j + r, sum * w.scale);
+                            }
                         }
-                        r += 1;
                     }
                 }
             }
@@ -242,8 +273,8 @@ width!(
         p.cast()
     )))),
     |p: *const u8| _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())),
-    4,
-    6
+    8,
+    3
 );
 width!(
     avx2,

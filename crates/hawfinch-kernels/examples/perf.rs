@@ -1,0 +1,50 @@
+//! Times the matrix products of every instruction set against what the machine can do, measured in the same run:
+//! `cargo run --release -p hawfinch-kernels --example perf [THREADS]`.
+
+use std::time::Duration;
+
+use hawfinch_kernels::linear::{self, Matrix};
+use hawfinch_kernels::{DType, Isa, Pool, block, peak};
+
+fn main() {
+    let threads = std::env::args().nth(1).map_or(2, |n| n.parse().expect("a number of threads"));
+    let pool = Pool::new(threads);
+    let budget = Duration::from_millis(400);
+    let memory = vec![1u8; 1 << 29];
+    for streams in [1, 2, 4, 8] {
+        let speed = peak::read_bandwidth(Isa::best(), &pool, &memory, streams, budget);
+        println!("reading memory, {streams} streams a thread: {:.1} GB/s", speed / 1e9);
+    }
+    let best = peak::read_bandwidth(Isa::best(), &pool, &memory, 4, budget);
+    drop(memory);
+    let (o, i) = (2048 * 16, 2048);
+    let weights: Vec<f32> = (0..i).map(|n| ((n * 7919) % 1000) as f32 / 1000.0 - 0.5).collect();
+    for isa in Isa::available() {
+        if isa == Isa::SCALAR {
+            continue;
+        }
+        let fma = peak::multiply_adds(isa, &pool, budget);
+        println!("{isa}: {:.1} G multiply-adds/s in registers", fma / 1e9);
+        for dtype in [DType::F32, DType::BF16] {
+            let mut row = Vec::new();
+            assert!(block::encode(dtype, &weights, &mut row));
+            let data = row.repeat(o);
+            for t in [1usize, 4, 16, 128] {
+                let outputs = o / t.next_multiple_of(8).div_ceil(8);
+                let bytes = outputs * row.len();
+                let w = Matrix { dtype, outputs, inputs: i, scale: 1.0, data: &data[..bytes] };
+                let x: Vec<f32> = (0..t * i).map(|n| (n % 13) as f32 - 6.0).collect();
+                let mut y = vec![0f32; t * outputs];
+                let time = peak::fastest(budget, || linear::linear(isa, &pool, &mut y, &x, w));
+                let (read, multiplied) = (bytes as f64 / time, (t * outputs * i) as f64 / time);
+                println!(
+                    "{isa} {dtype} {t:4} tokens: {:6.1} GB/s {:3.0}%  {:6.1} G multiply-adds/s {:3.0}%",
+                    read / 1e9,
+                    100.0 * read / best,
+                    multiplied / 1e9,
+                    100.0 * multiplied / fma,
+                );
+            }
+        }
+    }
+}

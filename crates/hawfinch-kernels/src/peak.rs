@@ -1,0 +1,139 @@
+//! What the machine can do at most, measured: bytes read and multiply-adds a second. Every speed is printed
+//! beside these, taken in the same run.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::isa::compiled_for_each;
+use crate::{Isa, Level, Pool};
+
+/// Seconds of the fastest of as many runs as fit in `budget`, at least three: what disturbs a measurement only
+/// ever slows it.
+pub fn fastest(budget: Duration, mut run: impl FnMut()) -> f64 {
+    let (began, mut best, mut runs) = (Instant::now(), f64::INFINITY, 0);
+    while runs < 3 || began.elapsed() < budget {
+        let at = Instant::now();
+        run();
+        best = best.min(at.elapsed().as_secs_f64());
+        runs += 1;
+    }
+    best.max(1e-9)
+}
+
+/// Bytes a second that the threads of `pool` read from `data` (take far more than the caches hold), each in
+/// `streams` streams of its own, fetched ahead.
+pub fn read_bandwidth(isa: Isa, pool: &Pool, data: &[u8], streams: usize, budget: Duration) -> f64 {
+    let (_, words, _) = bytemuck::pod_align_to::<u8, u64>(data);
+    let threads = pool.threads();
+    let part = words.len() / threads / streams;
+    let time = fastest(budget, || {
+        pool.run(threads, &|me| {
+            let own = &words[me * part * streams..];
+            let mut sum = [0; 8];
+            match streams {
+                1 => read::<1>(isa, &mut sum, own, part),
+                2 => read::<2>(isa, &mut sum, own, part),
+                8 => read::<8>(isa, &mut sum, own, part),
+                _ => read::<4>(isa, &mut sum, own, part),
+            }
+            black_box(sum);
+        });
+    });
+    (part * threads * streams.min(8) * 8) as f64 / time
+}
+
+fn read<const S: usize>(isa: Isa, sum: &mut [u64; 8], words: &[u64], part: usize) {
+    let streams: [&[u64]; S] = std::array::from_fn(|s| &words[s * part..(s + 1) * part]);
+    sums(isa, sum, &streams, part);
+}
+
+compiled_for_each! {
+    fn sums(total: &mut [u64; 8], streams: &[&[u64]], part: usize) = sums_body
+}
+
+#[inline(always)]
+fn sums_body(total: &mut [u64; 8], streams: &[&[u64]], part: usize) {
+    // A page's share of each stream in turn: short enough to be streams, long enough to be loops.
+    const RUN: usize = 64;
+    let mut sum = [0u64; 8];
+    for at in (0..part / RUN * RUN).step_by(RUN) {
+        for stream in streams {
+            #[cfg(target_arch = "x86_64")]
+            for line in 0..RUN / 8 {
+                let ahead = stream.as_ptr().wrapping_add(at + line * 8 + 256);
+                // SAFETY: a prefetch may name any address.
+                unsafe {
+                    std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(ahead.cast())
+                };
+            }
+            for words in stream[at..at + RUN].chunks_exact(8) {
+                for l in 0..8 {
+                    sum[l] = sum[l].wrapping_add(words[l]);
+                }
+            }
+        }
+    }
+    *total = sum;
+}
+
+/// f32 multiply-adds a second of all threads, operands in registers.
+pub fn multiply_adds(isa: Isa, pool: &Pool, budget: Duration) -> f64 {
+    const ROUNDS: usize = 20_000;
+    let threads = pool.threads();
+    let numbers = AtomicUsize::new(0);
+    let time = fastest(budget, || {
+        pool.run(threads, &|_| {
+            let done = match isa.level() {
+                // SAFETY: an Isa exists only where the machine has the instructions.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 => unsafe { chains512(black_box(0.999), ROUNDS) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx2 => unsafe { chains256(black_box(0.999), ROUNDS) },
+                _ => chains(black_box(0.999), ROUNDS),
+            };
+            numbers.store(done, Ordering::Relaxed);
+        });
+    });
+    (threads * ROUNDS * numbers.into_inner()) as f64 / time
+}
+
+/// Independent chains of multiply-adds: enough to hide their latency.
+const CHAINS: usize = 12;
+
+fn chains(a: f32, rounds: usize) -> usize {
+    let mut acc = [1.0f32; CHAINS];
+    for _ in 0..rounds {
+        acc.iter_mut().for_each(|v| *v = v.mul_add(a, 1e-3));
+    }
+    black_box(acc).len()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn chains256(a: f32, rounds: usize) -> usize {
+    use std::arch::x86_64::*;
+    let (a, b) = (_mm256_set1_ps(a), _mm256_set1_ps(1e-3));
+    let mut acc = [_mm256_set1_ps(1.0); CHAINS];
+    for _ in 0..rounds {
+        for v in &mut acc {
+            *v = _mm256_fmadd_ps(*v, a, b);
+        }
+    }
+    black_box(acc).len() * 8
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn chains512(a: f32, rounds: usize) -> usize {
+    use std::arch::x86_64::*;
+    let (a, b) = (_mm512_set1_ps(a), _mm512_set1_ps(1e-3));
+    let mut acc = [_mm512_set1_ps(1.0); CHAINS];
+    for _ in 0..rounds {
+        for v in &mut acc {
+            *v = _mm512_fmadd_ps(*v, a, b);
+        }
+    }
+    black_box(acc).len() * 16
+}
