@@ -3,20 +3,24 @@
 
 use std::time::Duration;
 
+use hawfinch_kernels::buffer::Buffer;
 use hawfinch_kernels::linear::{self, Matrix};
+use hawfinch_kernels::panel::{self, Activations, Panels};
 use hawfinch_kernels::{DType, Isa, Pool, block, peak};
 
 fn main() {
     let threads = std::env::args().nth(1).map_or(2, |n| n.parse().expect("a number of threads"));
     let pool = Pool::new(threads);
     let budget = Duration::from_millis(400);
-    let memory = vec![1u8; 1 << 29];
+    let mut memory = Buffer::new(1 << 29);
+    memory.bytes_mut().fill(1);
+    let memory = memory.bytes();
     for streams in [1, 2, 4, 8] {
-        let speed = peak::read_bandwidth(Isa::best(), &pool, &memory, streams, budget);
+        let speed = peak::read_bandwidth(Isa::best(), &pool, memory, streams, budget);
         println!("reading memory, {streams} streams a thread: {:.1} GB/s", speed / 1e9);
     }
-    let best = peak::read_bandwidth(Isa::best(), &pool, &memory, 4, budget);
-    drop(memory);
+    // Measured anew beside every product: other programs share the memory.
+    let read_now = || peak::read_bandwidth(Isa::best(), &pool, memory, 4, budget / 2);
     let (o, i) = (2048 * 16, 2048);
     let weights: Vec<f32> = (0..i).map(|n| ((n * 7919) % 1000) as f32 / 1000.0 - 0.5).collect();
     for isa in Isa::available() {
@@ -35,6 +39,7 @@ fn main() {
                 let w = Matrix { dtype, outputs, inputs: i, scale: 1.0, data: &data[..bytes] };
                 let x: Vec<f32> = (0..t * i).map(|n| (n % 13) as f32 - 6.0).collect();
                 let mut y = vec![0f32; t * outputs];
+                let best = read_now();
                 let time = peak::fastest(budget, || linear::linear(isa, &pool, &mut y, &x, w));
                 let (read, multiplied) = (bytes as f64 / time, (t * outputs * i) as f64 / time);
                 println!(
@@ -43,6 +48,29 @@ fn main() {
                     100.0 * read / best,
                     multiplied / 1e9,
                     100.0 * multiplied / fma,
+                );
+            }
+        }
+        for dtype in [DType::Q8_0, DType::Q4_0, DType::Q4_K] {
+            let mut row = Vec::new();
+            assert!(block::encode(dtype, &weights, &mut row));
+            let data = row.repeat(o * 4);
+            for t in [1usize, 4, 16, 128] {
+                let outputs = 4 * o / t.next_multiple_of(8).div_ceil(8);
+                let bytes = outputs * row.len();
+                let w = Panels::pack(&pool, dtype, &data[..bytes], outputs, i, 1.0).expect("panels");
+                let x: Vec<f32> = (0..t * i).map(|n| (n % 13) as f32 - 6.0).collect();
+                let mut y = vec![0f32; t * outputs];
+                let mut scratch = Activations::default();
+                let best = read_now();
+                let time = peak::fastest(budget, || panel::linear(isa, &pool, &mut y, &x, &w, &mut scratch));
+                let (read, multiplied) = (w.bytes() as f64 / time, (t * outputs * i) as f64 / time);
+                println!(
+                    "{isa} {dtype} {t:4} tokens: {:6.1} GB/s {:3.0}%  {:6.1} G multiply-adds/s ({:.2} of f32's)",
+                    read / 1e9,
+                    100.0 * read / best,
+                    multiplied / 1e9,
+                    multiplied / fma,
                 );
             }
         }

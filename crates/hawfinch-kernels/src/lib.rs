@@ -6,11 +6,13 @@
 //! Nothing here knows what a model is.
 
 pub mod block;
+pub mod buffer;
 mod dtype;
 pub mod elementwise;
 mod isa;
 pub mod linear;
 pub mod norm;
+pub mod panel;
 pub mod peak;
 mod pool;
 mod real;

@@ -1,0 +1,213 @@
+//! Matrix products with quantised weights, repacked for the kernels: `y = W x` in integers within a block of 32
+//! inputs, in f32 across blocks.
+//!
+//! Sixteen outputs are a panel. A panel runs over the inputs record by record; in a block the bytes of four inputs of
+//! every output lie together, so that one instruction multiplies sixteen outputs by the same four activations and
+//! nothing is ever added across a register. Panels lie one after the other; four at a time are read, each a stream.
+//!
+//! The meaning (`scalar.rs`): activations are quantised to 8 bits per block of 32 ([`Activations`]), products are
+//! summed exactly in integers, and for every block in order
+//! `sum = fma(Σ q x, w_scale * x_scale, sum)` (for formats with a minimum also
+//! `sum = fma(-w_min, x_scale * Σ x, sum)`). So a result depends neither on the other tokens nor on threads or
+//! instruction sets, to the bit.
+
+mod activations;
+mod pack;
+mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use activations::{Activations, Group};
+
+use crate::buffer::Buffer;
+use crate::pool::Parts;
+use crate::{DType, Isa, Level, Pool};
+
+/// Inputs that share a scale.
+pub const BLOCK: usize = 32;
+/// Inputs whose bytes lie together.
+pub const QUAD: usize = 4;
+/// Outputs of a panel.
+pub const ROWS: usize = 16;
+/// Tokens that kernels take at most at a time.
+pub const GROUP: usize = 12;
+
+/// What a panel is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Q8_0. Per 64 inputs: 2 × 16 f16 scales, then 2 × 8 × 64 bytes `q + 128`.
+    Q8,
+    /// Q4_0. Per 64 inputs: 2 × 16 f16 scales, then 2 × 4 × 64 bytes, in byte 64 n + j quad n in the low and
+    /// quad n + 4 in the high half.
+    Q4,
+    /// Q4_K. Per 256 inputs: 16 f16 `d`, 16 f16 `dmin`, 8 × (16 scales, 16 minima), then 8 × 4 × 64 bytes as Q4.
+    Q4K,
+}
+
+impl Kind {
+    /// The kind that holds a format's numbers, if one does.
+    pub fn of(dtype: DType) -> Option<Kind> {
+        match dtype {
+            DType::Q8_0 => Some(Kind::Q8),
+            DType::Q4_0 => Some(Kind::Q4),
+            DType::Q4_K => Some(Kind::Q4K),
+            _ => None,
+        }
+    }
+
+    /// Blocks of one record.
+    pub const fn record_blocks(self) -> usize {
+        match self {
+            Kind::Q8 | Kind::Q4 => 2,
+            Kind::Q4K => 8,
+        }
+    }
+
+    /// Bytes of one record.
+    pub const fn record_bytes(self) -> usize {
+        match self {
+            Kind::Q8 => 64 + 2 * 512,
+            Kind::Q4 => 64 + 2 * 256,
+            Kind::Q4K => 64 + 256 + 8 * 256,
+        }
+    }
+}
+
+/// A weight matrix in panels.
+pub struct Panels {
+    kind: Kind,
+    outputs: usize,
+    inputs: usize,
+    scale: f32,
+    records: usize,
+    data: Buffer,
+}
+
+impl Panels {
+    /// Repacks rows `[o, i]` of `dtype`, on all threads. `None` for formats that have no panels.
+    ///
+    /// # Panics
+    /// When the bytes are not as many as the shape asks for.
+    pub fn pack(
+        pool: &Pool,
+        dtype: DType,
+        rows: &[u8],
+        outputs: usize,
+        inputs: usize,
+        scale: f32,
+    ) -> Option<Self> {
+        let kind = Kind::of(dtype)?;
+        let row_bytes = dtype.bytes_for(inputs)?;
+        assert_eq!(rows.len(), row_bytes * outputs);
+        let records = inputs.div_ceil(kind.record_blocks() * BLOCK);
+        let panel_bytes = records * kind.record_bytes();
+        let panels = outputs.div_ceil(ROWS);
+        let mut data = Buffer::new(panels * panel_bytes);
+        if panel_bytes > 0 && outputs > 0 {
+            pool.split(&mut data.bytes_mut()[..panels * panel_bytes], panel_bytes, STRIP, |first, strip| {
+                let mut rows = rows.chunks_exact(row_bytes).skip(first * ROWS);
+                for panel in strip.chunks_exact_mut(panel_bytes) {
+                    rows.by_ref().take(ROWS).enumerate().for_each(|(r, row)| pack::row(kind, row, panel, r));
+                }
+            });
+        }
+        Some(Panels { kind, outputs, inputs, scale, records, data })
+    }
+
+    /// o
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// i
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Bytes that a product reads.
+    pub fn bytes(&self) -> usize {
+        self.outputs.div_ceil(ROWS) * self.panel_bytes()
+    }
+
+    fn panel_bytes(&self) -> usize {
+        self.records * self.kind.record_bytes()
+    }
+
+    /// The strip of which `first` is the first panel.
+    fn strip(&self, first: usize) -> Strip<'_> {
+        let width = STRIP.min(self.outputs.div_ceil(ROWS) - first);
+        let data = &self.data.bytes()[first * self.panel_bytes()..][..width * self.panel_bytes()];
+        Strip { kind: self.kind, records: self.records, width, data }
+    }
+}
+
+/// Panels that are read together: `[panel, record]`.
+#[derive(Clone, Copy)]
+struct Strip<'a> {
+    kind: Kind,
+    records: usize,
+    width: usize,
+    data: &'a [u8],
+}
+
+/// Panels of a strip.
+const STRIP: usize = 4;
+/// Multiply-adds below which a product stays on the calling thread: about a microsecond.
+const ALONE: usize = 1 << 16;
+
+/// y = x Wᵀ.
+///
+/// * `y`: `[t, o]`, overwritten
+/// * `x`: `[t, i]`
+/// * `a`: scratch for the quantised activations
+///
+/// # Panics
+/// When the lengths disagree with the matrix.
+pub fn linear(isa: Isa, pool: &Pool, y: &mut [f32], x: &[f32], w: &Panels, a: &mut Activations) {
+    let (o, i) = (w.outputs, w.inputs);
+    if o == 0 || i == 0 {
+        y.fill(0.0);
+        return;
+    }
+    let t = x.len() / i;
+    assert!(x.len() == t * i && y.len() == t * o, "linear: x {} y {} for [{o}, {i}]", x.len(), y.len());
+    a.quantize(isa, pool, x, i, w.records * w.kind.record_blocks());
+    let a = &*a;
+    let strips = o.div_ceil(STRIP * ROWS);
+    let y = Parts::new(y);
+    let one = |n: usize| {
+        let strip = w.strip(n * STRIP);
+        for group in a.groups() {
+            run(isa, strip, group, &mut |p, token, sums| {
+                let row = (n * STRIP + p) * ROWS;
+                let n = ROWS.min(o - row);
+                // SAFETY: these outputs belong to this chunk alone.
+                let y = unsafe { y.get((group.first + token) * o + row, n) };
+                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * w.scale);
+            });
+        }
+    };
+    if t * o * i <= ALONE { (0..strips).for_each(one) } else { pool.run(strips, &one) }
+}
+
+/// Sums of a strip with each token of a group, given to `put(panel, token, sums)`.
+fn run(isa: Isa, strip: Strip<'_>, group: Group<'_>, put: &mut dyn FnMut(usize, usize, &[f32; ROWS])) {
+    match isa.level() {
+        // SAFETY: an Isa exists only where the machine has the instructions.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { x86::avx512(strip, group, put) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { x86::avx2(strip, group, put) },
+        _ => {
+            for p in 0..strip.width {
+                for token in 0..group.width {
+                    put(p, token, &scalar::sums(strip, p, group, token));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,68 @@
+//! From rows of blocks, as files hold them, to panels.
+
+use super::{BLOCK, Kind, QUAD, ROWS};
+
+/// Writes one row of blocks as row `r` of a panel (zero before).
+pub fn row(kind: Kind, row: &[u8], panel: &mut [u8], r: usize) {
+    match kind {
+        Kind::Q8 => {
+            for (b, block) in row.chunks_exact(34).enumerate() {
+                let (record, half) = halves(kind, panel, b);
+                record[half * 32 + 2 * r..][..2].copy_from_slice(&block[..2]);
+                let quants = &mut record[64 + half * 512..][..512];
+                for (n, quad) in block[2..].chunks_exact(QUAD).enumerate() {
+                    let at = n * ROWS * QUAD + r * QUAD;
+                    quants[at..at + QUAD].iter_mut().zip(quad).for_each(|(q, &b)| *q = b ^ 0x80);
+                }
+            }
+        }
+        Kind::Q4 => {
+            for (b, block) in row.chunks_exact(18).enumerate() {
+                let (record, half) = halves(kind, panel, b);
+                record[half * 32 + 2 * r..][..2].copy_from_slice(&block[..2]);
+                // ggml: byte j holds numbers j and j + 16, which is quads n and n + 4 here.
+                nibbles(&block[2..], &mut record[64 + half * 256..][..256], r);
+            }
+        }
+        Kind::Q4K => {
+            let records = panel.chunks_exact_mut(kind.record_bytes());
+            for (block, record) in row.chunks_exact(144).zip(records) {
+                record[2 * r..][..2].copy_from_slice(&block[..2]);
+                record[32 + 2 * r..][..2].copy_from_slice(&block[2..4]);
+                for b in 0..8 {
+                    let (scale, min) = scale_min(&block[4..16], b);
+                    record[64 + 32 * b + r] = scale;
+                    record[64 + 32 * b + 16 + r] = min;
+                    // ggml: 32 bytes hold block 2n in their low, block 2n + 1 in their high halves.
+                    let from = &block[16 + b / 2 * BLOCK..][..BLOCK];
+                    let code = |j: usize| from[j] >> (4 * (b % 2)) & 15;
+                    let packed: [u8; 16] = std::array::from_fn(|j| code(j) | code(j + 16) << 4);
+                    nibbles(&packed, &mut record[320 + 256 * b..][..256], r);
+                }
+            }
+        }
+    }
+}
+
+/// The record of block `b` of a kind with two blocks a record, and which of the two it is.
+fn halves(kind: Kind, panel: &mut [u8], b: usize) -> (&mut [u8], usize) {
+    let per = kind.record_bytes();
+    (&mut panel[b / 2 * per..][..per], b % 2)
+}
+
+/// 16 bytes of two codes each to the places of row `r`.
+fn nibbles(codes: &[u8], quants: &mut [u8], r: usize) {
+    for (n, quad) in codes.chunks_exact(QUAD).enumerate() {
+        quants[n * ROWS * QUAD + r * QUAD..][..QUAD].copy_from_slice(quad);
+    }
+}
+
+/// Scale and minimum `b` of a Q4_K block's twelve bytes of six-bit numbers.
+fn scale_min(packed: &[u8], b: usize) -> (u8, u8) {
+    if b < 4 {
+        (packed[b] & 63, packed[b + 4] & 63)
+    } else {
+        let high = |at: usize| packed[at] >> 6 << 4;
+        (packed[b + 4] & 15 | high(b - 4), packed[b + 4] >> 4 | high(b))
+    }
+}

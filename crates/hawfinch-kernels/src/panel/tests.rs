@@ -1,0 +1,136 @@
+use super::*;
+use crate::{block, linear as rows};
+
+fn values(n: usize, seed: u32) -> Vec<f32> {
+    let mut s = seed;
+    (0..n)
+        .map(|_| {
+            s = s.wrapping_mul(1664525).wrapping_add(1013904223);
+            (s >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+const KINDS: [DType; 3] = [DType::Q8_0, DType::Q4_0, DType::Q4_K];
+
+fn encoded(dtype: DType, o: usize, i: usize) -> Vec<u8> {
+    let mut data = Vec::new();
+    assert!(values(o * i, 2).chunks(i).all(|row| block::encode(dtype, row, &mut data)));
+    data
+}
+
+/// Every instruction set gives the bits of the scalar meaning, whatever the tokens beside and the threads.
+#[test]
+fn instruction_sets_agree_to_the_bit() {
+    for dtype in KINDS {
+        for (t, o, i) in
+            [(1, 200, 256), (30, 37, 512), (2, 64, 256), (5, 96, 256), (1, 5, 768), (12, 16, 1024)]
+        {
+            let data = encoded(dtype, o, i);
+            let x = values(t * i, 3);
+            let pools = [Pool::new(1), Pool::new(3)];
+            let w = Panels::pack(&pools[1], dtype, &data, o, i, 0.5).unwrap();
+            let mut want = vec![f32::NAN; t * o];
+            linear(Isa::SCALAR, &pools[0], &mut want, &x, &w, &mut Activations::default());
+            for isa in Isa::available() {
+                for pool in &pools {
+                    let mut y = vec![f32::NAN; t * o];
+                    linear(isa, pool, &mut y, &x, &w, &mut Activations::default());
+                    assert_eq!(y, want, "{isa} {dtype} {t} {o} {i}");
+                }
+                for s in 0..t {
+                    let mut alone = vec![f32::NAN; o];
+                    linear(
+                        isa,
+                        &pools[0],
+                        &mut alone,
+                        &x[s * i..(s + 1) * i],
+                        &w,
+                        &mut Activations::default(),
+                    );
+                    assert_eq!(alone, want[s * o..(s + 1) * o], "{isa} {dtype} token {s} of {t}");
+                }
+            }
+        }
+    }
+}
+
+/// Blocks that are not whole records, single outputs.
+#[test]
+fn shapes_that_do_not_fill_panels() {
+    for (o, i) in [(1, 32), (17, 96), (3, 160)] {
+        for dtype in [DType::Q8_0, DType::Q4_0] {
+            let data = encoded(dtype, o, i);
+            let w = Panels::pack(&Pool::new(1), dtype, &data, o, i, 1.0).unwrap();
+            near(dtype, &data, &w, o, i);
+        }
+    }
+    assert!(Panels::pack(&Pool::new(1), DType::Q5_0, &[], 0, 32, 1.0).is_none());
+}
+
+/// Against the same blocks decoded, with activations in full precision: only the 8 bits of these differ.
+#[test]
+fn near_the_product_of_decoded_blocks() {
+    for dtype in KINDS {
+        let (o, i) = (48, 1024);
+        let data = encoded(dtype, o, i);
+        let w = Panels::pack(&Pool::new(2), dtype, &data, o, i, 2.0).unwrap();
+        near(dtype, &data, &w, o, i);
+    }
+}
+
+fn near(dtype: DType, data: &[u8], w: &Panels, o: usize, i: usize) {
+    let (pool, x) = (Pool::new(1), values(2 * i, 9));
+    let (mut want, mut got) = (vec![0f64; 2 * o], vec![0f32; 2 * o]);
+    let x64: Vec<f64> = x.iter().map(|&v| v.into()).collect();
+    let matrix = rows::Matrix { dtype, outputs: o, inputs: i, scale: w.scale, data };
+    rows::linear(Isa::SCALAR, &pool, &mut want, &x64, matrix);
+    linear(Isa::best(), &pool, &mut got, &x, w, &mut Activations::default());
+    // Numbers in -1..1: rounding errors of 1/254 at most, 1/440 in the mean square, times weights.
+    let bound = 5.0 * (i as f64).sqrt() / 440.0 * 0.6 * f64::from(w.scale);
+    for (a, b) in want.iter().zip(&got) {
+        assert!((a - f64::from(*b)).abs() < bound, "{dtype} {o} {i}: {a} {b}");
+    }
+}
+
+/// The largest codes: no sum overflows or saturates.
+#[test]
+fn extremes_are_exact() {
+    let i = 256;
+    let x: Vec<f32> = (0..i).map(|k| if k % 3 == 0 { -1.0 } else { 1.0 }).collect();
+    for dtype in KINDS {
+        let mut data = vec![0u8; 16 * dtype.bytes_for(i).unwrap()];
+        for block in data.chunks_exact_mut(dtype.block_bytes()) {
+            let codes = match dtype {
+                DType::Q4_K => 16,
+                _ => 2,
+            };
+            block[codes..].fill(if dtype == DType::Q8_0 { 0x80 } else { 0xff });
+            block[..2].copy_from_slice(&half::f16::ONE.to_le_bytes());
+        }
+        let w = Panels::pack(&Pool::new(1), dtype, &data, 16, i, 1.0).unwrap();
+        let mut want = vec![0f32; 16];
+        linear(Isa::SCALAR, &Pool::new(1), &mut want, &x, &w, &mut Activations::default());
+        for isa in Isa::available() {
+            let mut y = vec![0f32; 16];
+            linear(isa, &Pool::new(1), &mut y, &x, &w, &mut Activations::default());
+            assert_eq!(y, want, "{isa} {dtype}");
+        }
+        let code = if dtype == DType::Q8_0 { -128.0 } else { 7.0 };
+        if dtype != DType::Q4_K {
+            let sum: f32 = x.iter().sum();
+            assert!((want[0] - code * sum).abs() < 0.01 * (code * sum).abs(), "{}", want[0]);
+        }
+    }
+}
+
+#[test]
+fn damage_in_an_activation_shows() {
+    let data = encoded(DType::Q8_0, 16, 64);
+    let w = Panels::pack(&Pool::new(1), DType::Q8_0, &data, 16, 64, 1.0).unwrap();
+    let mut x = values(64, 1);
+    x[40] = f32::NAN;
+    let mut y = vec![0f32; 16];
+    linear(Isa::best(), &Pool::new(1), &mut y, &x, &w, &mut Activations::default());
+    assert!(y.iter().all(|v| v.is_nan()));
+}

@@ -1,0 +1,451 @@
+//! Products with panels on AVX2 and on AVX-512 with VNNI: exactly the sums of `scalar.rs`.
+
+use std::arch::x86_64::*;
+
+use super::{Group, Kind, ROWS, Strip};
+
+/// How far ahead of the loads each stream is fetched, in bytes.
+const AHEAD: usize = 2048;
+
+/// [`Kind`] as a constant of a function.
+const Q8: u8 = 0;
+const Q4: u8 = 1;
+const Q4K: u8 = 2;
+
+const fn kind_of(kind: u8) -> Kind {
+    match kind {
+        Q8 => Kind::Q8,
+        Q4 => Kind::Q4,
+        _ => Kind::Q4K,
+    }
+}
+
+/// What a function reads: panels of a strip from the one at `data` on, and a group's tokens from `token` on.
+#[derive(Clone, Copy)]
+struct Operands<'a> {
+    data: *const u8,
+    /// Bytes of a panel.
+    bytes: usize,
+    records: usize,
+    x: Group<'a>,
+    token: usize,
+}
+
+impl<'a> Operands<'a> {
+    fn new(w: Strip<'a>, first: usize, panels: usize, x: Group<'a>, token: usize) -> Self {
+        let bytes = w.kind.record_bytes();
+        let blocks = w.records * w.kind.record_blocks();
+        assert!(first + panels <= w.width && w.data.len() >= w.records * w.width * bytes);
+        assert!(x.quads.len() >= blocks * 8 * x.width && token < x.width);
+        assert!(x.scales.len() >= blocks * x.width && x.sums.len() >= blocks * x.width);
+        let data = w.data.as_ptr().wrapping_add(first * w.records * bytes);
+        Operands { data, bytes: w.records * bytes, records: w.records, x, token }
+    }
+
+    /// How far ahead to fetch at byte `at` of `panels` panels that are read together: near a panel's end the
+    /// stream goes on that many panels further.
+    #[inline(always)]
+    fn ahead(&self, at: usize, panels: usize) -> usize {
+        if at + AHEAD < self.bytes { AHEAD } else { AHEAD + (panels - 1) * self.bytes }
+    }
+
+    /// Four inputs of token `t`.
+    ///
+    /// # Safety
+    /// `quad` and `t` are within the group.
+    #[inline(always)]
+    unsafe fn quad(&self, quad: usize, t: usize) -> i32 {
+        let at = quad * self.x.width + self.token + t;
+        // SAFETY: the caller's promise.
+        unsafe { self.x.quads.as_ptr().add(at).cast::<i32>().read_unaligned() }
+    }
+
+    /// Scale and sum of a block of token `t`.
+    ///
+    /// # Safety
+    /// As [`Operands::quad`].
+    #[inline(always)]
+    unsafe fn block(&self, block: usize, t: usize) -> (f32, i32) {
+        let at = block * self.x.width + self.token + t;
+        // SAFETY: the caller's promise.
+        unsafe { (*self.x.scales.get_unchecked(at), *self.x.sums.get_unchecked(at)) }
+    }
+}
+
+/// The sum of products that stands for zero when codes are stored with an offset: `-offset Σ x`.
+#[inline(always)]
+const fn offset(kind: u8) -> i32 {
+    match kind {
+        Q8 => -128,
+        Q4 => -8,
+        _ => 0,
+    }
+}
+
+#[inline(always)]
+fn prefetch(p: *const u8, ahead: usize) {
+    // SAFETY: a prefetch may name any address.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(ahead).cast()) };
+}
+
+/// Adds the products of P panels' bytes with four inputs of T tokens.
+///
+/// # Safety
+/// As [`Operands::quad`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn multiply512<const P: usize, const T: usize>(
+    dot: &mut [[__m512i; T]; P],
+    w: &[__m512i; P],
+    o: Operands<'_>,
+    quad: usize,
+) {
+    if P > 1 {
+        for t in 0..T {
+            // SAFETY: the caller's promise.
+            let x = _mm512_set1_epi32(unsafe { o.quad(quad, t) });
+            for p in 0..P {
+                dot[p][t] = _mm512_dpbusd_epi32(dot[p][t], w[p], x);
+            }
+        }
+        return;
+    }
+    // With so many tokens the compiler would load all broadcasts early and spill them: the operand in memory is
+    // asked for by name.
+    let x = o.x.quads.as_ptr().wrapping_add(quad * o.x.width + o.token);
+    macro_rules! tokens {
+        ($($t:literal)*) => {$(
+            if $t < T {
+                // SAFETY: reads four bytes of token $t, which the caller promises; changes one register.
+                unsafe {
+                    std::arch::asm!(
+                        "vpdpbusd {sum}, {w}, dword ptr [{x} + {at}]{{1to16}}",
+                        sum = inout(zmm_reg) dot[0][$t % T],
+                        w = in(zmm_reg) w[0],
+                        x = in(reg) x,
+                        at = const 4 * $t,
+                        options(pure, readonly, nostack, preserves_flags)
+                    );
+                }
+            }
+        )*};
+    }
+    tokens!(0 1 2 3 4 5 6 7 8 9 10 11);
+}
+
+/// P panels with T tokens, sixteen outputs a register.
+///
+/// # Safety
+/// `o` was made for at least P panels, and T tokens of the group are left.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn tile512<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_>) -> [[[f32; ROWS]; T]; P] {
+    let kind = const { kind_of(KIND) };
+    let mut sums = [[_mm512_setzero_ps(); T]; P];
+    let low = _mm512_set1_epi8(15);
+    for n in 0..o.records {
+        let mut at = [o.data; P];
+        for p in 0..P {
+            at[p] = at[p].wrapping_add(p * o.bytes + n * kind.record_bytes());
+        }
+        let ahead = o.ahead(n * kind.record_bytes(), P);
+        for b in 0..kind.record_blocks() {
+            let block = n * kind.record_blocks() + b;
+            let mut dot = [[_mm512_setzero_si512(); T]; P];
+            // SAFETY: all offsets lie within record n of each panel, block and quads within the group.
+            unsafe {
+                if KIND != Q4K {
+                    for t in 0..T {
+                        let start = _mm512_set1_epi32(offset(KIND).wrapping_mul(o.block(block, t).1));
+                        for p in 0..P {
+                            dot[p][t] = start;
+                        }
+                    }
+                }
+                if KIND == Q8 {
+                    for quad in 0..8 {
+                        let mut w = [low; P];
+                        for p in 0..P {
+                            let from = at[p].add(64 + 512 * b + 64 * quad);
+                            w[p] = _mm512_loadu_si512(from.cast());
+                            prefetch(from, ahead);
+                        }
+                        multiply512(&mut dot, &w, o, block * 8 + quad);
+                    }
+                } else {
+                    let quants = kind.record_bytes() - kind.record_blocks() * 256;
+                    for quad in 0..4 {
+                        let (mut w, mut high) = ([low; P], [low; P]);
+                        for p in 0..P {
+                            let from = at[p].add(quants + 256 * b + 64 * quad);
+                            let both = _mm512_loadu_si512(from.cast());
+                            prefetch(from, ahead);
+                            w[p] = _mm512_and_si512(both, low);
+                            high[p] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
+                        }
+                        multiply512(&mut dot, &w, o, block * 8 + quad);
+                        multiply512(&mut dot, &high, o, block * 8 + quad + 4);
+                    }
+                }
+                for p in 0..P {
+                    if KIND == Q4K {
+                        let halves = |at: *const u8| _mm512_cvtph_ps(_mm256_loadu_si256(at.cast()));
+                        let bytes = |at: *const u8| {
+                            _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast())))
+                        };
+                        let scale = _mm512_mul_ps(halves(at[p]), bytes(at[p].add(64 + 32 * b)));
+                        let min = _mm512_mul_ps(halves(at[p].add(32)), bytes(at[p].add(64 + 32 * b + 16)));
+                        for t in 0..T {
+                            let (x_scale, x_sum) = o.block(block, t);
+                            let both = _mm512_mul_ps(scale, _mm512_set1_ps(x_scale));
+                            let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[p][t]), both, sums[p][t]);
+                            let x = _mm512_set1_ps(x_scale * x_sum as f32);
+                            sums[p][t] = _mm512_fnmadd_ps(min, x, sum);
+                        }
+                    } else {
+                        let scale = _mm512_cvtph_ps(_mm256_loadu_si256(at[p].add(32 * b).cast()));
+                        if b == 0 {
+                            prefetch(at[p], ahead);
+                        }
+                        for t in 0..T {
+                            let both = _mm512_mul_ps(scale, _mm512_set1_ps(o.block(block, t).0));
+                            sums[p][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot[p][t]), both, sums[p][t]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let mut out = [[[0f32; ROWS]; T]; P];
+    for p in 0..P {
+        for t in 0..T {
+            // SAFETY: sixteen numbers.
+            unsafe { _mm512_storeu_ps(out[p][t].as_mut_ptr(), sums[p][t]) };
+        }
+    }
+    out
+}
+
+/// P panels with T tokens, eight outputs a register.
+///
+/// # Safety
+/// As [`tile512`].
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn tile256<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_>) -> [[[f32; ROWS]; T]; P] {
+    let kind = const { kind_of(KIND) };
+    let mut sums = [[[_mm256_setzero_ps(); 2]; T]; P];
+    let (low, ones, flip) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1), _mm256_set1_epi8(-128));
+    for n in 0..o.records {
+        let mut at = [o.data; P];
+        for p in 0..P {
+            at[p] = at[p].wrapping_add(p * o.bytes + n * kind.record_bytes());
+        }
+        let ahead = o.ahead(n * kind.record_bytes(), P);
+        for b in 0..kind.record_blocks() {
+            let block = n * kind.record_blocks() + b;
+            let mut dot = [[[_mm256_setzero_si256(); 2]; T]; P];
+            // SAFETY: all offsets lie within record n of each panel, block and quads within the group.
+            unsafe {
+                if KIND == Q8 {
+                    for quad in 0..8 {
+                        for p in 0..P {
+                            let from = at[p].add(64 + 512 * b + 64 * quad);
+                            prefetch(from, ahead);
+                            for h in 0..2 {
+                                let w = _mm256_loadu_si256(from.add(32 * h).cast());
+                                let w = _mm256_xor_si256(w, flip);
+                                let size = _mm256_abs_epi8(w);
+                                for t in 0..T {
+                                    let x = _mm256_set1_epi32(o.quad(block * 8 + quad, t));
+                                    // At most 2 * 128 * 127: no saturation.
+                                    let pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w));
+                                    let sum = _mm256_madd_epi16(pairs, ones);
+                                    dot[p][t][h] = _mm256_add_epi32(dot[p][t][h], sum);
+                                }
+                            }
+                        }
+                    }
+                } else {
+                    let quants = kind.record_bytes() - kind.record_blocks() * 256;
+                    for quad in 0..4 {
+                        for p in 0..P {
+                            let from = at[p].add(quants + 256 * b + 64 * quad);
+                            prefetch(from, ahead);
+                            for h in 0..2 {
+                                let both = _mm256_loadu_si256(from.add(32 * h).cast());
+                                let w = _mm256_and_si256(both, low);
+                                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), low);
+                                for t in 0..T {
+                                    let x = _mm256_set1_epi32(o.quad(block * 8 + quad, t));
+                                    let y = _mm256_set1_epi32(o.quad(block * 8 + quad + 4, t));
+                                    // A block of these is at most 16 * 2 * 15 * 127 / 2: it fits 16 bits.
+                                    let sum = _mm256_add_epi16(
+                                        _mm256_maddubs_epi16(w, x),
+                                        _mm256_maddubs_epi16(high, y),
+                                    );
+                                    dot[p][t][h] = _mm256_add_epi16(dot[p][t][h], sum);
+                                }
+                            }
+                        }
+                    }
+                    for t in 0..T {
+                        let start = _mm256_set1_epi32(offset(KIND).wrapping_mul(o.block(block, t).1));
+                        for p in 0..P {
+                            for h in 0..2 {
+                                dot[p][t][h] = _mm256_add_epi32(_mm256_madd_epi16(dot[p][t][h], ones), start);
+                            }
+                        }
+                    }
+                }
+                for p in 0..P {
+                    for h in 0..2 {
+                        let halves = |at: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(at.add(16 * h).cast()));
+                        if KIND == Q4K {
+                            let bytes = |at: *const u8| {
+                                let bytes = _mm_loadl_epi64(at.add(8 * h).cast());
+                                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))
+                            };
+                            let scale = _mm256_mul_ps(halves(at[p]), bytes(at[p].add(64 + 32 * b)));
+                            let min =
+                                _mm256_mul_ps(halves(at[p].add(32)), bytes(at[p].add(64 + 32 * b + 16)));
+                            for t in 0..T {
+                                let (x_scale, x_sum) = o.block(block, t);
+                                let both = _mm256_mul_ps(scale, _mm256_set1_ps(x_scale));
+                                let dot = _mm256_cvtepi32_ps(dot[p][t][h]);
+                                let sum = _mm256_fmadd_ps(dot, both, sums[p][t][h]);
+                                let x = _mm256_set1_ps(x_scale * x_sum as f32);
+                                sums[p][t][h] = _mm256_fnmadd_ps(min, x, sum);
+                            }
+                        } else {
+                            let scale = halves(at[p].add(32 * b));
+                            for t in 0..T {
+                                let both = _mm256_mul_ps(scale, _mm256_set1_ps(o.block(block, t).0));
+                                let dot = _mm256_cvtepi32_ps(dot[p][t][h]);
+                                sums[p][t][h] = _mm256_fmadd_ps(dot, both, sums[p][t][h]);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let mut out = [[[0f32; ROWS]; T]; P];
+    for p in 0..P {
+        for t in 0..T {
+            for h in 0..2 {
+                // SAFETY: eight numbers of sixteen.
+                unsafe { _mm256_storeu_ps(out[p][t].as_mut_ptr().add(8 * h), sums[p][t][h]) };
+            }
+        }
+    }
+    out
+}
+
+/// Where sums go: `put(panel, token, sums)`.
+type Put<'a> = &'a mut dyn FnMut(usize, usize, &[f32; ROWS]);
+
+macro_rules! by_kind {
+    ($w:expr, $run:ident, $($arg:expr),*) => {
+        match $w.kind {
+            Kind::Q8 => $run::<Q8>($w, $($arg),*),
+            Kind::Q4 => $run::<Q4>($w, $($arg),*),
+            Kind::Q4K => $run::<Q4K>($w, $($arg),*),
+        }
+    };
+}
+
+/// A strip with all tokens of a group.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+pub fn avx512(w: Strip<'_>, x: Group<'_>, put: Put<'_>) {
+    by_kind!(w, group512, x, put);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+fn group512<const KIND: u8>(w: Strip<'_>, x: Group<'_>, put: Put<'_>) {
+    let count = w.width;
+    let mut p = 0;
+    while p < count {
+        // Panels × tokens whose sums fit the 32 registers beside the operands.
+        macro_rules! run {
+            ($panels:literal, $tokens:literal) => {{
+                const P: usize = $panels;
+                let n = if p + P <= count { P } else { 1 };
+                let o = Operands::new(w, p, n, x, 0);
+                // SAFETY: the operands are of so many panels, the group has so many tokens.
+                unsafe {
+                    if n == P {
+                        give(p, 0, &tile512::<KIND, P, $tokens>(o), put);
+                    } else {
+                        give(p, 0, &tile512::<KIND, 1, $tokens>(o), put);
+                    }
+                }
+                p += n;
+            }};
+        }
+        match x.width {
+            1 => run!(4, 1),
+            2 => run!(4, 2),
+            3 => run!(2, 3),
+            4 => run!(2, 4),
+            5 => run!(2, 5),
+            6 => run!(2, 6),
+            7 => run!(1, 7),
+            8 => run!(1, 8),
+            9 => run!(1, 9),
+            10 => run!(1, 10),
+            11 => run!(1, 11),
+            _ => run!(1, 12),
+        }
+    }
+}
+
+/// A strip with all tokens of a group.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub fn avx2(w: Strip<'_>, x: Group<'_>, put: Put<'_>) {
+    by_kind!(w, group256, x, put);
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn group256<const KIND: u8>(w: Strip<'_>, x: Group<'_>, put: Put<'_>) {
+    let count = w.width;
+    if x.width == 1 {
+        for p in (0..count).step_by(2) {
+            let n = 2.min(count - p);
+            let o = Operands::new(w, p, n, x, 0);
+            // SAFETY: the operands are of so many panels and one token.
+            unsafe {
+                if n == 2 {
+                    give(p, 0, &tile256::<KIND, 2, 1>(o), put);
+                } else {
+                    give(p, 0, &tile256::<KIND, 1, 1>(o), put);
+                }
+            }
+        }
+        return;
+    }
+    for p in 0..count {
+        for token in (0..x.width).step_by(2) {
+            let o = Operands::new(w, p, 1, x, token);
+            // SAFETY: the operands are of one panel, and so many tokens are left.
+            unsafe {
+                if token + 2 <= x.width {
+                    give(p, token, &tile256::<KIND, 1, 2>(o), put);
+                } else {
+                    give(p, token, &tile256::<KIND, 1, 1>(o), put);
+                }
+            }
+        }
+    }
+}
+
+fn give<const P: usize, const T: usize>(
+    panel: usize,
+    token: usize,
+    sums: &[[[f32; ROWS]; T]; P],
+    put: Put<'_>,
+) {
+    for (p, sums) in sums.iter().enumerate() {
+        for (t, sums) in sums.iter().enumerate() {
+            put(panel + p, token + t, sums);
+        }
+    }
+}
