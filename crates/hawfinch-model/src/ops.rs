@@ -15,10 +15,14 @@ use crate::{Result, State, StateLayout};
 /// How a weight matrix is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Apply {
-    /// `W x` with W `[out, in]`: linear weights.
+    /// `W x` with W `[out, in]`: linear weights, nearly all of a model.
     Linear,
     /// `x @ W` with W `[in, out]`: low-rank weights.
     Right,
+    /// `W x` with W `[out, in]`: the halves of a LoRA.
+    Adapter,
+    /// Rows are looked up: the embedding.
+    Table,
 }
 
 /// The sequences of one step: their tokens lie one after the other in the rows of every tensor.

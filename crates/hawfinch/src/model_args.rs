@@ -4,7 +4,9 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use hawfinch_model::{Checkpoint, Config, Cpu, Lora, Model, OpenOptions, State, format, synthetic};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use hawfinch_kernels::Isa;
+use hawfinch_model::{Checkpoint, Config, Cpu, Lora, Model, OpenOptions, Quant, State, format, synthetic};
 
 use crate::fail::usage;
 use crate::hub;
@@ -29,9 +31,17 @@ pub struct ModelOptions {
     /// Threads to compute with (default: all that the machine runs at once); results do not depend on it
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+    /// Quantise the weights while opening the model, where they are floats: int8 (8.5 bits a weight) or int4 (about 5)
+    #[arg(long, value_name = "TYPE", value_parser = quant_parser())]
+    quant: Option<Quant>,
     /// Run the model even if it does not fit in memory
     #[arg(long)]
     ignore_memory: bool,
+}
+
+/// Reads the name of a way to quantise.
+pub fn quant_parser() -> impl TypedValueParser<Value = Quant> {
+    PossibleValuesParser::new(Quant::ALL.map(Quant::name)).try_map(|name| name.parse::<Quant>())
 }
 
 impl ModelOptions {
@@ -56,6 +66,7 @@ impl ModelOptions {
                 printable(&n)
             )));
         }
+        Isa::chosen().map_err(|e| usage(format!("HAWFINCH_ISA: {e}")))?;
         let checkpoint = open_checkpoint(path)?;
         let config = Config::infer(&checkpoint)?;
         note_unused(&checkpoint, &config);
@@ -66,7 +77,7 @@ impl ModelOptions {
         let loras = self.loras.iter().map(|s| Lora::from_spec(s)).collect::<Result<_, _>>()?;
         let options = OpenOptions { loras, group_norm_eps: self.group_norm_eps };
         let ops = self.threads.map_or_else(Cpu::default, |n| Cpu::new(n.get()));
-        Ok(Model::from_checkpoint(checkpoint, options, ops)?)
+        Ok(Model::from_checkpoint(checkpoint, options, ops.quantizing(self.quant))?)
     }
 }
 

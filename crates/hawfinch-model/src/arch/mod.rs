@@ -120,8 +120,8 @@ impl<O: Ops> Loader<'_, O> {
             .map(|(l, (a, b))| {
                 let scale = l.alpha / a.shape[0] as f64;
                 Ok((
-                    self.ops.matrix(name, a, Apply::Linear)?,
-                    self.ops.matrix(name, b, Apply::Linear)?,
+                    self.ops.matrix(name, a, Apply::Adapter)?,
+                    self.ops.matrix(name, b, Apply::Adapter)?,
                     scale,
                 ))
             })
@@ -131,7 +131,7 @@ impl<O: Ops> Loader<'_, O> {
 
     /// A matrix applied as it is: the embedding table (rows are looked up), no adapters.
     pub fn table(&self, name: &str) -> Result<O::Matrix> {
-        self.ops.matrix(name, self.tensor(name)?, Apply::Linear)
+        self.ops.matrix(name, self.tensor(name)?, Apply::Table)
     }
 
     /// A low-rank weight `[in, out]`.

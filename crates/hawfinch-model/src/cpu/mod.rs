@@ -4,17 +4,26 @@
 use std::sync::{Arc, Mutex};
 
 use hawfinch_kernels::elementwise::{self, Binary, Unary};
-use hawfinch_kernels::{DType, Isa, Pool, Real, linear, norm, wkv};
+use hawfinch_kernels::panel::Activations;
+use hawfinch_kernels::{Isa, Pool, Real, norm, wkv};
 
 use crate::checkpoint::StoredTensor;
 use crate::ops::{Apply, Batch, Norm, Ops};
-use crate::{Error, Result, State, StateLayout};
+use crate::quantize::Quant;
+use crate::{Result, State, StateLayout};
+
+mod matrix;
+
+pub use matrix::Matrix;
 
 /// The CPU.
 pub struct Cpu<F: Real = f32> {
     buffers: Arc<Buffers<F>>,
     pool: Arc<Pool>,
     isa: Isa,
+    quant: Option<Quant>,
+    /// Scratch of products with quantised weights.
+    activations: Arc<Mutex<Activations>>,
 }
 
 impl<F: Real> Cpu<F> {
@@ -26,7 +35,19 @@ impl<F: Real> Cpu<F> {
 
     /// On a given pool of threads, with a given instruction set.
     pub fn with(pool: Arc<Pool>, isa: Isa) -> Self {
-        Cpu { buffers: Arc::new(Buffers(Mutex::default())), pool, isa }
+        Cpu {
+            buffers: Arc::new(Buffers(Mutex::default())),
+            pool,
+            isa,
+            quant: None,
+            activations: Arc::default(),
+        }
+    }
+
+    /// Models prepared from now on have their weights quantised as they are opened (where they are floats).
+    pub fn quantizing(mut self, quant: Option<Quant>) -> Self {
+        self.quant = quant;
+        self
     }
 
     /// Threads it works with.
@@ -114,25 +135,6 @@ impl<F: Real> Tensor<F> {
     }
 }
 
-/// A weight on the CPU: the bytes of the file as they are, or turned so that a row is an output.
-pub struct Matrix {
-    weight: StoredTensor,
-    outputs: usize,
-    inputs: usize,
-}
-
-impl Matrix {
-    fn view(&self) -> linear::Matrix<'_> {
-        linear::Matrix {
-            dtype: self.weight.dtype,
-            outputs: self.outputs,
-            inputs: self.inputs,
-            scale: self.weight.scale,
-            data: &self.weight.data,
-        }
-    }
-}
-
 /// Numbers above which an element-wise operation is divided over the threads: some ten microseconds.
 const DIVIDED: usize = 1 << 15;
 
@@ -201,31 +203,7 @@ impl<F: Real> Ops for Cpu<F> {
     type State = State<F>;
 
     fn matrix(&self, name: &str, weight: &StoredTensor, apply: Apply) -> Result<Matrix> {
-        let [a, b] = weight.shape[..] else {
-            return Err(Error::Shape {
-                name: name.into(),
-                found: weight.shape.clone(),
-                expected: "two axes".into(),
-            });
-        };
-        if !weight.dtype.is_float() && !weight.dtype.is_quantized() {
-            return Err(Error::Invalid(format!(
-                "tensor `{name}` holds {} numbers; weights are floats or quantised blocks",
-                weight.dtype
-            )));
-        }
-        let (outputs, inputs) = match apply {
-            Apply::Linear => (a, b),
-            Apply::Right => (b, a),
-        };
-        let mut weight = weight.clone();
-        // Low-rank weights mostly lie input by input. They are small: turned once, they run as all others do.
-        if (apply == Apply::Right) != weight.transposed {
-            let (dtype, data) = linear::turned(weight.dtype, &weight.data, inputs, outputs);
-            (weight.dtype, weight.data) = (dtype, data.into());
-        }
-        debug_assert!(weight.dtype != DType::Bool);
-        Ok(Matrix { weight, outputs, inputs })
+        self.prepare(name, weight, apply)
     }
 
     fn vector(&self, values: &[f64]) -> Tensor<F> {
@@ -233,11 +211,11 @@ impl<F: Real> Ops for Cpu<F> {
     }
 
     fn embedding(&self, table: &Matrix, tokens: &[u32]) -> Tensor<F> {
-        self.make(tokens.len(), table.inputs, |y| linear::embedding(y, tokens, table.view()))
+        self.make(tokens.len(), table.inputs(), |y| table.look_up(y, tokens))
     }
 
     fn linear(&self, x: &Tensor<F>, w: &Matrix) -> Tensor<F> {
-        self.make(x.rows(), w.outputs, |y| linear::linear(self.isa, &self.pool, y, x.data(), w.view()))
+        self.make(x.rows(), w.outputs(), |y| self.multiply(y, x.data(), w))
     }
 
     fn columns(&self, x: &Tensor<F>, start: usize, len: usize) -> Tensor<F> {

@@ -1,0 +1,77 @@
+//! Which block type a weight is quantised to.
+
+use std::fmt;
+use std::str::FromStr;
+
+use hawfinch_kernels::DType;
+
+/// How the weights of a model are quantised.
+///
+/// Only linear weights are (`W x`): the embedding, of which a token reads one row, low-rank weights, norms, mixes,
+/// decays and LoRAs stay as they are. Weights that are quantised already stay so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quant {
+    /// Every linear weight as Q8_0: 8.5 bits a weight.
+    Int8,
+    /// Every linear weight as Q4_K, 4.6 bits a weight in memory (Q4_0 where rows are no whole blocks of 256), but the
+    /// head as Q8_0.
+    Int4,
+}
+
+impl Quant {
+    /// Every way, as on the command line.
+    pub const ALL: [Quant; 2] = [Quant::Int8, Quant::Int4];
+
+    /// As on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Quant::Int8 => "int8",
+            Quant::Int4 => "int4",
+        }
+    }
+
+    /// The block type for a weight with rows of `inputs` numbers stored as `from`, or `None` when it stays as it is.
+    pub fn block_type(self, name: &str, from: DType, inputs: usize) -> Option<DType> {
+        let wish: &[DType] = match self {
+            Quant::Int4 if name != "head.weight" => &[DType::Q4_K, DType::Q4_0],
+            _ => &[DType::Q8_0],
+        };
+        let fits = |d: &&DType| from.is_float() && d.bytes_for(inputs).is_some();
+        wish.iter().find(fits).copied()
+    }
+}
+
+impl fmt::Display for Quant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Quant {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        Quant::ALL
+            .into_iter()
+            .find(|q| q.name() == s)
+            .ok_or_else(|| format!("`{s}` is neither int8 nor int4"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_becomes_what() {
+        let of = |q: Quant, name, from, inputs| q.block_type(name, from, inputs);
+        assert_eq!(of(Quant::Int8, "blocks.0.att.key.weight", DType::BF16, 2048), Some(DType::Q8_0));
+        assert_eq!(of(Quant::Int4, "blocks.0.att.key.weight", DType::BF16, 2048), Some(DType::Q4_K));
+        assert_eq!(of(Quant::Int4, "blocks.0.att.key.weight", DType::F32, 96), Some(DType::Q4_0));
+        assert_eq!(of(Quant::Int4, "head.weight", DType::BF16, 2048), Some(DType::Q8_0));
+        assert_eq!(of(Quant::Int8, "blocks.0.att.key.weight", DType::BF16, 40), None);
+        assert_eq!(of(Quant::Int8, "blocks.0.att.key.weight", DType::Q5_0, 2048), None);
+        assert_eq!("int4".parse(), Ok(Quant::Int4));
+        assert!("int3".parse::<Quant>().is_err());
+    }
+}
