@@ -315,9 +315,10 @@ fn what_is_read_is_not_written_over() {
     std::fs::create_dir(place.path("folder")).unwrap();
     std::fs::copy(place.path("m.pth"), place.path("folder/only.pth")).unwrap();
     place.write("ids.json", "[1,2]");
-    place.write("texts.jsonl", "{\"text\":\"a\",\"prompt\":\"a\"}\n");
+    place.write("texts.jsonl", "{\"text\":\"a\"}\n");
+    place.write("prompts.jsonl", "{\"prompt\":\"a\"}\n");
     place.run(&["logits", "m.pth", "--ids", "1", "--out", "l.st", "--state-out", "s.st"]).ok();
-    let kept = ["m.pth", "folder/only.pth", "ids.json", "texts.jsonl", "s.st"];
+    let kept = ["m.pth", "folder/only.pth", "ids.json", "texts.jsonl", "prompts.jsonl", "s.st"];
     let before = kept.map(|name| place.read(name));
     let logits = ["logits", "m.pth", "--ids", "1", "--out"];
     let mut all: Vec<Vec<&str>> = vec![
@@ -332,7 +333,7 @@ fn what_is_read_is_not_written_over() {
         vec!["embed", "m.pth", "a", "-o", "m.pth"],
         vec!["embed", "m.pth", "--input", "texts.jsonl", "-o", "texts.jsonl"],
         vec!["generate", "m.pth", "a", "-n", "1", "--state-out", "m.pth"],
-        vec!["generate", "m.pth", "--input", "texts.jsonl", "-n", "1", "-o", "texts.jsonl"],
+        vec!["generate", "m.pth", "--input", "prompts.jsonl", "-n", "1", "-o", "prompts.jsonl"],
         vec!["convert", "m.pth", "m.pth", "--force"],
         vec!["convert", "folder", "folder/only.pth", "--force"],
     ];
