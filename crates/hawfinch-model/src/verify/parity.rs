@@ -66,7 +66,7 @@ impl Tolerances {
 fn tolerance(folder: &Path, group: &str, key: &str) -> Result<f64> {
     given_tolerance(folder, group, key)?.ok_or_else(|| {
         let pointer = format!("/recommended_tolerances/{group}/{key}");
-        Error::damaged(&folder.join("meta.json"), format!("it gives no tolerance at {pointer}"))
+        Error::damaged(folder.join("meta.json"), format!("it gives no tolerance at {pointer}"))
     })
 }
 
