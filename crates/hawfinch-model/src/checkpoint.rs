@@ -247,6 +247,9 @@ pub struct Checkpoint {
     pub metadata: BTreeMap<String, String>,
     /// Where it came from.
     pub path: PathBuf,
+    /// The files that were read for it: the one at `path`, or those of the folder there; none when it was
+    /// made in memory. What is written must not go to one of these.
+    pub files: Vec<PathBuf>,
     /// In which format.
     pub format: FileFormat,
     /// Form of the decays.
@@ -264,6 +267,7 @@ impl Checkpoint {
             tensors: IndexMap::new(),
             metadata: BTreeMap::new(),
             path: path.as_ref().into(),
+            files: Vec::new(),
             format,
             decay_form: DecayForm::Raw,
             group_norm_eps: None,

@@ -351,7 +351,11 @@ fn not_rwkv(ckpt: &Checkpoint) -> Error {
 
 /// Architectures that share RWKV's names but are other models, recognised by name (spec section 8).
 fn refuse_variants(ckpt: &Checkpoint) -> Result<()> {
-    let has = |part: &str| ckpt.tensors.keys().any(|k| k.contains(part));
+    // A part of a name, at its beginning too.
+    let has = |part: &str| {
+        let first = part.strip_prefix('.').unwrap_or(part);
+        ckpt.tensors.keys().any(|k| k.contains(part) || k.starts_with(first))
+    };
     let variants: [(&str, &str); 9] = [
         (".qkv.", "is RWKV-7b, which adds soft-capped attention with a cache that grows with the text"),
         ("s_emb", "is RWKV-7a (DeepEmbed), which adds per-layer token tables to the channel mix"),

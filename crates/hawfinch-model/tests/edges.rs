@@ -277,3 +277,89 @@ fn a_pipe_is_no_model() {
     let error = receiver.recv_timeout(std::time::Duration::from_secs(20)).expect("it waits for a writer");
     assert!(error.contains("not a regular file"), "{error}");
 }
+
+fn saved(ckpt: &Checkpoint, name: &str, dtype: Option<DType>) -> hawfinch_model::Result<Checkpoint> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join(name);
+    let format = format::SaveFormat::from_extension(&path).unwrap();
+    format::save(&path, ckpt, format::SaveOptions { format, dtype, vocabulary: None, progress: None })?;
+    format::open(&path)
+}
+
+#[test]
+fn buffers_without_numbers_do_not_keep_a_model_from_gguf() {
+    let mut ckpt = checkpoint(Version::V6);
+    ckpt.insert("blocks.0.att.time_shift", StoredTensor::from_f32(&[0], &[])).unwrap();
+    let made = saved(&ckpt, "m.gguf", None).unwrap();
+    assert!(made.get("blocks.0.att.time_shift").is_none() && made.tensors.len() + 1 == ckpt.tensors.len());
+    ckpt.insert("blocks.0.att.other", StoredTensor::from_f32(&[1], &[1.0])).unwrap();
+    assert!(saved(&ckpt, "m.gguf", None).unwrap_err().to_string().contains("blocks.0.att.other"));
+}
+
+#[test]
+fn blocks_take_no_nan_and_no_infinity() {
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut ckpt = checkpoint(Version::V7);
+        let t = ckpt.tensors.get_mut("blocks.1.ffn.key.weight").unwrap();
+        let mut values = t.to_f32();
+        values[40] = value;
+        *t = StoredTensor::from_f32(&t.shape.clone(), &values);
+        for dtype in [DType::Q8_0, DType::Q4_0, DType::Q5_1] {
+            let e = saved(&ckpt, "m.gguf", Some(dtype)).unwrap_err().to_string();
+            assert!(e.contains("blk.1.channel_mix_key.weight") && e.contains(&value.to_string()), "{e}");
+        }
+        // Floating-point numbers keep it, for whoever looks for it.
+        for dtype in [None, Some(DType::F16), Some(DType::BF16)] {
+            let made = saved(&ckpt, "m.pth", dtype).unwrap();
+            let kept = made.get("blocks.1.ffn.key.weight").unwrap().to_f32()[40];
+            assert!(kept == value || kept.is_nan() && value.is_nan(), "{dtype:?}: {kept}");
+        }
+    }
+}
+
+#[test]
+fn quantising_keeps_the_model_s_hash_and_notes_the_scheme() {
+    let ckpt = checkpoint(Version::V7);
+    let hash = hash::identity(&ckpt, None).unwrap();
+    let noted = |c: &Checkpoint| c.metadata.get(hawfinch_model::metadata::QUANTIZED).cloned();
+    let mut file = saved(&ckpt, "m.gguf", None).unwrap();
+    assert_eq!(noted(&file), None);
+    for (name, dtype, scheme) in [
+        ("m.gguf", Some(DType::Q8_0), "q8_0"),
+        ("m.pth", None, "q8_0"),
+        ("m.gguf", Some(DType::Q4_0), "q8_0, q4_0"),
+        ("m.gguf", None, "q8_0, q4_0"),
+        ("m.safetensors", Some(DType::F32), "q8_0, q4_0"),
+    ] {
+        file = saved(&file, name, dtype).unwrap();
+        assert_eq!(noted(&file).as_deref(), Some(scheme), "{name} {dtype:?}");
+        assert_eq!(hash::identity(&file, None).unwrap(), hash);
+    }
+    // Another program's blocks are noted when they become numbers.
+    let mut theirs = saved(&ckpt, "m.gguf", Some(DType::Q8_0)).unwrap();
+    theirs.metadata.clear();
+    assert_eq!(noted(&saved(&theirs, "m.pth", None).unwrap()).as_deref(), Some("q8_0"));
+}
+
+#[test]
+fn a_checkpoint_knows_the_files_it_was_read_from() {
+    let data = |name: &str| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name);
+    let files = |name: &str| {
+        let files = format::open(&data(name)).unwrap().files;
+        let mut names: Vec<_> =
+            files.iter().map(|f| f.file_name().unwrap().to_string_lossy().into_owned()).collect();
+        names.sort();
+        assert!(files.iter().all(|f| f.is_file()));
+        names
+    };
+    assert_eq!(files("v7.pth"), ["v7.pth"]);
+    assert_eq!(files("v4.hf"), std::fs::read_dir(data("v4.hf")).map(names_of).unwrap());
+    let sharded = files("v6.hf");
+    assert!(sharded.len() == 3 && sharded.iter().any(|f| f.ends_with(".index.json")), "{sharded:?}");
+    assert!(checkpoint(Version::V4).files.is_empty());
+}
+
+fn names_of(dir: std::fs::ReadDir) -> Vec<String> {
+    let names = dir.map(|e| e.unwrap().file_name().to_string_lossy().into_owned());
+    names.filter(|n| !n.ends_with(".json")).collect()
+}

@@ -171,3 +171,53 @@ fn a_perturbation_of_tuned_states_and_adapters_fails() {
         fail("state_final.1.wkv", 1e-4 * scale, "state after the tuned state");
     }
 }
+
+#[test]
+fn without_their_tolerances_losses_and_states_are_absent_and_not_compared() {
+    let copy = tempfile::tempdir().unwrap();
+    for file in ["case.safetensors", "model.pth", "model-bf16.pth"] {
+        std::fs::copy(fixtures().join("M/v6").join(file), copy.path().join(file)).unwrap();
+    }
+    let check = |tolerances: &str| {
+        let meta = format!("{{\"recommended_tolerances\":{{\"f32_sequential\":{{{tolerances}}}}}}}");
+        std::fs::write(copy.path().join("meta.json"), meta).unwrap();
+        parity::check(copy.path(), false)
+    };
+    let report = check("\"logits_max_abs\":2e-4").unwrap();
+    assert!(report.passed() && report.checks.len() == 6, "{report:?}");
+    let said =
+        |what: &str| report.absent.iter().any(|a| a.starts_with("a tolerance for") && a.contains(what));
+    assert!(said("loss, f32") && said("loss, bf16") && said("state after the last token"), "{report:?}");
+    for (wrong, words) in [
+        ("\"loss_abs\":1e-5", "no tolerance at"),
+        ("\"logits_max_abs\":\"2e-4\"", "no number from 0 up"),
+        ("\"logits_max_abs\":-1", "no number from 0 up"),
+        ("\"logits_max_abs\":2e-4,\"loss_abs\":null", "no number from 0 up"),
+    ] {
+        let e = check(wrong).unwrap_err().to_string();
+        assert!(e.contains(words), "{wrong}: {e}");
+    }
+}
+
+#[test]
+fn what_is_no_token_id_is_no_other_token() {
+    let folder = fixtures().join("M/v7");
+    let copy = tempfile::tempdir().unwrap();
+    for file in ["meta.json", "model.pth"] {
+        std::fs::copy(folder.join(file), copy.path().join(file)).unwrap();
+    }
+    let mut case = format::open(&folder.join("case.safetensors")).unwrap();
+    let t = case.tensors.get_mut("tokens").unwrap();
+    let mut bytes = t.data.to_vec();
+    bytes[..8].copy_from_slice(&(-1i64).to_le_bytes());
+    t.data = bytes.into();
+    let options = format::SaveOptions {
+        format: format::SaveFormat::Safetensors,
+        dtype: None,
+        vocabulary: None,
+        progress: None,
+    };
+    format::save(&copy.path().join("case.safetensors"), &case, options).unwrap();
+    let e = parity::check(copy.path(), false).unwrap_err().to_string();
+    assert!(e.contains("out of range"), "{e}");
+}

@@ -176,6 +176,7 @@ fn variants_are_refused_by_name() {
     let expected: BTreeMap<&str, &str> = BTreeMap::from([
         ("blocks.0.ffn.s_emb.weight", "DeepEmbed"),
         ("blocks.0.qkv.weight", "7b"),
+        ("qkv.0.k1", "7b"),
         ("blocks.0.tiny_ln.weight", "tiny attention"),
         ("blocks.0.att.time_maa_rkvw_w1", "x060b"),
         ("blocks.0.ffnPre.key.weight", "ffnPre"),

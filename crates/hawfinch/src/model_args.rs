@@ -52,11 +52,7 @@ impl ModelOptions {
 
     /// As [`ModelOptions::open`], to run so many sequences at once.
     pub fn open_for(&self, path: &Path, sequences: usize) -> anyhow::Result<Model> {
-        if let Some(eps) = self.group_norm_eps
-            && !(eps > 0.0 && eps < 1.0)
-        {
-            return Err(usage(format!("--group-norm-eps must lie between 0 and 1, not {eps}")));
-        }
+        self.group_norm_eps.map_or(Ok(()), check_eps)?;
         if let Ok(n) = std::env::var("HAWFINCH_THREADS")
             && !n.is_empty()
             && n.parse::<NonZeroUsize>().is_err()
@@ -67,7 +63,7 @@ impl ModelOptions {
             )));
         }
         Isa::chosen().map_err(|e| usage(format!("HAWFINCH_ISA: {e}")))?;
-        let checkpoint = open_checkpoint(path)?;
+        let mut checkpoint = open_checkpoint(path)?;
         let config = Config::infer(&checkpoint)?;
         note_unused(&checkpoint, &config);
         if !self.ignore_memory {
@@ -75,10 +71,22 @@ impl ModelOptions {
                 .map_err(|e| anyhow::anyhow!("{e} (--ignore-memory runs it all the same)"))?;
         }
         let loras = self.loras.iter().map(|s| Lora::from_spec(s)).collect::<Result<_, _>>()?;
+        // They are read for the model as well: nothing may be written over them.
+        let lora_file =
+            |spec: &String| PathBuf::from(spec.rsplit_once(":alpha=").map_or(&**spec, |(f, _)| f));
+        checkpoint.files.extend(self.loras.iter().map(lora_file));
         let options = OpenOptions { loras, group_norm_eps: self.group_norm_eps };
         let ops = self.threads.map_or_else(Cpu::default, |n| Cpu::new(n.get()));
         Ok(Model::from_checkpoint(checkpoint, options, ops.quantizing(self.quant))?)
     }
+}
+
+/// Refuses an epsilon that none can be.
+pub fn check_eps(eps: f64) -> anyhow::Result<()> {
+    if eps > 0.0 && eps < 1.0 {
+        return Ok(());
+    }
+    Err(usage(format!("--group-norm-eps must lie between 0 and 1, not {eps}")))
 }
 
 /// Says so when a checkpoint holds tensors that nothing here uses: a variant nobody has told us of may look like
@@ -121,15 +129,34 @@ pub struct StateOptions {
 }
 
 impl StateOptions {
-    /// The state to start from; refuses a place for the last one where no file can be.
+    /// The state to start from; refuses a place for the last one where no file can be or the model is. (It
+    /// may replace the state to start from.)
     pub fn load(&self, model: &Model) -> anyhow::Result<State> {
         if let Some(to) = &self.to {
             output::can_be_file(to)?;
+            output::not_over(to, &model.checkpoint().files)?;
         }
         match &self.from {
             Some(path) => load_state(model, path),
             None => Ok(model.new_state()),
         }
+    }
+
+    /// Refuses an output of the command that is also the state to start from or the place for the last one.
+    pub fn apart_from(&self, out: &Path) -> anyhow::Result<()> {
+        output::not_over(out, &self.from)?;
+        match &self.to {
+            Some(to) if output::same_place(to, out) => Err(usage(format!(
+                "{} cannot hold both the state and the result: give them two names",
+                out.display()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses to save the last state over another file that the command reads.
+    pub fn not_to(&self, read: Option<&Path>) -> anyhow::Result<()> {
+        self.to.as_ref().map_or(Ok(()), |to| output::not_over(to, read))
     }
 
     /// Whether a state to start from was given.

@@ -52,6 +52,32 @@ pub fn may_write(path: &Path, force: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Refuses to write over a file that the same command reads.
+pub fn not_over<P: AsRef<Path>>(path: &Path, read: impl IntoIterator<Item = P>) -> anyhow::Result<()> {
+    match read.into_iter().find(|r| same_place(path, r.as_ref())) {
+        None => Ok(()),
+        Some(_) => {
+            Err(usage(format!("{} is a file to read, not to write over: give another name", path.display())))
+        }
+    }
+}
+
+/// Whether two paths are one file of a disk, or would be if it were there. Links count as what they lead to;
+/// pipes and devices are no places.
+pub fn same_place(a: &Path, b: &Path) -> bool {
+    let place = |path: &Path| -> Option<PathBuf> {
+        match path.metadata() {
+            Ok(m) if !m.is_file() => None,
+            Ok(_) => path.canonicalize().ok(),
+            Err(_) => {
+                let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                Some(folder.canonicalize().ok()?.join(path.file_name()?))
+            }
+        }
+    };
+    place(a).is_some_and(|a| place(b).as_ref() == Some(&a))
+}
+
 /// A file that is written beside its final place and put there when complete; on a failure nothing is left.
 /// A link stays a link: what it leads to is replaced. What is there and is no file of a disk (a pipe,
 /// `/dev/stdout`, `/dev/null`) is written to, not replaced.

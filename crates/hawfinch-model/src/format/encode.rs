@@ -83,11 +83,19 @@ impl Item<'_> {
         ))
     }
 
-    /// Refuses numbers that would become infinite: F16, also as the scale of a block, ends at 65504.
+    /// Refuses numbers that would become infinite: F16, also as the scale of a block, ends at 65504. In blocks
+    /// refuses NaN and infinities too.
     fn check_range(&self, values: &[f32]) -> io::Result<()> {
         const END: f32 = 65520.0; // from here on F16 rounds to infinity
         if self.dtype != DType::F16 && !self.dtype.is_quantized() {
             return Ok(());
+        }
+        // A block has no number for them: they would become others.
+        if let Some(v) = values.iter().find(|v| !v.is_finite()).filter(|_| self.dtype.is_quantized()) {
+            return Err(io::Error::other(format!(
+                "tensor `{}` holds {v}, which {} cannot: the model is damaged, as `hawfinch verify` says too",
+                self.name, self.dtype
+            )));
         }
         match values.iter().find(|v| v.is_finite() && v.abs() >= END) {
             None => Ok(()),

@@ -127,7 +127,7 @@ impl Entry {
 }
 
 /// Whether numbers can be encoded in the type.
-fn writable(dtype: DType) -> bool {
+pub(super) fn writable(dtype: DType) -> bool {
     block::encode(dtype, &[0.0; 256], &mut Vec::new())
 }
 
@@ -189,7 +189,9 @@ impl Maker<'_> {
                 names::find(self.config.version, key).or(names::find(self.config.version, &listed)).is_some()
             };
             // Layer 0's unused values of a shape of their own are left out; they mean nothing.
-            if let Some(key) = self.ckpt.tensors.keys().find(|k| !known(k)) {
+            // Nor do buffers without numbers, as old training code left them.
+            let kept = self.ckpt.tensors.iter().filter(|(_, t)| !t.is_empty());
+            if let Some(key) = kept.map(|(k, _)| k).find(|k| !known(k)) {
                 return Err(Error::unsupported(
                     &self.ckpt.path,
                     format!(

@@ -42,7 +42,9 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     if path.is_dir() {
         return huggingface::open(path);
     }
-    read(path, map_file(path)?)
+    let mut ckpt = read(path, map_file(path)?)?;
+    ckpt.files = vec![path.into()];
+    Ok(ckpt)
 }
 
 /// As [`open`], from a file's bytes; `path` appears in messages only.

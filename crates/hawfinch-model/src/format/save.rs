@@ -36,6 +36,14 @@ impl SaveFormat {
             _ => None,
         }
     }
+
+    /// Whether models can be written in this format with matrices of that number type.
+    pub fn writes(self, dtype: DType) -> bool {
+        match self {
+            SaveFormat::Pth | SaveFormat::Safetensors => dtype.is_float(),
+            SaveFormat::Gguf => dtype.is_float() || (dtype.is_quantized() && gguf_write::writable(dtype)),
+        }
+    }
 }
 
 /// How to write.
@@ -69,7 +77,7 @@ pub fn save(path: &Path, ckpt: &Checkpoint, options: SaveOptions) -> Result<()> 
     }
     if let Some(d) = options.dtype
         && options.format != SaveFormat::Gguf
-        && !d.is_float()
+        && !options.format.writes(d)
     {
         return Err(Error::Invalid(format!(
             "{d} is not a number type of .pth and .safetensors files; GGUF has it"
@@ -136,6 +144,17 @@ fn metadata_of(ckpt: &Checkpoint, config: Option<&Config>, dtype: Option<DType>)
         }
         if let Some(t) = ckpt.get("blocks.0.att.key.weight") {
             set(metadata::DTYPE, target_dtype(t.dtype, dtype).name().into());
+            let mut schemes: Vec<String> =
+                ckpt.metadata.get(metadata::QUANTIZED).cloned().into_iter().collect();
+            let steps = [(schemes.is_empty() && t.dtype.is_quantized()).then_some(t.dtype), dtype];
+            for step in steps.into_iter().flatten().filter(|d| d.is_quantized()) {
+                if schemes.last().is_none_or(|s| !s.ends_with(step.name())) {
+                    schemes.push(step.name().into());
+                }
+            }
+            if !schemes.is_empty() {
+                set(metadata::QUANTIZED, schemes.join(", "));
+            }
         }
     }
     out

@@ -46,32 +46,42 @@ pub fn find(dir: &Path) -> Result<Vec<PathBuf>> {
 /// The tolerances of a folder's `meta.json`.
 struct Tolerances {
     logits: f64,
-    state: f64,
-    loss: f64,
+    /// `None` where the file does not give it: then states are not compared.
+    state: Option<f64>,
+    loss: Option<f64>,
 }
 
 impl Tolerances {
     fn read(folder: &Path) -> Result<Tolerances> {
-        let get = |key: &str| tolerance(folder, "f32_sequential", key);
+        let get = |key: &str| given_tolerance(folder, "f32_sequential", key);
         Ok(Tolerances {
-            logits: get("logits_max_abs")?,
+            logits: tolerance(folder, "f32_sequential", "logits_max_abs")?,
             state: get("state_rel_to_tensor_max")?,
             loss: get("loss_abs")?,
         })
     }
 }
 
-/// One number of `recommended_tolerances` in the folder's `meta.json`.
+/// As [`given_tolerance`]; an error where the file does not give it.
 fn tolerance(folder: &Path, group: &str, key: &str) -> Result<f64> {
+    given_tolerance(folder, group, key)?.ok_or_else(|| {
+        let pointer = format!("/recommended_tolerances/{group}/{key}");
+        Error::damaged(folder.join("meta.json"), format!("it gives no tolerance at {pointer}"))
+    })
+}
+
+/// One number of `recommended_tolerances` in the folder's `meta.json`, if it is there.
+fn given_tolerance(folder: &Path, group: &str, key: &str) -> Result<Option<f64>> {
     let path = folder.join("meta.json");
     let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
     let meta: Value =
         serde_json::from_slice(&text).map_err(|e| Error::damaged(&path, format!("it is no JSON: {e}")))?;
     let pointer = format!("/recommended_tolerances/{group}/{key}");
-    meta.pointer(&pointer)
-        .and_then(Value::as_f64)
-        .filter(|t| t.is_finite() && *t >= 0.0)
-        .ok_or_else(|| Error::damaged(&path, format!("it gives no tolerance at {pointer}")))
+    let Some(value) = meta.pointer(&pointer) else { return Ok(None) };
+    let number = value.as_f64().filter(|t| t.is_finite() && *t >= 0.0);
+    let number = number
+        .ok_or_else(|| Error::damaged(&path, format!("its tolerance at {pointer} is no number from 0 up")))?;
+    Ok(Some(number))
 }
 
 /// A file of expected values.
@@ -98,7 +108,9 @@ impl Case {
 
     fn ids(&self, name: &str) -> Option<Vec<u32>> {
         // An empty list would compare nothing with nothing.
-        let ids: Vec<u32> = self.values(name)?.into_iter().map(|v| v as u32).collect();
+        // What is no id becomes one that no vocabulary has.
+        let id = |v: f64| if v >= 0.0 && v.fract() == 0.0 { v as u32 } else { u32::MAX };
+        let ids: Vec<u32> = self.tensor(name)?.to_f64().into_iter().map(id).collect();
         Some(ids).filter(|ids| !ids.is_empty())
     }
 }
@@ -287,8 +299,11 @@ fn compare_loss(
     what: &str,
     logits: &[f32],
     vocab: usize,
-    tolerance: f64,
+    tolerance: Option<f64>,
 ) {
+    let Some(tolerance) = tolerance else {
+        return report.absent.push(format!("a tolerance for {what} in meta.json"));
+    };
     let (Some(want), Some(targets)) = (case.scalar(names[0]), case.ids(names[1])) else {
         report.absent.push(names[0].into());
         return;
@@ -325,8 +340,11 @@ fn compare_state<O: Ops + 'static>(
     what: &str,
     got: &State,
     m: &Model<O>,
-    tolerance: f64,
+    tolerance: Option<f64>,
 ) {
+    let Some(tolerance) = tolerance else {
+        return report.absent.push(format!("a tolerance for the {what} in meta.json"));
+    };
     let want = match state_of(case, prefix, m) {
         Ok(Some(want)) => want,
         Ok(None) => return report.absent.push(format!("{prefix}.*")),

@@ -201,6 +201,7 @@ impl<'m> Talk<'m> {
             Saved { template: self.chat.template().name().into(), messages: self.chat.history().to_vec() };
         let state = &self.chat.session().position().state;
         let more = [(CHAT, serde_json::to_string(&saved)?)];
+        crate::output::not_over(path, &model.checkpoint().files)?;
         state.save_with(path, model.config().version, &model_identity(model)?, &more)?;
         note(format_args!("saved {} ({} of context)", path.display(), plural(state.tokens, "token")));
         Ok(())

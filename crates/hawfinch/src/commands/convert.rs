@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use clap::ValueEnum;
 use hawfinch_kernels::DType;
+use hawfinch_model::config::META_GROUP_NORM_EPS;
 use hawfinch_model::format::{self, SaveFormat, SaveOptions};
-use hawfinch_model::{Checkpoint, Config, FileFormat};
+use hawfinch_model::{Checkpoint, Config};
 use hawfinch_tokenizer::Tokenizer;
 
 use crate::fail::usage;
@@ -38,6 +39,9 @@ pub struct Args {
     /// Number type of the weights: f32, f16, bf16, or in GGUF q8_0, q4_0, q4_k … [default: as they are]
     #[arg(long, value_name = "TYPE")]
     dtype: Option<String>,
+    /// Epsilon of the group norm after WKV to note in the file, in place of what the source implies
+    #[arg(long, value_name = "EPS")]
+    group_norm_eps: Option<f64>,
     #[command(flatten)]
     tokenizer: TokenizerOption,
     /// Replace the file if it exists
@@ -55,13 +59,17 @@ enum Format {
     Gguf,
 }
 
-/// A number type that may be asked for by name.
-pub fn parse_dtype(name: &str) -> anyhow::Result<DType> {
-    let known = DType::from_name(name).filter(|d| d.is_float() || d.is_quantized());
-    known.ok_or_else(|| {
-        let all: Vec<&str> =
-            DType::ALL.into_iter().filter(|d| d.is_float() || d.is_quantized()).map(DType::name).collect();
-        usage(format!("`{name}` is no number type for weights: choose one of {}", all.join(", ")))
+/// A number type that may be asked for by name in a format.
+pub fn parse_dtype(name: &str, format: SaveFormat) -> anyhow::Result<DType> {
+    let known = DType::from_name(name);
+    known.filter(|d| format.writes(*d)).ok_or_else(|| {
+        let all: Vec<&str> = DType::ALL.into_iter().filter(|d| format.writes(*d)).map(DType::name).collect();
+        let gguf_only = known.is_some_and(|d| SaveFormat::Gguf.writes(d));
+        let but = if gguf_only { " (GGUF holds it)" } else { "" };
+        usage(format!(
+            "`{name}` is no number type that is written into this format{but}: choose one of {}",
+            all.join(", ")
+        ))
     })
 }
 
@@ -79,10 +87,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             ))
         })?,
     };
-    let dtype = args.dtype.as_deref().map(parse_dtype).transpose()?;
-    let ckpt = open_checkpoint(&args.from)?;
-    if ckpt.format != FileFormat::Memory && same_file(&args.from, &args.to) {
-        return Err(usage("the file to write is the file to read: give another name"));
+    let dtype = args.dtype.as_deref().map(|name| parse_dtype(name, format)).transpose()?;
+    let mut ckpt = open_checkpoint(&args.from)?;
+    output::not_over(&args.to, &ckpt.files)?;
+    if let Some(eps) = args.group_norm_eps {
+        crate::model_args::check_eps(eps)?;
+        ckpt.metadata.insert(META_GROUP_NORM_EPS.into(), eps.to_string());
     }
     // Tuned states and LoRA files are converted too, but no file that is none of these.
     if let Err(e) = Config::infer(&ckpt)
@@ -138,8 +148,4 @@ fn world_tokens(args: &Args, ckpt: &Checkpoint) -> anyhow::Result<Option<Vec<Vec
     let bytes = |id| tokenizer.token_bytes(id).unwrap_or_default().to_vec();
     Ok(matches!(tokenizer, Tokenizer::World(_))
         .then(|| (0..tokenizer.vocab_size() as u32).map(bytes).collect()))
-}
-
-fn same_file(a: &std::path::Path, b: &std::path::Path) -> bool {
-    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }

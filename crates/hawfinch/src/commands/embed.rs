@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::fail::usage;
 use crate::input;
 use crate::model_args::ModelOptions;
-use crate::output::Sink;
+use crate::output::{self, Sink};
 use crate::progress::Progress;
 use crate::tokenizer_args::TokenizerOption;
 
@@ -65,6 +65,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "there is no layer {layer}: the model has {} (from 0)",
             model.config().layers
         )));
+    }
+    if let Some(out) = &args.output {
+        output::not_over(out, model.checkpoint().files.iter().chain(&args.input))?;
     }
     let what = args.state_layer.map_or(Embedding::Mean, Embedding::State);
     let tokenizer = args.tokenizer.for_model(&model)?;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::generate::{Args, Setup, report};
 use crate::input;
-use crate::output::{Sink, note};
+use crate::output::{self, Sink, note};
 use crate::progress::Progress;
 use crate::runner::Runner;
 
@@ -37,6 +37,11 @@ pub fn run(args: &Args, setup: &Setup) -> anyhow::Result<ExitCode> {
         lines.push(read);
     }
     // Before the work, so that a place that cannot be written is known at once.
+    if let Some(out) = &args.output {
+        output::not_over(out, setup.model.checkpoint().files.iter().chain(&args.input))?;
+        args.state.apart_from(out)?;
+    }
+    args.state.not_to(args.input.as_deref())?;
     let mut out = Sink::open(args.output.as_deref())?;
     let start = args.state.load(&setup.model)?;
     let mut seeds = Vec::new();

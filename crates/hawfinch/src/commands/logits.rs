@@ -10,7 +10,7 @@ use hawfinch_model::{Rows, STEP_TOKENS, Sequence};
 use crate::fail::usage;
 use crate::ids;
 use crate::model_args::ModelOptions;
-use crate::output::{NewFile, note, size};
+use crate::output::{self, NewFile, note, size};
 use crate::progress::Progress;
 
 /// Arguments of `logits`.
@@ -67,6 +67,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab) {
         return Err(hawfinch_model::Error::TokenRange { id, vocab }.into());
     }
+    output::not_over(&args.out, model.checkpoint().files.iter().chain(&args.ids_file))?;
+    args.state.apart_from(&args.out)?;
+    args.state.not_to(args.ids_file.as_deref())?;
     let mut state = args.state.load(&model)?;
     let bytes = 4 * ids.len() as u64 * vocab as u64;
     let header = format!(

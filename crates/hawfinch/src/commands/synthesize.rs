@@ -70,7 +70,7 @@ const PIECE: usize = 1 << 16;
 
 /// Writes the checkpoint, tensor by tensor.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let dtype = parse_dtype(&args.dtype)?;
+    let dtype = parse_dtype(&args.dtype, SaveFormat::Gguf)?;
     if !dtype.is_float() {
         return Err(usage(format!(
             "--dtype must be f32, f16 or bf16, not {dtype}; `hawfinch convert` quantises"

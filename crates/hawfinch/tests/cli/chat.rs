@@ -149,3 +149,13 @@ fn bytes_that_are_not_text_are_replaced() {
     // U+FFFD is three bytes.
     assert_eq!(run.json_lines()[0]["prompt_tokens"], json!(4));
 }
+
+#[test]
+fn a_conversation_is_not_saved_over_its_model() {
+    let place = Place::new();
+    place.model("m.pth", &[]);
+    let before = place.read("m.pth");
+    let said = place.run_with(&["chat", "m.pth"], b"/save m.pth\n/save talk.st\n");
+    assert!(said.err.contains("m.pth is a file to read"), "{said:?}");
+    assert!(place.read("m.pth") == before && place.path("talk.st").exists());
+}

@@ -148,7 +148,7 @@ fn convert_says_what_it_did_and_replaces_nothing_unasked() {
     place.run(&["convert", "a.pth", "b"]).fails(2, &["--to"]);
     place.run(&["convert", "a.pth", "."]).fails(2, &["folder"]);
     place.run(&["convert", "a.pth", "c.pth", "--dtype", "f23"]).fails(2, &["f23", "bf16"]);
-    place.run(&["convert", "a.pth", "c.pth", "--dtype", "q8_0"]).fails(1, &["GGUF"]);
+    place.run(&["convert", "a.pth", "c.pth", "--dtype", "q8_0"]).fails(2, &["GGUF"]);
     place.run(&["convert", "a.pth", "no/where.pth"]).fails(1, &["no/where.pth"]);
     assert!(!place.path("c.pth").exists());
     let said = place.run(&["convert", "a.pth", "b", "--to", "gguf", "--dtype", "q8_0", "--json"]);
@@ -305,4 +305,94 @@ fn logits_of_a_real_model_are_the_expected_ones() {
         let worst = got[2 * 256..].iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-4, "{name}: {worst}");
     }
+}
+
+/// Neither a model nor anything else that a command reads is lost by naming it as the output.
+#[test]
+fn what_is_read_is_not_written_over() {
+    let place = Place::new();
+    place.model("m.pth", &[]);
+    std::fs::create_dir(place.path("folder")).unwrap();
+    std::fs::copy(place.path("m.pth"), place.path("folder/only.pth")).unwrap();
+    place.write("ids.json", "[1,2]");
+    place.write("texts.jsonl", "{\"text\":\"a\"}\n");
+    place.write("prompts.jsonl", "{\"prompt\":\"a\"}\n");
+    place.run(&["logits", "m.pth", "--ids", "1", "--out", "l.st", "--state-out", "s.st"]).ok();
+    let kept = ["m.pth", "folder/only.pth", "ids.json", "texts.jsonl", "prompts.jsonl", "s.st"];
+    let before = kept.map(|name| place.read(name));
+    let logits = ["logits", "m.pth", "--ids", "1", "--out"];
+    let mut all: Vec<Vec<&str>> = vec![
+        [&logits[..], &["m.pth"]].concat(),
+        [&logits[..], &["./folder/../m.pth"]].concat(),
+        [&logits[..], &["x.st", "--state-out", "m.pth"]].concat(),
+        [&logits[..], &["x.st", "--state-out", "x.st"]].concat(),
+        [&logits[..], &["s.st", "--state", "s.st"]].concat(),
+        vec!["logits", "folder", "--ids", "1", "--out", "folder/only.pth"],
+        vec!["logits", "m.pth", "--ids-file", "ids.json", "--out", "ids.json"],
+        vec!["logits", "m.pth", "--ids-file", "ids.json", "--out", "x.st", "--state-out", "ids.json"],
+        vec!["embed", "m.pth", "a", "-o", "m.pth"],
+        vec!["embed", "m.pth", "--input", "texts.jsonl", "-o", "texts.jsonl"],
+        vec!["generate", "m.pth", "a", "-n", "1", "--state-out", "m.pth"],
+        vec!["generate", "m.pth", "--input", "prompts.jsonl", "-n", "1", "-o", "prompts.jsonl"],
+        vec!["convert", "m.pth", "m.pth", "--force"],
+        vec!["convert", "folder", "folder/only.pth", "--force"],
+    ];
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("m.pth", place.path("link.pth")).unwrap();
+        all.push([&logits[..], &["link.pth"]].concat());
+        all.push(vec!["convert", "link.pth", "m.pth", "--force"]);
+    }
+    for args in all {
+        place.run(&args).fails(2, &["name"]);
+    }
+    assert!(!place.path("x.st").exists());
+    for (name, bytes) in kept.iter().zip(before) {
+        assert!(place.read(name) == bytes, "{name}");
+    }
+    // A state may take the place of the one it began with.
+    place.run(&[&logits[..], &["l.st", "--state", "s.st", "--state-out", "s.st"]].concat()).ok();
+    assert_eq!(open(&place, "s.st").metadata["hawfinch.tokens"], "2");
+}
+
+#[test]
+fn convert_notes_another_epsilon() {
+    let place = Place::new();
+    place.model("m.pth", &["--version", "5.2"]);
+    place.run(&["convert", "m.pth", "m.gguf", "--group-norm-eps", "1e-5"]).ok();
+    place.run(&["convert", "m.gguf", "m.safetensors"]).ok();
+    let said = place.run(&["inspect", "m.safetensors", "--json"]).ok().json();
+    assert_eq!(said["group_norm_eps"], json!({"value": 1e-5, "source": "the file's metadata"}));
+    let logits = |model: &str, out: &str, more: &[&str]| {
+        place.run(&[&["logits", model, "--ids", "1,2", "--out", out][..], more].concat()).ok();
+        place.read(out)
+    };
+    assert!(logits("m.safetensors", "a", &[]) == logits("m.pth", "b", &["--group-norm-eps", "1e-5"]));
+    assert!(logits("m.pth", "c", &[]) != logits("m.pth", "d", &["--group-norm-eps", "1e-5"]));
+    place.run(&["convert", "m.pth", "n.gguf", "--group-norm-eps", "2"]).fails(2, &["--group-norm-eps"]);
+}
+
+#[test]
+fn number_types_that_are_not_written_are_wrong_usage() {
+    let place = Place::new();
+    for (to, dtype, words) in [
+        ("x.gguf", "q2_k", "q8_0"),
+        ("x.gguf", "iq4_xs", "q4_k"),
+        ("x.gguf", "i8", "bf16"),
+        ("x.pth", "q4_k", "GGUF"),
+        ("x.safetensors", "nothing", "bf16"),
+    ] {
+        place.run(&["convert", "demo", to, "--dtype", dtype]).fails(2, &[dtype, words]);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn verify_without_a_place_for_a_state_tells_the_rest() {
+    let place = Place::new();
+    place.model("m.pth", &[]);
+    let out = place.command(&["verify", "m.pth"]).env("TMPDIR", place.path("nowhere")).output().unwrap();
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert_eq!(out.status.code(), Some(1), "{text}");
+    assert!(text.contains("7 of 8 checks passed") && text.contains("nowhere"), "{text}");
 }

@@ -41,12 +41,12 @@ fn read(dir: &Path) -> Result<Checkpoint> {
     for name in SINGLE {
         let path = dir.join(name);
         if path.is_file() {
-            return detect::read_any(&path, format::map_file(&path)?);
+            return read_file(&path);
         }
     }
     let models = candidates(dir)?;
     match &models[..] {
-        [one] => detect::read_any(one, format::map_file(one)?),
+        [one] => read_file(one),
         [] => Err(Error::not_a_model(
             dir,
             "the folder holds no model file (.safetensors, .pth, .st, .gguf, .bin)",
@@ -63,6 +63,12 @@ fn read(dir: &Path) -> Result<Checkpoint> {
             ))
         }
     }
+}
+
+fn read_file(path: &Path) -> Result<Checkpoint> {
+    let mut ckpt = detect::read_any(path, format::map_file(path)?)?;
+    ckpt.files = vec![path.into()];
+    Ok(ckpt)
 }
 
 /// Weight files in the folder itself, sorted by name.
@@ -101,6 +107,7 @@ fn read_shards(dir: &Path, index_path: &Path) -> Result<Checkpoint> {
         return Err(Error::damaged(index_path, "it lists no shards"));
     }
     let mut out = Checkpoint::new(dir, FileFormat::Safetensors);
+    out.files.push(index_path.into());
     for file in files {
         // A plain name only: an index must not lead outside its folder.
         let mut parts = Path::new(file).components();
@@ -117,7 +124,8 @@ fn read_shards(dir: &Path, index_path: &Path) -> Result<Checkpoint> {
                 format!("the shard {file} that its index lists is not there: download it too"),
             ));
         }
-        let shard = detect::read_any(&path, format::map_file(&path)?)?;
+        let shard = read_file(&path)?;
+        out.files.extend(shard.files);
         out.format = shard.format;
         out.file_bytes += shard.file_bytes;
         out.metadata.extend(shard.metadata);
