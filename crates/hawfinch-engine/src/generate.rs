@@ -349,10 +349,7 @@ mod tests {
     fn requests_are_taken_when_there_is_room() {
         let taken = std::cell::Cell::new(0usize);
         let ended = std::cell::Cell::new(0usize);
-        let lazy = requests().into_iter().map(|r| {
-            taken.set(taken.get() + 1);
-            r
-        });
+        let lazy = requests().into_iter().inspect(|_| taken.set(taken.get() + 1));
         // Every request ends at its first token here.
         let got = generate_batch(&HashModel(256), &Tokenizer::bytes(), lazy, 2, |_, event| {
             if let Event::Token(_) = event {

@@ -16,19 +16,6 @@ pub fn stdout() -> BufWriter<io::StdoutLock<'static>> {
     BufWriter::with_capacity(1 << 16, io::stdout().lock())
 }
 
-/// Whether standard output goes to a file of a disk: what is written there disturbs no terminal, unlike a pipe's
-/// other end. Where the system cannot be asked: no.
-pub fn stdout_is_file() -> bool {
-    #[cfg(unix)]
-    let own = std::os::fd::AsFd::as_fd(&io::stdout()).try_clone_to_owned();
-    #[cfg(windows)]
-    let own = std::os::windows::io::AsHandle::as_handle(&io::stdout()).try_clone_to_owned();
-    #[cfg(any(unix, windows))]
-    return own.and_then(|own| File::from(own).metadata()).is_ok_and(|m| m.is_file());
-    #[cfg(not(any(unix, windows)))]
-    return false;
-}
-
 /// Writes one JSON value and a line break to standard output.
 pub fn json(value: &impl serde::Serialize) -> anyhow::Result<()> {
     let mut out = stdout();

@@ -22,6 +22,7 @@ use crate::output::{self, Stream, note};
 use crate::runner::{Runner, catch_up};
 use crate::sampler_args::SamplerOptions;
 use crate::signal;
+use crate::system::stdout;
 use crate::tokenizer_args::TokenizerOption;
 
 /// Arguments of `generate`.
@@ -209,7 +210,7 @@ fn one(args: &Args, setup: &Setup, prompt: Option<Vec<u8>>) -> anyhow::Result<Ex
         return Err(e.into());
     }
     let options = GenerateOptions { max_tokens: args.max_tokens, stops: setup.stops.clone() };
-    if args.json || output::stdout_is_file() {
+    if args.json || stdout::is_file() {
         // Nobody sees the text grow.
         runner.begin_bar("writing (tokens at most)", args.max_tokens as u64);
     }

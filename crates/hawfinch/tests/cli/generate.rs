@@ -291,7 +291,16 @@ fn what_lasts_shows_a_bar() {
         let last = seen.rsplit(words).next().unwrap();
         assert!(last.contains("\x1b[2K"), "the bar is not cleared: {seen:?}");
     }
+    // Into a file nobody sees it either.
+    let file = std::fs::File::create(place.path("out.txt")).unwrap();
+    let seen =
+        crate::util::at_terminal(place.command(&["generate", "demo", "a", "-n", "20000"]).stdout(file));
+    assert!(seen.contains("writing (tokens at most)"), "{seen}");
     // The text is seen: no bar beside it. And none where nobody looks.
+    let seen = crate::util::at_terminal(
+        place.command(&["generate", "demo", "a", "-n", "20000"]).stdout(Stdio::null()),
+    );
+    assert!(!seen.contains("tokens at most"), "{seen}");
     let quiet = place.command(&["generate", "demo", "a", "-n", "20000", "--json"]).output().unwrap();
     assert!(!String::from_utf8_lossy(&quiet.stderr).contains("tokens at most"));
 }
