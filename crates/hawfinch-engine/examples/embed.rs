@@ -6,11 +6,13 @@ use hawfinch_model::{Cpu, Model, OpenOptions, synthetic};
 use hawfinch_tokenizer::Tokenizer;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let model = match std::env::args().nth(1) {
+    let path = std::env::args().nth(1);
+    let model = match &path {
         Some(path) => Model::open(path)?,
         None => Model::from_checkpoint(synthetic::demo(), OpenOptions::default(), Cpu::default())?,
     };
-    let tokenizer = Tokenizer::for_vocab_size(model.config().vocab, None)?;
+    let tokenizer =
+        Tokenizer::for_vocab_size(model.config().vocab, path.as_deref().map(std::path::Path::new))?;
     let texts = ["Where do finches live?", "Hawfinches nest in old woods.", "The bank closes at five."];
     let ids: Vec<Vec<u32>> = texts.iter().map(|t| tokenizer.encode(t.as_bytes())).collect();
     let vectors = embed(&model, &ids, Embedding::Mean, |_| ())?;

@@ -11,11 +11,13 @@ fn read(model: &Model, state: &mut State, tokens: &[u32]) -> hawfinch_model::Res
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let model = match std::env::args().nth(1) {
+    let path = std::env::args().nth(1);
+    let model = match &path {
         Some(path) => Model::open(path)?,
         None => Model::from_checkpoint(synthetic::demo(), OpenOptions::default(), Cpu::default())?,
     };
-    let tokenizer = Tokenizer::for_vocab_size(model.config().vocab, None)?;
+    let tokenizer =
+        Tokenizer::for_vocab_size(model.config().vocab, path.as_deref().map(std::path::Path::new))?;
 
     let mut state = model.new_state();
     read(&model, &mut state, &tokenizer.encode(b"A long document that is read only once. "))?;

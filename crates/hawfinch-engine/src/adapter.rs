@@ -62,16 +62,12 @@ mod tests {
                 s.generate(&options, |_| ControlFlow::Continue(())).unwrap()
             })
             .collect();
-        let requests = prompts
-            .iter()
-            .zip(0..)
-            .map(|(p, seed)| BatchRequest {
-                tokens: tokenizer.encode(p.as_bytes()),
-                state: None,
-                sampler: sampler(SamplerConfig::default(), seed),
-                options: options.clone(),
-            })
-            .collect();
+        let requests = prompts.iter().zip(0..).map(|(p, seed)| BatchRequest {
+            tokens: tokenizer.encode(p.as_bytes()),
+            state: None,
+            sampler: sampler(SamplerConfig::default(), seed),
+            options: options.clone(),
+        });
         let got = generate_batch(&model, &tokenizer, requests, 3, |_, _| ControlFlow::Continue(())).unwrap();
         let got: Vec<_> = got.into_iter().map(Result::unwrap).collect();
         assert_eq!(got, alone);

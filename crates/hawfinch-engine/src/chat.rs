@@ -430,6 +430,43 @@ mod tests {
         assert_eq!(c.say("abcd", &o, go).unwrap().reply.text, "Echo: abcd");
     }
 
+    /// A model that is told to end its replies after so many tokens.
+    struct Impatient(ScriptModel, std::cell::Cell<usize>);
+
+    impl LanguageModel for Impatient {
+        type State = Vec<u32>;
+        fn vocab(&self) -> usize {
+            self.0.vocab()
+        }
+        fn new_state(&self) -> Vec<u32> {
+            self.0.new_state()
+        }
+        fn forward(&self, feeds: &mut [crate::Feed<'_, Vec<u32>>]) -> Result<()> {
+            self.0.forward(feeds)
+        }
+        fn cancelled(&self) -> bool {
+            let left = self.1.get();
+            self.1.set(left.saturating_sub(1));
+            left == 1
+        }
+    }
+
+    #[test]
+    fn a_reply_ends_where_the_model_is_told_to_stop_also_in_white_space() {
+        // White space is held back until it is clear that text follows: no piece is told for it.
+        let blank = |read: &str| format!("Yes.{}", "\n \n".repeat(500 - read.len().min(400)));
+        for tokens in [1, 4, 9, 20] {
+            let script = ScriptModel::new(Tokenizer::world(), blank);
+            let model = Impatient(script, std::cell::Cell::new(tokens));
+            let session = Session::new(&model, Tokenizer::world(), sampler(SamplerConfig::greedy(), 1));
+            let mut c = Chat::new(session, Template::builtin("world").unwrap());
+            let r = c.say("Sure?", &c.options(300), go).unwrap();
+            assert_eq!((r.generation.stop, r.generation.tokens.len()), (StopReason::Cancelled, tokens));
+            assert_eq!(c.history().len(), 2, "what was said stays");
+            assert_eq!(c.turns(), 1);
+        }
+    }
+
     #[test]
     fn thinking_is_told_from_the_answer() {
         let model = ScriptModel::new(Tokenizer::world(), |read| {

@@ -213,20 +213,24 @@ struct Active<S> {
 /// Each sequence has its own sampler and stops, so its text is the one it would have alone. `on_event` gets the
 /// request's index; breaking cancels that sequence only. A request that is wrong (an id out of range, a logit that is
 /// NaN) gets its own error; an error of the model ends all.
+///
+/// A request is taken from `requests` only when there is room for it, so that an iterator that makes them holds no
+/// more than `width` of their states at a time.
 pub fn generate_batch<M: LanguageModel>(
     model: &M,
     tokenizer: &Tokenizer,
-    requests: Vec<BatchRequest<M::State>>,
+    requests: impl IntoIterator<Item = BatchRequest<M::State>>,
     width: usize,
     mut on_event: impl FnMut(usize, Event<'_>) -> ControlFlow<()>,
 ) -> Result<Vec<Result<Generation>>> {
     let vocab = model.vocab();
-    let mut results: Vec<Option<Result<Generation>>> = requests.iter().map(|_| None).collect();
+    let mut results: Vec<Option<Result<Generation>>> = Vec::new();
     let mut waiting = requests.into_iter().enumerate();
     let mut active: Vec<Active<M::State>> = Vec::new();
     loop {
         while active.len() < width.max(1) {
             let Some((index, request)) = waiting.next() else { break };
+            results.push(None);
             match begin(model, vocab, index, request) {
                 Ok(a) if a.run.is_full() => results[index] = Some(Ok(a.run.generation)),
                 Ok(a) => active.push(a),
@@ -339,6 +343,23 @@ mod tests {
             assert_eq!(got, alone, "width {width}");
             assert_eq!(texts, alone.iter().map(|g| g.text.clone()).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn requests_are_taken_when_there_is_room() {
+        let taken = std::cell::Cell::new(0usize);
+        let ended = std::cell::Cell::new(0usize);
+        let lazy = requests().into_iter().inspect(|_| taken.set(taken.get() + 1));
+        // Every request ends at its first token here.
+        let got = generate_batch(&HashModel(256), &Tokenizer::bytes(), lazy, 2, |_, event| {
+            if let Event::Token(_) = event {
+                ended.set(ended.get() + 1);
+                // Two at once, and the one that wants no token.
+                assert!(taken.get() <= ended.get() + 2, "{} taken, {} ended", taken.get(), ended.get());
+            }
+            ControlFlow::Break(())
+        });
+        assert_eq!((got.unwrap().len(), taken.get()), (9, 9));
     }
 
     #[test]

@@ -34,6 +34,12 @@ pub trait LanguageModel {
 
     /// Feeds each sequence its tokens. After an error the states of this step are undefined.
     fn forward(&self, feeds: &mut [Feed<'_, Self::State>]) -> Result<()>;
+
+    /// Whether somebody wants the reply of a [`crate::Session`] to end here. Asked after every token, also after one
+    /// that adds no visible text yet.
+    fn cancelled(&self) -> bool {
+        false
+    }
 }
 
 impl<M: LanguageModel> LanguageModel for &M {
@@ -50,6 +56,9 @@ impl<M: LanguageModel> LanguageModel for &M {
     fn forward(&self, feeds: &mut [Feed<'_, Self::State>]) -> Result<()> {
         (**self).forward(feeds)
     }
+    fn cancelled(&self) -> bool {
+        (**self).cancelled()
+    }
 }
 
 impl<M: LanguageModel> LanguageModel for std::sync::Arc<M> {
@@ -65,5 +74,8 @@ impl<M: LanguageModel> LanguageModel for std::sync::Arc<M> {
     }
     fn forward(&self, feeds: &mut [Feed<'_, Self::State>]) -> Result<()> {
         (**self).forward(feeds)
+    }
+    fn cancelled(&self) -> bool {
+        (**self).cancelled()
     }
 }

@@ -217,8 +217,15 @@ impl<M: LanguageModel> Session<M> {
         // The state before the reply is needed only if a stop string ends it.
         let before = (!options.stops.strings.is_empty()).then(|| self.position.clone());
         let mut fed_bytes = 0;
+        let model = &self.model;
+        let mut tell = |event: Event<'_>| {
+            let token = matches!(event, Event::Token(_));
+            on_event(event)?;
+            // Once a token: text of a reply that has ended comes out in any case.
+            if token && model.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
         while let Next::Feed(id) =
-            run.step(&mut self.sampler, &self.position.logits, &self.tokenizer, &mut on_event)?
+            run.step(&mut self.sampler, &self.position.logits, &self.tokenizer, &mut tell)?
         {
             let p = &mut self.position;
             p.tokens.push(id);

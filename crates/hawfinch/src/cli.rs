@@ -6,15 +6,16 @@ use clap::{Parser, Subcommand};
 
 use crate::commands;
 
-/// Trains, runs, serves and measures RWKV language models.
+/// Runs, converts and verifies RWKV language models of every version.
 #[derive(Parser, Debug)]
 #[command(
     name = "hawfinch",
     version,
     max_term_width = 100,
-    after_help = "Begin with `hawfinch pull --list` for models to fetch, then `hawfinch chat MODEL`. Without arguments the
-built-in stand-in speaks. Every command has --help with examples. Exit codes: 0 done, 1 it failed,
-2 it was called wrongly."
+    after_help = "Begin with `hawfinch pull --list` for models to fetch, then `hawfinch chat MODEL`. Without \
+arguments the built-in stand-in speaks. Every command has --help with examples.
+
+Exit codes: 0 done, 1 it failed, 2 it was called wrongly."
 )]
 pub struct Cli {
     #[command(subcommand)]

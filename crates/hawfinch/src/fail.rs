@@ -28,7 +28,10 @@ pub fn report(result: anyhow::Result<ExitCode>) -> ExitCode {
         Ok(code) => code,
         Err(e) if closed_pipe(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            note(format_args!("hawfinch: {}", sentence(&e)));
+            // Only writing to standard output gives an error of the system that nobody has put into words.
+            let bare = e.downcast_ref::<std::io::Error>().is_some() && e.chain().len() == 1;
+            let place = if bare { "cannot write to standard output: " } else { "" };
+            note(format_args!("hawfinch: {place}{}", sentence(&e)));
             ExitCode::from(if e.is::<Usage>() { 2 } else { 1 })
         }
     }

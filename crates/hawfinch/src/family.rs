@@ -10,17 +10,33 @@ use hawfinch_tokenizer::Tokenizer;
 /// Largest `tokenizer_config.json` that is looked into, in bytes.
 const MAX_CONFIG: u64 = 4 << 20;
 
-/// The template of `--template NAME|FILE`, or the one that belongs to the model.
+/// The template of `--template NAME|FILE`, or the one that belongs to the model. Its replies stop at the token with
+/// which this tokenizer ends a document.
 pub fn template(asked: Option<&Path>, model: &Model, tokenizer: &Tokenizer) -> anyhow::Result<Template> {
-    if let Some(asked) = asked {
-        let name = asked.to_str().unwrap_or_default();
-        // A name; a file may be called as it likes when it is given with a folder (./world).
-        return Ok(match Template::builtin(name) {
-            Ok(template) => template,
-            Err(_) if asked.exists() => Template::from_file(asked)?,
-            Err(unknown) => return Err(unknown.into()),
-        });
+    let mut template = match asked {
+        Some(asked) => named(asked, tokenizer)?,
+        None => of_model(model, tokenizer)?,
+    };
+    // Byte-level models have no token that ends the document: their id 0 is the byte 0.
+    template.stops.tokens = tokenizer.eos().into_iter().collect();
+    Ok(template)
+}
+
+/// The built-in template of that name, or the file.
+fn named(asked: &Path, tokenizer: &Tokenizer) -> anyhow::Result<Template> {
+    // A name; a file may be called as it likes when it is given with a folder (./world).
+    match Template::builtin(asked.to_str().unwrap_or_default()) {
+        Ok(template) => Ok(template),
+        Err(_) if asked.exists() => {
+            let template = Template::from_file(asked)?;
+            Ok(if matches!(tokenizer, Tokenizer::World(_)) { template.of_world_model()? } else { template })
+        }
+        Err(unknown) => Err(unknown.into()),
     }
+}
+
+/// The template that belongs to the model.
+fn of_model(model: &Model, tokenizer: &Tokenizer) -> anyhow::Result<Template> {
     let config = model.config();
     let checkpoint = model.checkpoint();
     let vocab = match tokenizer {

@@ -6,6 +6,9 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
+use crate::output::size;
+use crate::progress::Progress;
+
 /// Longest text that a command takes as one piece. Devices without an end stop here.
 const MAX_BYTES: u64 = 4 << 30;
 
@@ -16,6 +19,8 @@ pub fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     }
     let shown = path.display().to_string();
     let file = std::fs::File::open(path).with_context(|| format!("cannot read {shown}"))?;
+    let bytes = file.metadata().map_or(0, |m| m.len());
+    let _bar = Progress::time(&format!("reading {shown} ({})", size(bytes)));
     whole(file, &shown)
 }
 

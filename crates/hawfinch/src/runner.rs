@@ -1,7 +1,7 @@
 //! A model as the commands run it: long texts are read piece by piece with a progress bar, Ctrl-C stops the
 //! reading, states count their tokens, and the time is taken.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
 use hawfinch_engine::{Error, Feed, LanguageModel, Result, Session};
@@ -62,12 +62,24 @@ pub struct Timing {
 pub struct Runner<'m> {
     model: &'m Model,
     timing: Cell<Timing>,
+    /// Counts every token that is fed, when there is one for the whole work.
+    bar: RefCell<Option<Progress>>,
 }
 
 impl<'m> Runner<'m> {
     /// With nothing timed yet.
     pub fn new(model: &'m Model) -> Self {
-        Runner { model, timing: Cell::default() }
+        Runner { model, timing: Cell::default(), bar: RefCell::default() }
+    }
+
+    /// From now on one bar counts all tokens that are fed, until [`Runner::end_bar`].
+    pub fn begin_bar(&self, what: &str, tokens: u64) {
+        *self.bar.borrow_mut() = Some(Progress::count(what, tokens));
+    }
+
+    /// Takes that bar away.
+    pub fn end_bar(&self) {
+        *self.bar.borrow_mut() = None;
     }
 
     /// What was timed since the last call.
@@ -80,27 +92,50 @@ impl<'m> Runner<'m> {
         self.model
     }
 
-    /// Reads one sequence's tokens in pieces.
-    fn read(&self, feed: &mut Feed<'_, State>) -> Result<()> {
-        let mut bar = Progress::count("reading", feed.tokens.len() as u64);
-        let (mut rest, mut size) = (feed.tokens, FIRST_PIECE);
-        while !rest.is_empty() {
+    /// Feeds one token to each sequence.
+    fn write(&self, feeds: &mut [Feed<'_, State>]) -> Result<()> {
+        LanguageModel::forward(self.model, feeds)?;
+        if let Some(bar) = &mut *self.bar.borrow_mut() {
+            bar.add(feeds.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Reads the tokens of all sequences in pieces.
+    fn read(&self, feeds: &mut [Feed<'_, State>], tokens: usize) -> Result<()> {
+        let mut whole = self.bar.borrow_mut();
+        let mut own = None;
+        let bar = match &mut *whole {
+            Some(bar) => bar,
+            None => own.insert(Progress::count("reading", tokens as u64)),
+        };
+        let mut done = vec![0; feeds.len()];
+        let mut size = FIRST_PIECE;
+        loop {
+            let mut room = size.max(feeds.len());
+            let mut piece = Vec::new();
+            for (feed, done) in feeds.iter_mut().zip(&mut done) {
+                let (from, to) = (*done, feed.tokens.len().min(*done + room));
+                if from == to {
+                    continue;
+                }
+                // Only the last token's logits are wanted.
+                let logits = if to == feed.tokens.len() { feed.logits.as_deref_mut() } else { None };
+                piece.push(Feed { tokens: &feed.tokens[from..to], state: &mut *feed.state, logits });
+                room -= to - from;
+                *done = to;
+            }
+            if piece.is_empty() {
+                return Ok(());
+            }
             if signal::pressed() {
                 return Err(Error::Model("interrupted while reading".into()));
             }
-            let (piece, after) = rest.split_at(size.min(rest.len()));
-            // Only the last token's logits are wanted.
-            let logits = if after.is_empty() { feed.logits.as_deref_mut() } else { None };
             let began = Instant::now();
-            LanguageModel::forward(
-                self.model,
-                &mut [Feed { tokens: piece, state: &mut *feed.state, logits }],
-            )?;
+            LanguageModel::forward(self.model, &mut piece)?;
             size = next_size(size, began.elapsed());
-            rest = after;
-            bar.add(piece.len() as u64);
+            bar.add(piece.iter().map(|f| f.tokens.len() as u64).sum());
         }
-        Ok(())
     }
 }
 
@@ -126,6 +161,10 @@ impl LanguageModel for Runner<'_> {
         self.model.new_state()
     }
 
+    fn cancelled(&self) -> bool {
+        signal::pressed()
+    }
+
     fn state_bytes(&self) -> usize {
         self.model.state_bytes()
     }
@@ -133,12 +172,13 @@ impl LanguageModel for Runner<'_> {
     fn forward(&self, feeds: &mut [Feed<'_, State>]) -> Result<()> {
         let before: Vec<u64> = feeds.iter().map(|f| f.state.tokens).collect();
         let began = Instant::now();
-        match &mut *feeds {
-            [one] => self.read(one)?,
-            many => LanguageModel::forward(self.model, many)?,
+        let tokens: usize = feeds.iter().map(|f| f.tokens.len()).sum();
+        if tokens > feeds.len() {
+            self.read(feeds, tokens)?;
+        } else {
+            self.write(feeds)?;
         }
         let time = began.elapsed();
-        let tokens: usize = feeds.iter().map(|f| f.tokens.len()).sum();
         let mut timing = self.timing.get();
         if tokens > feeds.len() {
             timing.read.add(tokens, time)
@@ -185,5 +225,21 @@ mod tests {
         assert_eq!(pieces.tokens, 300);
         let timing = runner.take_timing();
         assert_eq!((timing.read.tokens, timing.written.tokens), (300, 0));
+        // Several sequences, one of which reads but one token.
+        let texts = [&tokens[..], &tokens[7..8], &tokens[100..240]];
+        let run = |model: &dyn Fn(&mut [Feed<'_, State>])| {
+            let mut states = vec![runner.new_state(); 3];
+            let mut logits = vec![Vec::new(); 3];
+            let feeds = texts.iter().zip(&mut states).zip(&mut logits);
+            let mut feeds: Vec<_> =
+                feeds.map(|((tokens, state), l)| Feed { tokens, state, logits: Some(l) }).collect();
+            model(&mut feeds);
+            (logits, states.iter().map(|s| s.data().to_vec()).collect::<Vec<_>>())
+        };
+        runner.begin_bar("all", 441);
+        let pieces = run(&|feeds| runner.forward(feeds).unwrap());
+        assert_eq!(runner.bar.borrow().as_ref().map(Progress::done), Some(441));
+        runner.end_bar();
+        assert_eq!(pieces, run(&|feeds| LanguageModel::forward(&model, feeds).unwrap()));
     }
 }

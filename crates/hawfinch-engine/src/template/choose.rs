@@ -54,13 +54,8 @@ fn by_family(facts: &ModelFacts<'_>) -> Result<Template> {
         if source.trim() == "rwkv-world" {
             return Template::builtin("world");
         }
-        let mut t = Template::from_source("of the model file", source)?;
-        if facts.vocab == VocabKind::World {
-            // Templates for World models keep its turns, so replies end where the built-in one's do.
-            t.stops = Template::builtin("world")?.stops;
-            t.sampler = crate::SamplerConfig::chat();
-        }
-        return Ok(t);
+        let t = Template::from_source("of the model file", source)?;
+        return if facts.vocab == VocabKind::World { t.of_world_model() } else { Ok(t) };
     }
     for family in ["raven", "pile", "instruct", "world"] {
         if words.iter().any(|w| w.starts_with(family)) {
@@ -72,6 +67,17 @@ fn by_family(facts: &ModelFacts<'_>) -> Result<Template> {
         VocabKind::NeoX => "pile",
         VocabKind::Bytes | VocabKind::Other => "completion",
     })
+}
+
+impl Template {
+    /// A template of somebody else's for a World model: such templates keep World's turns, so replies end where the
+    /// built-in one's do, and are drawn with its settings.
+    pub fn of_world_model(mut self) -> Result<Self> {
+        let world = Template::builtin("world")?;
+        self.stops = world.stops;
+        self.sampler = world.sampler;
+        Ok(self)
+    }
 }
 
 /// `g0`, `g1`, `g1a`, `g0a3`, `g1d`, …

@@ -225,7 +225,10 @@ impl<'m> Talk<'m> {
         let (tokenizer, sampler) = (session.tokenizer().clone(), session.sampler.clone());
         let Some(saved) = saved else {
             let session = Session::with_state(self.runner, tokenizer, sampler, state);
+            let system = self.system().map(str::to_owned);
             self.chat = Chat::new(session, self.chat.template().clone());
+            // As after /reset.
+            self.chat.set_system(system.as_deref());
             note(format_args!("begins at the state of {} ({context} of context)", path.display()));
             return Ok(());
         };

@@ -97,6 +97,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let mut failed = false;
     while let Some(line) = lines.next(talk.branch())? {
+        // What was pressed during the line before is not meant for this one.
+        signal::clear();
         match act(&mut talk, &line, lines.is_terminal()) {
             Ok(true) => break,
             Ok(false) => {}

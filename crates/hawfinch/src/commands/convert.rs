@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use anyhow::Context;
 use clap::ValueEnum;
 use hawfinch_kernels::DType;
 use hawfinch_model::config::META_GROUP_NORM_EPS;
@@ -116,7 +117,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         SaveOptions { format, dtype, vocabulary: vocabulary.as_deref(), progress: Some(&mut tell) },
     )?;
     drop(bar);
-    let bytes = std::fs::metadata(&args.to)?.len();
+    let bytes =
+        std::fs::metadata(&args.to).with_context(|| format!("cannot read {} back", args.to.display()))?.len();
     let seconds = began.elapsed().as_secs_f64();
     if args.json {
         output::json(&serde_json::json!({

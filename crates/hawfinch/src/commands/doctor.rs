@@ -13,6 +13,7 @@ use hawfinch_model::Cpu as CpuOps;
 use crate::hub::folder;
 use crate::measure::{self, Product};
 use crate::output::{self, size};
+use crate::progress::Progress;
 use crate::system::memory::{self, Memory, Need, WIDTHS};
 use crate::system::{cpu, disk};
 
@@ -103,9 +104,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let cpu = cpu::Cpu::now();
     let threads = CpuOps::<f32>::default().threads();
     let measured = (!args.quick).then(|| {
-        if !args.json {
-            output::note("measuring for about two seconds …");
-        }
+        let _bar = Progress::time("measuring for about two seconds");
         measure(&cpu, &memory, threads)
     });
     let models_folder = folder::models().ok();
@@ -142,6 +141,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 #[cfg(feature = "hub")]
 fn network() -> Network {
+    let _bar = Progress::time("asking the hub");
     let hub = match crate::hub::download::Hub::from_env() {
         Ok(hub) => hub,
         Err(e) => return Network { hub: String::new(), answers: false, error: Some(format!("{e:#}")) },

@@ -1,9 +1,11 @@
 //! `hawfinch generate`: text that goes on from a prompt; many prompts as one batch.
 
+use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::bail;
 use hawfinch_engine::{
     Event, GenerateOptions, Generation, Sampled, Sampler, SamplerConfig, Session, StopReason,
 };
@@ -20,6 +22,7 @@ use crate::output::{self, Stream, note};
 use crate::runner::{Runner, catch_up};
 use crate::sampler_args::SamplerOptions;
 use crate::signal;
+use crate::system::stdout;
 use crate::tokenizer_args::TokenizerOption;
 
 /// Arguments of `generate`.
@@ -28,9 +31,10 @@ use crate::tokenizer_args::TokenizerOption;
     after_help = "Without a prompt the text begins at nothing: the model reads token 0, the end of a document, after
 which any text may begin. A prompt is taken as it is, byte for byte; it need not be UTF-8.
 
---input takes one JSON object a line: \"prompt\", and optionally \"id\", \"max_tokens\", \"stop\",
-\"stop_tokens\" and any sampling option by its name with _ for - (\"seed\", \"top_p\" …). All run as one
-batch; results come in the order of the lines, each the same as it would be alone.
+--input takes one JSON object a line: \"prompt\" (an empty one begins at nothing), and optionally
+\"id\", \"max_tokens\", \"stop\", \"stop_tokens\" and any sampling option by its name with _ for -
+(\"seed\", \"top_p\" …; \"logit_bias\" as in {\"261\": -1.5, \"0\": \"-inf\"}). All run as one batch;
+results come in the order of the lines, each the same as it would be alone.
 
 Examples:
   hawfinch generate model.pth 'The Eiffel tower is'
@@ -43,7 +47,7 @@ pub struct Args {
     model: Option<PathBuf>,
     /// The prompt, or - to read it from standard input
     #[arg(conflicts_with_all = ["prompt_file", "input"])]
-    prompt: Option<String>,
+    prompt: Option<OsString>,
     /// Read the prompt from a file
     #[arg(long, value_name = "FILE", conflicts_with = "input")]
     prompt_file: Option<PathBuf>,
@@ -99,6 +103,17 @@ pub(super) struct Setup {
     pub stops: StopRules,
 }
 
+impl Setup {
+    /// Refuses ids that the model has no row for.
+    pub fn check_ids<'a>(&self, option: &str, ids: impl IntoIterator<Item = &'a u32>) -> anyhow::Result<()> {
+        let vocab = self.model.config().vocab;
+        match ids.into_iter().find(|&&id| id as usize >= vocab) {
+            Some(id) => bail!("{option} {id} is out of range: the model's vocabulary has {vocab} entries"),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Args {
     fn setup(&self) -> anyhow::Result<Setup> {
         let defaults = SamplerConfig { top_logprobs: self.logprobs.unwrap_or(0), ..SamplerConfig::default() };
@@ -119,22 +134,17 @@ impl Args {
         }
         stops.tokens.extend(&self.stop_token);
         stops.strings.clone_from(&self.stop);
-        let vocab = model.config().vocab;
-        let given = self.stop_token.iter().map(|id| ("--stop-token", id));
-        let given = given.chain(config.logit_bias.keys().map(|id| ("--logit-bias", id)));
-        if let Some((option, id)) = given.into_iter().find(|&(_, &id)| id as usize >= vocab) {
-            return Err(usage(format!(
-                "{option} {id} is out of range: the model's vocabulary has {vocab} entries"
-            )));
-        }
-        Ok(Setup { model, tokenizer, config, uncounted, stops })
+        let setup = Setup { model, tokenizer, config, uncounted, stops };
+        setup.check_ids("--stop-token", &self.stop_token).map_err(|e| usage(e.to_string()))?;
+        setup.check_ids("--logit-bias", setup.config.logit_bias.keys()).map_err(|e| usage(e.to_string()))?;
+        Ok(setup)
     }
 
     /// The prompt's bytes; `None` when there is none.
     fn prompt(&self) -> anyhow::Result<Option<Vec<u8>>> {
         let bytes = match (&self.prompt, &self.prompt_file) {
             (Some(p), _) if p == "-" => input::stdin()?,
-            (Some(p), _) => p.clone().into_bytes(),
+            (Some(p), _) => p.clone().into_encoded_bytes(),
             (None, Some(file)) => input::read(file)?,
             (None, None) => return Ok(None),
         };
@@ -200,6 +210,10 @@ fn one(args: &Args, setup: &Setup, prompt: Option<Vec<u8>>) -> anyhow::Result<Ex
         return Err(e.into());
     }
     let options = GenerateOptions { max_tokens: args.max_tokens, stops: setup.stops.clone() };
+    if args.json || stdout::is_file() {
+        // Nobody sees the text grow.
+        runner.begin_bar("writing (tokens at most)", args.max_tokens as u64);
+    }
     let mut failed = None;
     let mut top = Vec::new();
     let generation = session.generate(&options, |event| {
@@ -215,6 +229,7 @@ fn one(args: &Args, setup: &Setup, prompt: Option<Vec<u8>>) -> anyhow::Result<Ex
         }
         if signal::pressed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
+    runner.end_bar();
     if let Some(e) = failed {
         return Err(e.into());
     }

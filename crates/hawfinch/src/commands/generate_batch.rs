@@ -7,14 +7,13 @@ use anyhow::{Context, bail};
 use hawfinch_engine::{
     BatchRequest, Event, GenerateOptions, Sampled, Sampler, SamplerConfig, StopRules, generate_batch,
 };
-use hawfinch_model::State;
 use serde_json::{Value, json};
 
 use super::generate::{Args, Setup, report};
 use crate::input;
 use crate::output::{self, Sink, note};
-use crate::progress::Progress;
 use crate::runner::Runner;
+use crate::sampler_args::SETTINGS;
 
 /// One line of the input.
 struct Line {
@@ -44,34 +43,35 @@ pub fn run(args: &Args, setup: &Setup) -> anyhow::Result<ExitCode> {
     args.state.not_to(args.input.as_deref())?;
     let mut out = Sink::open(args.output.as_deref())?;
     let start = args.state.load(&setup.model)?;
-    let mut seeds = Vec::new();
-    let mut requests: Vec<BatchRequest<State>> = Vec::new();
+    let (mut seeds, mut waiting) = (Vec::new(), Vec::new());
     for line in &mut lines {
         let sampler = Sampler::new(line.config.clone(), setup.uncounted.clone())?;
         seeds.push(sampler.seed());
         let tokens = setup.tokenizer.encode(line.prompt.as_bytes());
         line.prompt_tokens = tokens.len();
-        requests.push(BatchRequest {
-            tokens,
-            state: Some(start.clone()),
-            sampler,
-            options: line.options.clone(),
-        });
+        waiting.push((tokens, sampler, line.options.clone()));
     }
+    // Each state is made when its sequence begins: there may be many more lines than run at once.
+    let requests = waiting.into_iter().map(|(tokens, sampler, options)| BatchRequest {
+        tokens,
+        state: Some(start.clone()),
+        sampler,
+        options,
+    });
     let runner = Runner::new(&setup.model);
-    let at_most: u64 = lines.iter().map(|l| l.options.max_tokens as u64).sum();
-    let mut bar = Progress::count("generating (tokens at most)", at_most);
+    let tokens = |l: &Line| (l.prompt_tokens as u64).saturating_add(l.options.max_tokens as u64);
+    let at_most = lines.iter().map(tokens).fold(0, u64::saturating_add);
+    runner.begin_bar("reading and writing (tokens at most)", at_most);
     let mut sampled: Vec<Vec<Sampled>> = vec![Vec::new(); lines.len()];
     let results = generate_batch(&runner, &setup.tokenizer, requests, args.batch.into(), |i, event| {
-        if let Event::Token(s) = event {
-            bar.add(1);
-            if args.logprobs.is_some() {
-                sampled[i].push(s.clone());
-            }
+        if let Event::Token(s) = event
+            && args.logprobs.is_some()
+        {
+            sampled[i].push(s.clone());
         }
         ControlFlow::Continue(())
     })?;
-    drop(bar);
+    runner.end_bar();
     let mut failed = 0;
     for (i, (line, result)) in lines.iter().zip(&results).enumerate() {
         let mut said = match result {
@@ -104,8 +104,8 @@ pub fn run(args: &Args, setup: &Setup) -> anyhow::Result<ExitCode> {
 
 /// Reads a line: its own keys, and sampling settings that take the place of the command line's.
 fn parse(line: &str, args: &Args, setup: &Setup) -> anyhow::Result<Line> {
-    let mut json: Value = serde_json::from_str(line).context("not valid JSON")?;
-    let Some(object) = json.as_object_mut() else {
+    let json: Value = serde_json::from_str(line).context("not valid JSON")?;
+    let Value::Object(mut object) = json else {
         bail!("a line is a JSON object with \"prompt\"");
     };
     let Some(Value::String(prompt)) = object.remove("prompt") else {
@@ -123,27 +123,65 @@ fn parse(line: &str, args: &Args, setup: &Setup) -> anyhow::Result<Line> {
         None => {}
         Some(Value::String(s)) => stops.strings = vec![s],
         Some(v) => {
-            stops.strings = serde_json::from_value(v).context("\"stop\" is a text or a list of texts")?
+            stops.strings = serde_json::from_value(v).ok().context("\"stop\" is a text or a list of texts")?
         }
+    }
+    if stops.strings.iter().any(String::is_empty) {
+        bail!("\"stop\" must not be empty: it would stop before the first character");
     }
     if let Some(v) = object.remove("stop_tokens") {
-        let ids: Vec<u32> = serde_json::from_value(v).context("\"stop_tokens\" is a list of ids")?;
+        let ids: Vec<u32> =
+            serde_json::from_value(v).ok().context("\"stop_tokens\" is a list of token ids")?;
+        setup.check_ids("\"stop_tokens\"", &ids)?;
         stops.tokens.extend(ids);
     }
-    if object.remove("greedy") == Some(Value::Bool(true)) {
-        let greedy = serde_json::to_value(SamplerConfig::greedy())?;
-        for (key, value) in greedy.as_object().into_iter().flatten() {
-            if key != "seed" && key != "top_logprobs" {
-                object.entry(key).or_insert(value.clone());
-            }
-        }
-    }
-    let mut config = serde_json::to_value(&setup.config)?;
-    for (key, value) in std::mem::take(object) {
-        config[if key == "typical" { "typical_p" } else { &key }] = value;
-    }
-    let config: SamplerConfig = serde_json::from_value(config)?;
+    let greedy = match object.remove("greedy") {
+        None => false,
+        Some(v) => v.as_bool().context("\"greedy\" is true or false")?,
+    };
+    let config = settings(&setup.config, greedy, object)?;
     config.validate()?;
+    setup.check_ids("\"logit_bias\"", config.logit_bias.keys())?;
     let options = GenerateOptions { max_tokens, stops };
     Ok(Line { id, prompt, prompt_tokens: 0, config, options })
+}
+
+/// The command line's settings with those of a line in their place.
+fn settings(
+    base: &SamplerConfig,
+    greedy: bool,
+    object: serde_json::Map<String, Value>,
+) -> anyhow::Result<SamplerConfig> {
+    let mut config = base.clone();
+    if greedy {
+        let SamplerConfig { logit_bias, top_logprobs, seed, .. } = config;
+        config = SamplerConfig { logit_bias, top_logprobs, seed, ..SamplerConfig::greedy() };
+    }
+    for (key, value) in object {
+        // As the command line has it, and as the library has it.
+        let parts = match key.as_str() {
+            "typical" => ("typical_p", None),
+            "mirostat_tau" => ("mirostat", Some("tau")),
+            "mirostat_eta" => ("mirostat", Some("eta")),
+            other => (other, None),
+        };
+        let mut json = serde_json::to_value(&config)?;
+        match parts {
+            (name, _) if json.get(name).is_none() => bail!(
+                "there is no setting {key:?}: a line takes prompt, id, max_tokens, stop, stop_tokens, greedy, \
+                 logit_bias, {}",
+                SETTINGS.replace('-', "_")
+            ),
+            (name, None) => json[name] = value,
+            (name, Some(part)) => {
+                if json[name].is_null() {
+                    json[name] = serde_json::json!({});
+                }
+                json[name][part] = value;
+            }
+        }
+        // serde does not say which setting it read; its words are of the kind `invalid type: string "x", expected f32`.
+        config = serde_json::from_value(json).map_err(|e| anyhow::anyhow!("{key:?} cannot be that: {e}"))?;
+    }
+    Ok(config)
 }

@@ -161,7 +161,7 @@ fn remove(dir: &Path, names: &[String], yes: bool) -> anyhow::Result<ExitCode> {
         let list: Vec<String> = found.iter().map(|e| format!("{} ({})", e.name, size(e.bytes))).collect();
         eprint!("Delete {} from {}? [y/N] ", list.join(", "), dir.display());
         let mut answer = String::new();
-        std::io::stdin().read_line(&mut answer)?;
+        std::io::stdin().read_line(&mut answer).context("cannot read the answer")?;
         if !matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
             note("Nothing was deleted.");
             return Ok(ExitCode::from(1));

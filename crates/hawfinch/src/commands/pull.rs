@@ -130,6 +130,7 @@ mod work {
     use crate::hub::name::{self, Wanted};
     use crate::hub::{self, PILE_TOKENIZER};
     use crate::output::{note, size};
+    use crate::progress::Progress;
 
     /// What to fetch, and where to; the model comes first.
     pub fn files(hub: &Hub, dir: &Path, wanted: &Wanted) -> anyhow::Result<Vec<(Source, PathBuf)>> {
@@ -148,10 +149,17 @@ mod work {
             }
             Wanted::File { repo, file } => vec![plain(repo, file)],
             Wanted::Repo(repo) => {
+                let bar = asking(hub);
                 let listed = hub.files(repo).with_context(|| by_hand_repo(hub, dir, repo))?;
+                drop(bar);
                 chosen(repo, &listed)?.iter().map(|f| plain(repo, f)).collect()
             }
         })
+    }
+
+    /// A hub may take its time to answer.
+    fn asking(hub: &Hub) -> Progress {
+        Progress::time(&format!("asking {}", hub.endpoint()))
     }
 
     fn pile_tokenizer() -> Source {
@@ -211,7 +219,9 @@ mod work {
         };
         // The reason first: `{:#}` prints context before its cause.
         let or_hand = |e: anyhow::Error| anyhow!("{e:#}; {}", hand());
+        let asking = asking(hub);
         let remote = hub.look_up(source).map_err(or_hand)?;
+        drop(asking);
         if let Some(parent) = target.parent() {
             hub::make_folder(parent)?;
         }

@@ -1,5 +1,6 @@
 //! `hawfinch tokenize`: text to token ids.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +10,8 @@ use hawfinch_tokenizer::Tokenizer;
 
 use crate::input::{self, escaped};
 use crate::model_args::open_checkpoint;
-use crate::output::{self, thousands};
+use crate::output::{self, size, thousands};
+use crate::progress::Progress;
 use crate::tokenizer_args::TokenizerOption;
 
 /// Arguments of `tokenize`.
@@ -29,7 +31,7 @@ pub struct Args {
     file: Option<PathBuf>,
     /// The text itself
     #[arg(long, value_name = "S")]
-    text: Option<String>,
+    text: Option<OsString>,
     #[command(flatten)]
     tokenizer: TokenizerOption,
     /// Use the tokenizer that belongs to this model [default: World]
@@ -59,11 +61,13 @@ pub fn choose(option: &TokenizerOption, model: Option<&PathBuf>) -> anyhow::Resu
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let tokenizer = choose(&args.tokenizer, args.model.as_ref())?;
     let text = match (&args.text, &args.file) {
-        (Some(text), _) => text.clone().into_bytes(),
+        (Some(text), _) => text.clone().into_encoded_bytes(),
         (None, Some(file)) => input::read(file)?,
         (None, None) => unreachable!("clap asks for one of the two"),
     };
+    let bar = Progress::time(&format!("encoding {}", size(text.len() as u64)));
     let ids = tokenizer.encode_parallel(&text, 0);
+    drop(bar);
     let mut out = output::stdout();
     if args.count {
         writeln!(out, "{}", ids.len())?;

@@ -9,6 +9,7 @@ use crate::fail::usage;
 use crate::ids;
 use crate::model_args::ModelOptions;
 use crate::output::{self, note};
+use crate::progress::Progress;
 
 /// Arguments of `verify`.
 #[derive(clap::Args, Debug)]
@@ -75,6 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let mut reports = Vec::new();
             for folder in folders {
                 note(format_args!("verifying {}", folder.display()));
+                let _bar = Progress::time("comparing");
                 let report = parity::check(&folder, args.double).unwrap_or_else(|e| Report::unreadable(&e));
                 reports.push((folder.display().to_string(), report));
             }
@@ -85,12 +87,16 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             let report = match (&args.expect, &args.ids) {
                 (Some(file), Some(ids)) => {
                     let ids = ids::parse(ids).map_err(|e| usage(e.to_string()))?;
+                    let _bar = Progress::time("computing");
                     verify::against_logits(&model, &ids, file, args.tolerance)?
                 }
                 _ => {
                     note(format_args!("verifying {} ({})", path.display(), model.config().version));
+                    let mut step = None;
                     verify::against_itself(&model, args.tokens as usize, |what| {
+                        step = None;
                         note(format_args!("  {what} …"));
+                        step = Some(Progress::time(what));
                     })?
                 }
             };

@@ -113,6 +113,110 @@ fn system_text_and_settings() {
 }
 
 #[test]
+fn a_state_without_a_conversation_keeps_the_system_text() {
+    let place = Place::new();
+    place.run(&["generate", "demo", "x", "-n", "1", "--state-out", "plain.st"]).ok();
+    let args = ["--template", "world", "--system", "Be kind."];
+    let loaded = chat(&place, &[&args[..], &["--load", "plain.st"]].concat(), "hi\n/history\n").ok().text();
+    assert!(loaded.contains("system: Be kind."), "{loaded}");
+    // The same as beginning at it, and as loading it in the chat.
+    let begun = chat(&place, &[&args[..], &["--state", "plain.st"]].concat(), "hi\n/history\n").ok().text();
+    assert_eq!(loaded, begun);
+    assert_eq!(loaded, chat(&place, &args, "/load plain.st\nhi\n/history\n").ok().text());
+}
+
+/// Replies stop where they should with a template of one's own, and at no byte of a byte-level model.
+#[test]
+fn stops_belong_to_the_model_whatever_the_template() {
+    let place = Place::new();
+    place.write("own.jinja", "{% for m in messages %}User: {{ m.content }}\n\nAssistant:{% endfor %}");
+    place.model("world.pth", &["--vocab", "65536"]);
+    let settings = |template: &str| {
+        let args = ["chat", "world.pth", "--template", template, "-n", "1", "--seed", "1"];
+        place.run_with(&args, b"/set\n").ok().text()
+    };
+    assert_eq!(settings("own.jinja"), settings("world"));
+    // The byte 0 made certain: a reply of as many tokens as allowed, not an empty one.
+    for template in ["world", "own.jinja"] {
+        let args = ["chat", "demo", "--template", template, "-n", "5", "--logit-bias", "0=1000", "--json"];
+        let reply = place.run_with(&args, b"hi\n").ok().json_lines().remove(0);
+        assert_eq!(
+            (&reply["generated_tokens"], &reply["finish"]),
+            (&json!(5), &json!("max_tokens")),
+            "{template}"
+        );
+    }
+}
+
+/// On a terminal, with the keys a person presses.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_the_reply_and_not_the_program() {
+    use std::io::{Read, Write};
+    use std::process::Stdio;
+    let place = Place::new();
+    let (theirs, mut ours) = crate::util::terminal();
+    // White space for ever, of which nothing is shown: it is held back until text follows.
+    let args = [
+        "chat",
+        "demo",
+        "--template",
+        "world",
+        "-n",
+        "1000000",
+        "--logit-bias",
+        "32=1000",
+        "--presence-penalty",
+        "0",
+    ];
+    let mut command = place.command(&args);
+    command.args(["--frequency-penalty", "0"]).env("TERM", "xterm");
+    let terminal = || Stdio::from(theirs.try_clone().unwrap());
+    command.stdin(terminal()).stdout(terminal()).stderr(terminal());
+    // SAFETY: only calls that are safe between fork and exec; the terminal becomes that of a session of its own,
+    // so that Ctrl-C reaches the program.
+    unsafe {
+        use std::os::unix::process::CommandExt;
+        command.pre_exec(|| match libc::setsid() != -1 && libc::ioctl(0, libc::TIOCSCTTY as _, 0) == 0 {
+            true => Ok(()),
+            false => Err(std::io::Error::last_os_error()),
+        });
+    }
+    let mut child = command.spawn().unwrap();
+    drop((command, theirs));
+    let mut keys = ours.try_clone().unwrap();
+    let (sender, screen) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut some = [0; 4096];
+        while let Ok(n @ 1..) = ours.read(&mut some) {
+            let _ = sender.send(String::from_utf8_lossy(&some[..n]).into_owned());
+        }
+    });
+    let (mut seen, mut from) = (String::new(), 0);
+    let mut wait_for = |words: &str| {
+        while !seen[from..].contains(words) {
+            let more = screen.recv_timeout(std::time::Duration::from_secs(30));
+            seen += &more.unwrap_or_else(|_| panic!("`{words}` did not come: {seen}"));
+        }
+        from += seen[from..].find(words).unwrap() + words.len();
+    };
+    wait_for("> ");
+    for _ in 0..2 {
+        keys.write_all(b"hello\r").unwrap();
+        wait_for("hello");
+        std::thread::sleep(std::time::Duration::from_millis(700));
+        keys.write_all(b"\x03").unwrap();
+        wait_for("(stopped");
+        wait_for("> ");
+    }
+    keys.write_all(b"/history\r").unwrap();
+    wait_for("> hello");
+    wait_for("> ");
+    keys.write_all(b"/quit\r").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn mistakes_are_told_and_the_chat_goes_on() {
     let place = Place::new();
     for (line, words) in [

@@ -140,6 +140,7 @@ fn a_batch_gives_each_prompt_what_it_gets_alone() {
         json!({"prompt": "seeded", "seed": 77, "temperature": 1.5, "top_p": 0.9}),
         json!({"prompt": "", "greedy": true, "max_tokens": 9}),
         json!({"prompt": "stop", "stop": ["e", "a"], "logit_bias": {"0": "-inf"}}),
+        json!({"prompt": "mirostat", "mirostat_tau": 3, "typical": 0.9, "repetition_last_n": 4, "greedy": false}),
     ];
     let text: String = lines.iter().map(|l| format!("{l}\n\n")).collect();
     place.write("in.jsonl", &text);
@@ -178,6 +179,13 @@ fn wrong_lines_of_a_batch() {
         ("{\"prompt\": \"a\", \"top_p\": 2}", "top_p"),
         ("{\"prompt\": \"a\", \"max_tokens\": -1}", "max_tokens"),
         ("{\"prompt\": \"a\", \"stop\": 1}", "stop"),
+        ("{\"prompt\": \"a\", \"stop\": \"\"}", "\"stop\" must not be empty"),
+        ("{\"prompt\": \"a\", \"stop_tokens\": [256]}", "\"stop_tokens\" 256 is out of range"),
+        ("{\"prompt\": \"a\", \"stop_tokens\": 5}", "\"stop_tokens\" is a list"),
+        ("{\"prompt\": \"a\", \"logit_bias\": {\"256\": 1}}", "\"logit_bias\" 256 is out of range"),
+        ("{\"prompt\": \"a\", \"temperature\": \"hot\"}", "\"temperature\" cannot be that"),
+        ("{\"prompt\": \"a\", \"mirostat_tau\": []}", "\"mirostat_tau\" cannot be that"),
+        ("{\"prompt\": \"a\", \"greedy\": \"yes\"}", "\"greedy\" is true or false"),
     ] {
         place.write("in.jsonl", format!("{{\"prompt\": \"x\"}}\n{line}\n"));
         place.run(&["generate", "demo", "--input", "in.jsonl"]).fails(1, &["in.jsonl line 2", words]);
@@ -215,6 +223,86 @@ fn a_reader_that_goes_away_is_no_failure() {
     let out = child.wait_with_output().unwrap();
     assert_eq!(out.status.code(), Some(0), "{}", String::from_utf8_lossy(&out.stderr));
     assert!(!String::from_utf8_lossy(&out.stderr).contains("panicked"));
+}
+
+#[test]
+fn every_sampling_option_is_a_key_of_a_line() {
+    let place = Place::new();
+    let help = place.run(&["generate", "--help"]).ok().text();
+    let section = help.split("Sampling options:").nth(1).unwrap().split("Model options:").next().unwrap();
+    let options =
+        section.split_whitespace().filter_map(|w| w.strip_prefix("--")).map(|w| w.replace('-', "_"));
+    let options: Vec<String> = options.collect();
+    assert!(options.len() >= 14, "{options:?}");
+    for key in options {
+        let value = match key.as_str() {
+            "greedy" => json!(true),
+            "logit_bias" => json!({"1": 1}),
+            _ => json!(1),
+        };
+        place.write("in.jsonl", json!({"prompt": "a", "max_tokens": 1, (key): value}).to_string());
+        place.run(&["generate", "demo", "--input", "in.jsonl"]).ok();
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_prompt_that_is_not_text() {
+    use std::os::unix::ffi::OsStrExt;
+    let place = Place::new();
+    let prompt = std::ffi::OsStr::from_bytes(b"a\xff");
+    let said = place.command(&["generate", "demo", "--json", "-n", "1"]).arg(prompt).output().unwrap();
+    let said: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
+    assert_eq!(said["prompt_tokens"], json!(2));
+    let ids = place.command(&["tokenize", "--tokenizer", "bytes", "--text"]).arg(prompt).output().unwrap();
+    assert_eq!(ids.stdout, b"97 255\n");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_told_with_its_place() {
+    let place = Place::new();
+    for args in
+        [&["generate", "demo", "a", "-n", "1"][..], &["tokenize", "--text", "a"], &["doctor", "--quick"]]
+    {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let run = place.command(args).stdout(full).output().unwrap();
+        let said = String::from_utf8_lossy(&run.stderr).into_owned();
+        assert_eq!(run.status.code(), Some(1), "{said}");
+        assert!(said.contains("hawfinch: cannot write to standard output: No space left"), "{said}");
+    }
+}
+
+/// What nobody sees grow shows a bar, on a terminal only, and leaves nothing of it.
+#[cfg(unix)]
+#[test]
+fn what_lasts_shows_a_bar() {
+    let place = Place::new();
+    let long = "word ".repeat(3000);
+    let lines: String = (0..4).map(|_| format!("{}\n", json!({"prompt": long, "max_tokens": 3}))).collect();
+    place.write("in.jsonl", lines);
+    for (args, words) in [
+        (&["generate", "demo", "a", "-n", "20000", "--json"][..], "writing (tokens at most)"),
+        (&["generate", "demo", "--input", "in.jsonl"], "reading and writing (tokens at most)"),
+        (&["doctor"], "measuring"),
+    ] {
+        let seen = crate::util::at_terminal(place.command(args).stdout(Stdio::null()));
+        assert!(seen.contains(words), "{args:?}: {seen}");
+        let last = seen.rsplit(words).next().unwrap();
+        assert!(last.contains("\x1b[2K"), "the bar is not cleared: {seen:?}");
+    }
+    // Into a file nobody sees it either.
+    let file = std::fs::File::create(place.path("out.txt")).unwrap();
+    let seen =
+        crate::util::at_terminal(place.command(&["generate", "demo", "a", "-n", "20000"]).stdout(file));
+    assert!(seen.contains("writing (tokens at most)"), "{seen}");
+    // The text is seen: no bar beside it. And none where nobody looks.
+    let seen = crate::util::at_terminal(
+        place.command(&["generate", "demo", "a", "-n", "20000"]).stdout(Stdio::null()),
+    );
+    assert!(!seen.contains("tokens at most"), "{seen}");
+    let quiet = place.command(&["generate", "demo", "a", "-n", "20000", "--json"]).output().unwrap();
+    assert!(!String::from_utf8_lossy(&quiet.stderr).contains("tokens at most"));
 }
 
 #[cfg(unix)]

@@ -115,6 +115,37 @@ impl Place {
     }
 }
 
+/// A terminal: the program's end and ours.
+#[cfg(unix)]
+pub fn terminal() -> (std::fs::File, std::fs::File) {
+    use std::os::fd::FromRawFd;
+    let (mut ours, mut theirs) = (-1, -1);
+    let null = std::ptr::null_mut();
+    // SAFETY: openpty writes two descriptors; name, settings and size may be null.
+    let rc = unsafe { libc::openpty(&mut ours, &mut theirs, null, null.cast(), null.cast()) };
+    assert_eq!(rc, 0, "no terminal: {}", std::io::Error::last_os_error());
+    // SAFETY: openpty succeeded: both are open and nobody else's.
+    unsafe { (std::fs::File::from_raw_fd(theirs), std::fs::File::from_raw_fd(ours)) }
+}
+
+/// Runs a command whose standard error is a terminal; what was written there.
+#[cfg(unix)]
+pub fn at_terminal(command: &mut Command) -> String {
+    use std::io::Read;
+    let (theirs, mut ours) = terminal();
+    let mut child = command.env("TERM", "xterm").stdin(Stdio::null()).stderr(theirs).spawn().unwrap();
+    // The command keeps a copy of the terminal's end, which would never be closed.
+    command.stderr(Stdio::null());
+    let reader = std::thread::spawn(move || {
+        let mut seen = Vec::new();
+        // At the end Linux gives an error.
+        let _ = ours.read_to_end(&mut seen);
+        String::from_utf8_lossy(&seen).into_owned()
+    });
+    assert!(child.wait().unwrap().success());
+    reader.join().unwrap()
+}
+
 /// A file or folder below `../shared/data`, or a note that the test is skipped.
 pub fn shared(path: &str) -> Option<PathBuf> {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data")).join(path);
