@@ -54,7 +54,7 @@ for target in $targets; do
     [ -f "dictionaries/$target.dict" ] && dictionary=("-dict=dictionaries/$target.dict")
     # The 64 MiB limit on a single allocation is in the targets themselves: libFuzzer's needs a sanitizer.
     nice -n 19 "$bin/$target" "corpus/$target" "${dictionary[@]}" -artifact_prefix="artifacts/$target/" \
-        -rss_limit_mb=2048 -timeout=10 -max_len="$max_len" -print_final_stats=1 -verbosity=1 2>"$log" &
+        -rss_limit_mb=2048 -timeout="${FUZZ_TIMEOUT:-10}" -max_len="$max_len" -print_final_stats=1 -verbosity=1 2>"$log" &
     pid=$!
     trap 'kill -INT $pid 2>/dev/null || true' EXIT
     line() {
