@@ -17,6 +17,7 @@ pub mod peak;
 mod pool;
 mod real;
 pub mod reduce;
+mod transpose;
 pub mod wkv;
 
 pub use dtype::DType;

@@ -8,16 +8,12 @@ pub const LANES: usize = 16;
 
 /// Adds up the partial sums.
 #[inline(always)]
-pub fn fold<F: Real>(mut acc: [F; LANES]) -> F {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for l in 0..width {
-            let other = acc[l + width];
-            acc[l] += other;
-        }
-        width /= 2;
-    }
-    acc[0]
+pub fn fold<F: Real>(acc: [F; LANES]) -> F {
+    // Arrays of half the size, not one array folded in place: these stay in registers.
+    let acc: [F; 8] = std::array::from_fn(|l| acc[l] + acc[l + 8]);
+    let acc: [F; 4] = std::array::from_fn(|l| acc[l] + acc[l + 4]);
+    let acc: [F; 2] = std::array::from_fn(|l| acc[l] + acc[l + 2]);
+    acc[0] + acc[1]
 }
 
 /// Σ a b

@@ -3,8 +3,12 @@
 //! on the instruction set.
 //!
 //! Here: weights as they lie in a checkpoint, row after row, widened in registers. Each output is one
-//! [dot product](crate::reduce::dot) in f32. `x86.rs` has the loops for AVX2 and AVX-512.
+//! [dot product](crate::reduce::dot) in f32. `x86.rs` has the loops for AVX2 and AVX-512. [`columns`]: weights that
+//! lie input by input. Quantised weights: [`crate::panel`].
 
+pub mod columns;
+#[cfg(target_arch = "x86_64")]
+mod columns_x86;
 mod rows;
 mod turn;
 #[cfg(target_arch = "x86_64")]

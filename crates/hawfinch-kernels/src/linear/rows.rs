@@ -5,6 +5,8 @@ use crate::isa::compiled_for_each;
 use crate::pool::Parts;
 use crate::reduce::dot;
 use crate::{Isa, Real};
+#[cfg(target_arch = "x86_64")]
+use crate::{DType, block};
 
 /// Rows decoded together, so that a block of tokens is read from near memory for all of them.
 pub const GROUP: usize = 8;
@@ -24,9 +26,21 @@ impl<F: Real> Out<F> {
     /// # Safety
     /// No other thread writes output `j` of token `t`.
     #[inline(always)]
-    unsafe fn set(&self, t: usize, j: usize, value: F) {
+    pub unsafe fn set(&self, t: usize, j: usize, value: F) {
         // SAFETY: the caller's promise.
         unsafe { self.y.set(t * self.outputs + j, value) }
+    }
+
+    /// Outputs `j ..` of token `t`.
+    ///
+    /// # Safety
+    /// As [`Out::set`], for all of them.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn part(&self, t: usize, j: usize, len: usize) -> &mut [F] {
+        // SAFETY: the caller's promise.
+        unsafe { self.y.get(t * self.outputs + j, len) }
     }
 }
 
@@ -62,4 +76,13 @@ fn body<F: Real>(y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize, count: usize)
             unsafe { y.set(t, j, dot(&row, x) * scale) };
         }
     }
+}
+
+/// The first number of some bytes.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub fn decode_number(dtype: DType, bytes: &[u8]) -> f32 {
+    let mut number = [0f32];
+    block::decode(dtype, &bytes[..dtype.block_bytes()], &mut number);
+    number[0]
 }

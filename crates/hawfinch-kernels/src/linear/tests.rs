@@ -95,3 +95,35 @@ fn threads_do_not_change_a_bit() {
     linear(Isa::best(), &Pool::new(3), &mut b, &x, m);
     assert_eq!(a, b);
 }
+
+/// Weights input by input: every instruction set gives the bits of the scalar code, whatever the tokens beside, and
+/// these are near the plain sum.
+#[test]
+fn columns_agree_to_the_bit() {
+    for (t, o, i) in [(1, 64, 96), (31, 64, 40), (7, 200, 33), (2, 5, 7), (6, 16, 64), (25, 96, 130)] {
+        let (x, w) = (values(t * i, 7), values(o * i, 8));
+        for dtype in [DType::F32, DType::BF16, DType::F16, DType::F64] {
+            let mut data = Vec::new();
+            assert!(block::encode(dtype, &w, &mut data));
+            let run = |isa, threads, x: &[f32]| {
+                let mut y = vec![f32::NAN; x.len() / i * o];
+                columns::linear(isa, &Pool::new(threads), &mut y, x, matrix(dtype, o, i, &data));
+                y
+            };
+            let want = run(Isa::SCALAR, 1, &x);
+            for isa in Isa::available() {
+                assert_eq!(run(isa, 3, &x), want, "{isa} {dtype} {t} {o} {i}");
+                for s in 0..t {
+                    assert_eq!(run(isa, 1, &x[s * i..(s + 1) * i]), want[s * o..(s + 1) * o], "{isa} token {s}");
+                }
+            }
+            let mut decoded = vec![0f32; i * o];
+            block::decode(dtype, &data, &mut decoded);
+            for (n, got) in want.iter().enumerate() {
+                let (s, j) = (n / o, n % o);
+                let sum: f64 = (0..i).map(|k| f64::from(x[s * i + k]) * f64::from(decoded[k * o + j])).sum();
+                assert!((f64::from(*got) - 0.5 * sum).abs() < 1e-5, "{dtype}");
+            }
+        }
+    }
+}

@@ -1,12 +1,12 @@
-//! Weights whose rows are inputs, put in the order of the others.
+//! Weights whose axes lie in the other order.
 
 use crate::{DType, block};
 
 /// Inputs turned at a time: what is written stays near.
 const STRIP: usize = 16;
 
-/// A matrix stored `[i, o]` as `[o, i]`: the same numbers in the same format, or for block formats, whose blocks
-/// run along the wrong axis, as f32.
+/// A matrix stored `[inputs, outputs]` as `[outputs, inputs]`: the same numbers in the same format, or for block
+/// formats, whose blocks run along the wrong axis, as f32.
 ///
 /// # Panics
 /// When the bytes are not as many as the shape asks for.

@@ -5,9 +5,10 @@
 
 use std::arch::x86_64::*;
 
-use super::{Matrix, rows::GROUP};
+use super::Matrix;
+use super::rows::{GROUP, decode_number};
 use crate::reduce::{LANES, fold};
-use crate::{DType, Isa, Level, block};
+use crate::{DType, Isa, Level};
 
 /// Numbers of each row and token that tiles work through before the next: those of a tile stay in the nearest
 /// cache, those of all tokens in the second.
@@ -44,9 +45,7 @@ pub fn rows(
             };
             for (r, mut sum) in sums.into_iter().enumerate().take(n) {
                 for k in i / LANES * LANES..i {
-                    let mut number = [0f32];
-                    block::decode(w.dtype, &rows[r][size * k..size * (k + 1)], &mut number);
-                    sum = number[0].mul_add(x[k], sum);
+                    sum = decode_number(w.dtype, &rows[r][size * k..]).mul_add(x[k], sum);
                 }
                 set(0, j + r, sum * w.scale);
             }

@@ -9,6 +9,8 @@ mod v4;
 mod v5;
 mod v6;
 mod v7;
+#[cfg(target_arch = "x86_64")]
+mod v7_x86;
 
 pub use v4::{State4, wkv4};
 pub use v5::wkv5;
@@ -71,6 +73,25 @@ impl<F> Head<'_, F> {
 
 /// The head size of every released model: the loops are compiled for it once more.
 const USUAL: usize = 64;
+
+/// Zeros to work with: on the stack as long as they are no more than `SMALL`.
+struct Scratch<F, const SMALL: usize> {
+    small: [F; SMALL],
+    large: Vec<F>,
+    len: usize,
+}
+
+impl<F: Real, const SMALL: usize> Scratch<F, SMALL> {
+    fn new(len: usize) -> Self {
+        let large = if len <= SMALL { Vec::new() } else { vec![F::ZERO; len] };
+        Scratch { small: [F::ZERO; SMALL], large, len }
+    }
+
+    #[inline(always)]
+    fn get(&mut self) -> &mut [F] {
+        if self.len <= SMALL { &mut self.small[..self.len] } else { &mut self.large }
+    }
+}
 
 /// One token of one head of v5 and v6, S `[key, value]`: reads y = rᵀ(S + u k vᵀ), then
 /// S ← diag(w) S + k vᵀ. All `[n]`, `s` `[n, n]`.

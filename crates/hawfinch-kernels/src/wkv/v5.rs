@@ -1,6 +1,6 @@
 //! RWKV-5.0, 5.1 and 5.2 (Eagle): a matrix state with a constant decay (spec sections 2 and 3).
 
-use super::{Head, Rows, matrix_step};
+use super::{Head, Rows, Scratch, USUAL, matrix_step};
 use crate::Real;
 use crate::isa::compiled_for_each;
 
@@ -18,13 +18,14 @@ compiled_for_each! {
 fn body<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, time_decay: &[F], bonus: &[F]) {
     let Head { head, n, c, .. } = x;
     let per_channel = |p: &[F], i: usize| if p.len() == c { p[head * n + i] } else { p[head] };
-    let (mut w, mut u) = (vec![F::ZERO; n], vec![F::ZERO; n]);
+    let mut scratch = Scratch::<F, { 2 * USUAL }>::new(2 * n);
+    let (w, u) = scratch.get().split_at_mut(n);
     for i in 0..n {
         w[i] = (-per_channel(time_decay, i).exp()).exp();
         u[i] = per_channel(bonus, i);
     }
     for at in x.tokens() {
-        matrix_step(y.at(at, n), s, &x.r[at..at + n], &x.k[at..at + n], &x.v[at..at + n], &w, &u);
+        matrix_step(y.at(at, n), s, &x.r[at..at + n], &x.k[at..at + n], &x.v[at..at + n], w, u);
     }
 }
 

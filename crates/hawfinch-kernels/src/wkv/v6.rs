@@ -1,7 +1,7 @@
 //! RWKV-6 (Finch): a matrix state with a decay of its own for every token and key channel (spec
 //! section 4.2).
 
-use super::{Head, Rows, matrix_step};
+use super::{Head, Rows, Scratch, USUAL, matrix_step};
 use crate::Real;
 use crate::isa::compiled_for_each;
 
@@ -19,12 +19,13 @@ compiled_for_each! {
 fn body<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, d: &[F], bonus: &[F]) {
     let n = x.n;
     let u = &bonus[x.head * n..(x.head + 1) * n];
-    let mut w = vec![F::ZERO; n];
+    let mut scratch = Scratch::<F, USUAL>::new(n);
+    let w = scratch.get();
     for at in x.tokens() {
         for (w, d) in w.iter_mut().zip(&d[at..at + n]) {
             *w = (-d.exp()).exp();
         }
-        matrix_step(y.at(at, n), s, &x.r[at..at + n], &x.k[at..at + n], &x.v[at..at + n], &w, u);
+        matrix_step(y.at(at, n), s, &x.r[at..at + n], &x.k[at..at + n], &x.v[at..at + n], w, u);
     }
 }
 

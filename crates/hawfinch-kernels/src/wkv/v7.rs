@@ -1,53 +1,109 @@
 //! RWKV-7 (Goose): a state that is edited, not only added to (spec section 5.2).
 
-use super::{Head, Rows, USUAL};
-use crate::Real;
+use super::{Head, Rows, Scratch, USUAL};
 use crate::isa::compiled_for_each;
-use crate::reduce::dot;
+use crate::{Isa, Real, transpose};
 
 /// e^(-1/2): the largest log-decay of a step.
 const MAX_LOG_DECAY: f64 = 0.606_530_659_712_633_4;
 
+/// The recurrence of one head: S ← S diag(w) - (S kk)(kk ⊙ a)ᵀ + v kᵀ, then y = S r.
+///
+/// * `y`, `kk`, `a`: `[t, h*n]`; `kk` is the normalised removal key, `a` the in-context learning rate
+/// * `om`: `[t, h*n]`, raw; the decay of a step is w = exp(-e^(-1/2) sigmoid(om))
+/// * `s`: `[n, n]`, index [value, key]
+///
+/// It works on the state turned over, `[key, value]`: then a register holds the values of one key, and nothing is
+/// ever added across it.
+pub fn wkv7<F: Real>(isa: Isa, y: &Rows<F>, s: &mut [F], x: Head<'_, F>, om: &[F], kk: &[F], a: &[F]) {
+    let n = x.n;
+    let mut turned = Scratch::<F, { USUAL * USUAL }>::new(n * n);
+    let turned = turned.get();
+    transpose::square(isa, turned, s, n);
+    tokens(isa, isa, y, turned, x, om, kk, a);
+    transpose::square(isa, s, turned, n);
+}
+
 compiled_for_each! {
-    /// The recurrence of one head: S ← S diag(w) - (S kk)(kk ⊙ a)ᵀ + v kᵀ, then y = S r.
-    ///
-    /// * `y`, `kk`, `a`: `[t, h*n]`; `kk` is the normalised removal key, `a` the in-context learning rate
-    /// * `om`: `[t, h*n]`, raw; the decay of a step is w = exp(-e^(-1/2) sigmoid(om))
-    /// * `s`: `[n, n]`, index [value, key]
-    pub fn wkv7<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, om: &[F], kk: &[F], a: &[F]) = body
+    /// With the state `[key, value]`.
+    fn tokens<F: Real>(
+        level: Isa,
+        y: &Rows<F>,
+        s: &mut [F],
+        x: Head<'_, F>,
+        om: &[F],
+        kk: &[F],
+        a: &[F],
+    ) = body
 }
 
 #[inline(always)]
-fn body<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, om: &[F], kk: &[F], a: &[F]) {
+fn body<F: Real>(isa: Isa, y: &Rows<F>, s: &mut [F], x: Head<'_, F>, om: &[F], kk: &[F], a: &[F]) {
     let n = x.n;
     let rate = F::from_f64(-MAX_LOG_DECAY);
-    let (mut w, mut b) = (vec![F::ZERO; n], vec![F::ZERO; n]);
+    let mut scratch = Scratch::<F, { 3 * USUAL }>::new(3 * n);
+    let (w, rest) = scratch.get().split_at_mut(n);
+    let (b, removed) = rest.split_at_mut(n);
     for at in x.tokens() {
         let of = at..at + n;
         let (om, kk, a) = (&om[of.clone()], &kk[of.clone()], &a[of.clone()]);
+        let (r, k, v) = (&x.r[of.clone()], &x.k[of.clone()], &x.v[of]);
+        let y = y.at(at, n);
         for j in 0..n {
             w[j] = (rate * om[j].sigmoid()).exp();
             b[j] = kk[j] * a[j];
         }
-        let (r, k, v) = (&x.r[of.clone()], &x.k[of.clone()], &x.v[of]);
-        let y = y.at(at, n);
-        let usual = |x: &[F]| <[F; USUAL]>::try_from(x);
-        match (usual(r), usual(k), usual(&w), usual(kk), usual(&b)) {
-            (Ok(r), Ok(k), Ok(w), Ok(kk), Ok(b)) => rows(y, s, &r, &k, v, &w, &kk, &b),
-            _ => rows(y, s, r, k, v, &w, kk, &b),
+        #[cfg(target_arch = "x86_64")]
+        if let Some(s) = F::as_f32_slice(s)
+            && usual(isa, y, s, [r, k, v, w, kk, b])
+        {
+            continue;
         }
+        let _ = isa;
+        removed.fill(F::ZERO);
+        y.fill(F::ZERO);
+        step(y, s, r, k, v, w, kk, b, removed);
     }
 }
 
+/// A head of the usual size, in loops of the instruction set's own if it has them.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn rows<F: Real>(y: &mut [F], s: &mut [F], r: &[F], k: &[F], v: &[F], w: &[F], kk: &[F], b: &[F]) {
-    let n = r.len();
-    for (i, row) in s.chunks_exact_mut(n).enumerate() {
-        let removed = -dot(row, kk);
-        for j in 0..n {
-            row[j] = row[j].mul_add(w[j], removed.mul_add(b[j], v[i] * k[j]));
+fn usual<F: Real>(isa: Isa, y: &mut [F], s: &mut [f32], x: [&[F]; 6]) -> bool {
+    fn sized<F: Real>(x: &[F]) -> Option<&[f32; USUAL]> {
+        F::as_f32s(x)?.try_into().ok()
+    }
+    let [Some(r), Some(k), Some(v), Some(w), Some(kk), Some(b)] = x.map(sized) else { return false };
+    let Some(y) = F::as_f32_slice(y).and_then(|y| y.try_into().ok()) else { return false };
+    super::v7_x86::step(isa, y, s, &super::v7_x86::Token { r, k, v, w, kk, b })
+}
+
+/// One token; `y` and `removed` are zero. All `[n]`.
+#[inline(always)]
+fn step<F: Real>(
+    y: &mut [F],
+    s: &mut [F],
+    r: &[F],
+    k: &[F],
+    v: &[F],
+    w: &[F],
+    kk: &[F],
+    b: &[F],
+    removed: &mut [F],
+) {
+    let n = v.len();
+    for (j, row) in s.chunks_exact(n).enumerate() {
+        let kk = kk[j];
+        for i in 0..n {
+            removed[i] = row[i].mul_add(kk, removed[i]);
         }
-        y[i] = dot(row, r);
+    }
+    for (j, row) in s.chunks_exact_mut(n).enumerate() {
+        let (w, b, k, r) = (w[j], -b[j], k[j], r[j]);
+        for i in 0..n {
+            row[i] = row[i].mul_add(w, removed[i].mul_add(b, v[i] * k));
+            y[i] = row[i].mul_add(r, y[i]);
+        }
     }
 }
 
@@ -55,7 +111,6 @@ fn rows<F: Real>(y: &mut [F], s: &mut [F], r: &[F], k: &[F], v: &[F], w: &[F], k
 mod tests {
     use super::super::tests::run_heads;
     use super::*;
-    use crate::Isa;
 
     #[test]
     fn the_first_token_reads_back_its_value() {

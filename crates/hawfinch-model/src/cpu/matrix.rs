@@ -16,8 +16,10 @@ pub struct Matrix {
 }
 
 enum Form {
-    /// Row after row in the bytes of the file (low-rank weights turned so that a row is an output).
+    /// Row after row in the bytes of the file: a row is an output.
     Rows(StoredTensor),
+    /// Low-rank weights: a row is an input.
+    Columns(StoredTensor),
     /// Quantised, repacked for the kernels.
     Panels(Panels),
 }
@@ -36,7 +38,7 @@ impl Matrix {
     /// Bytes that a product with it reads.
     pub fn bytes(&self) -> usize {
         match &self.form {
-            Form::Rows(weight) => weight.data.len(),
+            Form::Rows(weight) | Form::Columns(weight) => weight.data.len(),
             Form::Panels(panels) => panels.bytes(),
         }
     }
@@ -44,12 +46,12 @@ impl Matrix {
     /// Rows of an embedding: `out` `[t, i]`.
     pub(super) fn look_up<F: Real>(&self, out: &mut [F], tokens: &[u32]) {
         match &self.form {
-            Form::Rows(weight) => linear::embedding(out, tokens, self.rows(weight)),
-            Form::Panels(_) => unreachable!("tables are kept in rows"),
+            Form::Rows(weight) => linear::embedding(out, tokens, self.view(weight)),
+            _ => unreachable!("tables are kept in rows"),
         }
     }
 
-    fn rows<'a>(&self, weight: &'a StoredTensor) -> linear::Matrix<'a> {
+    fn view<'a>(&self, weight: &'a StoredTensor) -> linear::Matrix<'a> {
         linear::Matrix {
             dtype: weight.dtype,
             outputs: self.outputs,
@@ -79,10 +81,13 @@ impl<F: Real> Cpu<F> {
         debug_assert!(weight.dtype != DType::Bool);
         let (outputs, inputs) = if apply == Apply::Right { (b, a) } else { (a, b) };
         let mut weight = weight.clone();
-        // Low-rank weights mostly lie input by input. They are small: turned once, they run as all others do.
-        if (apply == Apply::Right) != weight.transposed {
-            let (dtype, data) = linear::turned(weight.dtype, &weight.data, inputs, outputs);
-            (weight.dtype, weight.data) = (dtype, data.into());
+        // Files that store them the other way round: turned once, so that they give the same bits as all others.
+        if weight.transposed {
+            let (dtype, data) = linear::turned(weight.dtype, &weight.data, b, a);
+            (weight.dtype, weight.data, weight.transposed) = (dtype, data.into(), false);
+        }
+        if apply == Apply::Right {
+            return Ok(Matrix { outputs, inputs, form: Form::Columns(weight) });
         }
         if apply == Apply::Linear
             && let Some(dtype) = self.quant.and_then(|q| q.block_type(name, weight.dtype, inputs))
@@ -120,7 +125,10 @@ impl<F: Real> Cpu<F> {
     /// y = x Wᵀ
     pub(super) fn multiply(&self, y: &mut [F], x: &[F], w: &Matrix) {
         match &w.form {
-            Form::Rows(weight) => linear::linear(self.isa(), self.pool(), y, x, w.rows(weight)),
+            Form::Rows(weight) => linear::linear(self.isa(), self.pool(), y, x, w.view(weight)),
+            Form::Columns(weight) => {
+                linear::columns::linear(self.isa(), self.pool(), y, x, w.view(weight));
+            }
             Form::Panels(panels) => {
                 let (Some(y), Some(x)) = (F::as_f32_slice(y), F::as_f32s(x)) else {
                     unreachable!("panels are made for f32 alone")

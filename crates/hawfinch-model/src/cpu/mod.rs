@@ -82,25 +82,22 @@ struct Buffers<F>(Mutex<Vec<Vec<F>>>);
 const POOLED: usize = 64;
 
 impl<F: Real> Buffers<F> {
-    /// A buffer of `len` numbers of no particular value.
+    /// A buffer of at least `len` numbers of no particular value.
     fn take(&self, len: usize) -> Vec<F> {
         let mut free = self.0.lock().unwrap_or_else(|e| e.into_inner());
         // The smallest buffer that is large enough without wasting more than half.
-        let fits = |b: &Vec<F>| b.capacity() >= len && b.capacity() / 2 <= len;
-        let best = free
-            .iter()
-            .enumerate()
-            .filter(|(_, b)| fits(b))
-            .min_by_key(|(_, b)| b.capacity())
-            .map(|(i, _)| i);
-        let mut buffer = best.map(|i| free.swap_remove(i)).unwrap_or_default();
-        drop(free);
-        buffer.resize(len, F::ZERO);
-        buffer
+        let fits = |b: &Vec<F>| b.len() >= len && b.len() / 2 <= len;
+        let best =
+            free.iter().enumerate().filter(|(_, b)| fits(b)).min_by_key(|(_, b)| b.len()).map(|(i, _)| i);
+        match best {
+            Some(i) => free.swap_remove(i),
+            None => vec![F::ZERO; len],
+        }
     }
 }
 
 struct Buffer<F: Real> {
+    /// As long as when it was made; a tensor may use less of it.
     data: Vec<F>,
     home: Arc<Buffers<F>>,
 }
@@ -118,13 +115,14 @@ impl<F: Real> Drop for Buffer<F> {
 #[derive(Clone)]
 pub struct Tensor<F: Real> {
     buffer: Arc<Buffer<F>>,
+    len: usize,
     channels: usize,
 }
 
 impl<F: Real> Tensor<F> {
     /// The values, row-major.
     pub fn data(&self) -> &[F] {
-        &self.buffer.data
+        &self.buffer.data[..self.len]
     }
     fn rows(&self) -> usize {
         self.data().len() / self.channels
@@ -141,9 +139,10 @@ const DIVIDED: usize = 1 << 15;
 impl<F: Real> Cpu<F> {
     /// A new tensor of `rows × channels`, filled by `fill`.
     fn make(&self, rows: usize, channels: usize, fill: impl FnOnce(&mut [F])) -> Tensor<F> {
-        let mut data = self.buffers.take(rows * channels);
-        fill(&mut data);
-        Tensor { buffer: Arc::new(Buffer { data, home: self.buffers.clone() }), channels }
+        let len = rows * channels;
+        let mut data = self.buffers.take(len);
+        fill(&mut data[..len]);
+        Tensor { buffer: Arc::new(Buffer { data, home: self.buffers.clone() }), len, channels }
     }
 
     /// The same, filled row by row on all threads: `fill(range, part)` fills `part`, which holds the numbers

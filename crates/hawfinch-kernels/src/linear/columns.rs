@@ -1,0 +1,93 @@
+//! Products with weights that lie input by input, `[i, o]`: the low-rank ones, `y = x W`.
+//!
+//! Registers hold neighbouring outputs, so nothing is added across a register, and short inputs or few outputs cost
+//! no more than their multiply-adds. Each output is one sum over the inputs in order, every step a fused
+//! multiply-add: the same bits whatever the tokens beside, the threads and the instruction set.
+
+use super::{ALONE, Matrix, rows::Out};
+use crate::isa::compiled_for_each;
+use crate::{Isa, Pool, Real};
+
+/// Outputs of a chunk of work.
+pub const WIDE: usize = 64;
+/// Tokens of a chunk of work.
+const TOKENS: usize = 24;
+
+/// y = x W, times the scale.
+///
+/// * `y`: `[t, o]`, overwritten
+/// * `x`: `[t, i]`
+/// * `w`: the bytes of `[i, o]`
+///
+/// # Panics
+/// When the lengths disagree with the matrix.
+pub fn linear<F: Real>(isa: Isa, pool: &Pool, y: &mut [F], x: &[F], w: Matrix<'_>) {
+    let (o, i) = (w.outputs, w.inputs);
+    if o == 0 || i == 0 {
+        y.fill(F::ZERO);
+        return;
+    }
+    let t = x.len() / i;
+    assert!(x.len() == t * i && y.len() == t * o, "linear: x {} y {} for [{i}, {o}]", x.len(), y.len());
+    assert_eq!(Some(w.data.len()), w.dtype.bytes_for(o).map(|row| row * i), "linear: bytes of [{i}, {o}]");
+    let out = Out::new(y, o);
+    let (across, down) = (o.div_ceil(WIDE), t.div_ceil(TOKENS));
+    let part = |n: usize| {
+        let (first, from) = (n % across * WIDE, n / across * TOKENS);
+        let tokens = TOKENS.min(t - from);
+        block(isa, &out, &x[from * i..(from + tokens) * i], w, first, WIDE.min(o - first), from);
+    };
+    if t * o * i <= ALONE { (0..across * down).for_each(part) } else { pool.run(across * down, &part) }
+}
+
+/// Outputs `first .. first + count` of the tokens `x`, the first of which is token `from` of `y`.
+fn block<F: Real>(isa: Isa, y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize, count: usize, from: usize) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(x) = F::as_f32s(x)
+        && super::columns_x86::block(isa, x, w, first, count, &mut |t, j, v| {
+            // SAFETY: each chunk has outputs and tokens of its own.
+            let y = unsafe { y.part(from + t, j, v.len()) };
+            y.iter_mut().zip(v).for_each(|(y, v)| *y = F::from_f32(v * w.scale));
+        })
+    {
+        return;
+    }
+    portable(isa, y, x, w, first, count, from);
+}
+
+compiled_for_each! {
+    /// The meaning.
+    fn portable<F: Real>(
+        y: &Out<F>,
+        x: &[F],
+        w: Matrix<'_>,
+        first: usize,
+        count: usize,
+        from: usize,
+    ) = body
+}
+
+#[inline(always)]
+fn body<F: Real>(y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize, count: usize, from: usize) {
+    let (o, i) = (w.outputs, w.inputs);
+    let tokens = x.len() / i;
+    let mut row = vec![F::ZERO; o];
+    let mut narrow = Vec::new();
+    let mut sums = vec![F::ZERO; tokens * count];
+    let w = Matrix { outputs: i, inputs: o, ..w }; // its rows are inputs
+    for k in 0..i {
+        w.decode_row(k, &mut row, &mut narrow);
+        for (sums, x) in sums.chunks_exact_mut(count).zip(x.chunks_exact(i)) {
+            for (sum, w) in sums.iter_mut().zip(&row[first..]) {
+                *sum = w.mul_add(x[k], *sum);
+            }
+        }
+    }
+    let scale = F::from_f32(w.scale);
+    for (t, sums) in sums.chunks_exact(count).enumerate() {
+        for (j, sum) in sums.iter().enumerate() {
+            // SAFETY: each chunk has outputs and tokens of its own.
+            unsafe { y.set(from + t, first + j, *sum * scale) };
+        }
+    }
+}

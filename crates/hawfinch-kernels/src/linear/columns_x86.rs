@@ -1,0 +1,200 @@
+//! Products with weights that lie input by input on AVX2 and AVX-512: exactly the sums of `columns.rs`.
+
+use std::arch::x86_64::*;
+
+use super::Matrix;
+use super::rows::decode_number;
+use crate::{DType, Isa, Level};
+
+/// Outputs of one piece of a row.
+const PIECE: usize = 16;
+/// Tokens held in registers.
+const MOST: usize = 6;
+
+/// Outputs `first .. first + count` of all tokens before scaling, given to `put(token, first output, values)`. False when this
+/// instruction set or number format has no loops of its own.
+pub fn block(
+    isa: Isa,
+    x: &[f32],
+    w: Matrix<'_>,
+    first: usize,
+    count: usize,
+    put: &mut dyn FnMut(usize, usize, &[f32]),
+) -> bool {
+    if !matches!(w.dtype, DType::BF16 | DType::F16 | DType::F32) {
+        return false;
+    }
+    match isa.level() {
+        // SAFETY: an Isa exists only where the machine has the instructions.
+        Level::Avx512 => unsafe { avx512::block(x, w, first, count, put) },
+        // SAFETY: as above.
+        Level::Avx2 => unsafe { avx2::block(x, w, first, count, put) },
+        _ => return false,
+    }
+    true
+}
+
+/// The loops for one register width: `$pieces` pieces of sixteen outputs at a time. `$load` widens as many numbers
+/// of a format as a register holds.
+macro_rules! width {
+    ($name:ident, $features:literal, $reg:ty, $per:literal, $pieces:literal, $zero:ident, $set1:ident, $loadu:ident,
+     $storeu:ident, $fma:ident, $bf16:expr, $f16:expr) => {
+        mod $name {
+            use super::*;
+
+            /// Registers of a piece.
+            const N: usize = PIECE / $per;
+
+            /// P pieces with T tokens.
+            ///
+            /// # Safety
+            /// `w` is the first of P pieces in the first of `k` rows that lie `stride` bytes apart, numbers of
+            /// SIZE bytes; `x` is the first of T rows of `k` numbers.
+            #[inline(always)]
+            unsafe fn tile<const P: usize, const T: usize, const SIZE: usize>(
+                w: *const u8,
+                stride: usize,
+                x: *const f32,
+                k: usize,
+                load: impl Fn(*const u8) -> $reg,
+                fma: impl Fn($reg, f32, $reg) -> $reg,
+                zero: $reg,
+            ) -> [[[$reg; N]; T]; P] {
+                let mut sums = [[[zero; N]; T]; P];
+                for j in 0..k {
+                    let mut ws = [[zero; N]; P];
+                    for p in 0..P {
+                        for n in 0..N {
+                            // SAFETY: within row j.
+                            ws[p][n] = load(unsafe { w.add(j * stride + (p * PIECE + n * $per) * SIZE) });
+                        }
+                    }
+                    for t in 0..T {
+                        // SAFETY: within token t.
+                        let x = unsafe { *x.add(t * k + j) };
+                        for p in 0..P {
+                            for n in 0..N {
+                                sums[p][t][n] = fma(ws[p][n], x, sums[p][t][n]);
+                            }
+                        }
+                    }
+                }
+                sums
+            }
+
+            #[target_feature(enable = $features)]
+            unsafe fn tiles<const P: usize, const T: usize>(
+                dtype: DType,
+                w: *const u8,
+                stride: usize,
+                x: *const f32,
+                k: usize,
+            ) -> [[[f32; PIECE]; T]; P] {
+                let fma = |w, x, sum| $fma(w, $set1(x), sum);
+                // SAFETY: the caller's promise.
+                let sums = unsafe {
+                    match dtype {
+                        DType::BF16 => tile::<P, T, 2>(w, stride, x, k, |p| $bf16(p), fma, $zero()),
+                        DType::F16 => tile::<P, T, 2>(w, stride, x, k, |p| $f16(p), fma, $zero()),
+                        _ => tile::<P, T, 4>(w, stride, x, k, |p| $loadu(p.cast()), fma, $zero()),
+                    }
+                };
+                let mut out = [[[0f32; PIECE]; T]; P];
+                for p in 0..P {
+                    for t in 0..T {
+                        for n in 0..N {
+                            // SAFETY: as many numbers as `out` has from there.
+                            unsafe { $storeu(out[p][t].as_mut_ptr().add(n * $per), sums[p][t][n]) };
+                        }
+                    }
+                }
+                out
+            }
+
+            #[target_feature(enable = $features)]
+            pub fn block(
+                x: &[f32],
+                w: Matrix<'_>,
+                first: usize,
+                count: usize,
+                put: &mut dyn FnMut(usize, usize, &[f32]),
+            ) {
+                let k = w.inputs;
+                let size = w.dtype.block_bytes();
+                let stride = size * w.outputs;
+                assert!(w.data.len() >= k * stride && first + count <= w.outputs);
+                let mut j = first;
+                while j + PIECE <= first + count {
+                    let pieces = if j + $pieces * PIECE <= first + count { $pieces } else { 1 };
+                    let from = w.data.as_ptr().wrapping_add(j * size);
+                    for (n, x) in x.chunks(MOST * k).enumerate() {
+                        macro_rules! run {
+                            ($tokens:literal) => {
+                                if pieces == 1 {
+                                    // SAFETY: one piece is left of each row, so many tokens are in x.
+                                    let out = unsafe { tiles::<1, $tokens>(w.dtype, from, stride, x.as_ptr(), k) };
+                                    out[0].iter().enumerate().for_each(|(t, sums)| put(n * MOST + t, j, sums));
+                                } else {
+                                    // SAFETY: as above, for all pieces.
+                                    let out =
+                                        unsafe { tiles::<$pieces, $tokens>(w.dtype, from, stride, x.as_ptr(), k) };
+                                    for (p, out) in out.iter().enumerate() {
+                                        for (t, sums) in out.iter().enumerate() {
+                                            put(n * MOST + t, j + p * PIECE, sums);
+                                        }
+                                    }
+                                }
+                            };
+                        }
+                        match x.len() / k {
+                            1 => run!(1),
+                            2 => run!(2),
+                            3 => run!(3),
+                            4 => run!(4),
+                            5 => run!(5),
+                            _ => run!(6),
+                        }
+                    }
+                    j += pieces * PIECE;
+                }
+                // Outputs that fill no register.
+                for j in j..first + count {
+                    for (t, x) in x.chunks_exact(k).enumerate() {
+                        let number = |r: usize| decode_number(w.dtype, &w.data[r * stride + j * size..]);
+                        let sum = x.iter().enumerate().fold(0f32, |sum, (r, x)| number(r).mul_add(*x, sum));
+                        put(t, j, &[sum]);
+                    }
+                }
+            }
+        }
+    };
+}
+
+width!(
+    avx512,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c",
+    __m512,
+    16,
+    4,
+    _mm512_setzero_ps,
+    _mm512_set1_ps,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_fmadd_ps,
+    |p: *const u8| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())))),
+    |p: *const u8| _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
+);
+width!(
+    avx2,
+    "avx2,fma,f16c",
+    __m256,
+    8,
+    1,
+    _mm256_setzero_ps,
+    _mm256_set1_ps,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_fmadd_ps,
+    |p: *const u8| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())))),
+    |p: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(p.cast()))
+);
