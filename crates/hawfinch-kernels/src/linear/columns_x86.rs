@@ -132,12 +132,17 @@ macro_rules! width {
                             ($tokens:literal) => {
                                 if pieces == 1 {
                                     // SAFETY: one piece is left of each row, so many tokens are in x.
-                                    let out = unsafe { tiles::<1, $tokens>(w.dtype, from, stride, x.as_ptr(), k) };
-                                    out[0].iter().enumerate().for_each(|(t, sums)| put(n * MOST + t, j, sums));
+                                    let out =
+                                        unsafe { tiles::<1, $tokens>(w.dtype, from, stride, x.as_ptr(), k) };
+                                    out[0]
+                                        .iter()
+                                        .enumerate()
+                                        .for_each(|(t, sums)| put(n * MOST + t, j, sums));
                                 } else {
                                     // SAFETY: as above, for all pieces.
-                                    let out =
-                                        unsafe { tiles::<$pieces, $tokens>(w.dtype, from, stride, x.as_ptr(), k) };
+                                    let out = unsafe {
+                                        tiles::<$pieces, $tokens>(w.dtype, from, stride, x.as_ptr(), k)
+                                    };
                                     for (p, out) in out.iter().enumerate() {
                                         for (t, sums) in out.iter().enumerate() {
                                             put(n * MOST + t, j + p * PIECE, sums);
@@ -181,7 +186,9 @@ width!(
     _mm512_loadu_ps,
     _mm512_storeu_ps,
     _mm512_fmadd_ps,
-    |p: *const u8| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast())))),
+    |p: *const u8| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(
+        p.cast()
+    )))),
     |p: *const u8| _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
 );
 width!(
@@ -195,6 +202,8 @@ width!(
     _mm256_loadu_ps,
     _mm256_storeu_ps,
     _mm256_fmadd_ps,
-    |p: *const u8| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())))),
+    |p: *const u8| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(
+        p.cast()
+    )))),
     |p: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(p.cast()))
 );

@@ -4,9 +4,9 @@ use super::Matrix;
 use crate::isa::compiled_for_each;
 use crate::pool::Parts;
 use crate::reduce::dot;
-use crate::{Isa, Real};
 #[cfg(target_arch = "x86_64")]
 use crate::{DType, block};
+use crate::{Isa, Real};
 
 /// Rows decoded together, so that a block of tokens is read from near memory for all of them.
 pub const GROUP: usize = 8;

@@ -114,7 +114,11 @@ fn columns_agree_to_the_bit() {
             for isa in Isa::available() {
                 assert_eq!(run(isa, 3, &x), want, "{isa} {dtype} {t} {o} {i}");
                 for s in 0..t {
-                    assert_eq!(run(isa, 1, &x[s * i..(s + 1) * i]), want[s * o..(s + 1) * o], "{isa} token {s}");
+                    assert_eq!(
+                        run(isa, 1, &x[s * i..(s + 1) * i]),
+                        want[s * o..(s + 1) * o],
+                        "{isa} token {s}"
+                    );
                 }
             }
             let mut decoded = vec![0f32; i * o];

@@ -1,9 +1,9 @@
 //! Activations in 8 bits, for products with quantised weights.
 
 use super::{BLOCK, GROUP, QUAD};
-use crate::pool::Parts;
 #[cfg(target_arch = "x86_64")]
 use crate::Level;
+use crate::pool::Parts;
 use crate::{Isa, Pool};
 
 /// Rows of activations quantised in blocks of 32: `x ≈ scale q`, `q` in -127..=127.
@@ -83,7 +83,15 @@ impl Activations {
 }
 
 /// Token `t` of a group of `width`.
-fn row(isa: Isa, x: &[f32], t: usize, width: usize, quads: &mut [[i8; QUAD]], scales: &mut [f32], sums: &mut [i32]) {
+fn row(
+    isa: Isa,
+    x: &[f32],
+    t: usize,
+    width: usize,
+    quads: &mut [[i8; QUAD]],
+    scales: &mut [f32],
+    sums: &mut [i32],
+) {
     #[cfg(target_arch = "x86_64")]
     if isa.level() >= Level::Avx2 {
         // SAFETY: an Isa exists only where the machine has the instructions.
@@ -95,7 +103,14 @@ fn row(isa: Isa, x: &[f32], t: usize, width: usize, quads: &mut [[i8; QUAD]], sc
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn row_avx2(x: &[f32], t: usize, width: usize, quads: &mut [[i8; QUAD]], scales: &mut [f32], sums: &mut [i32]) {
+fn row_avx2(
+    x: &[f32],
+    t: usize,
+    width: usize,
+    quads: &mut [[i8; QUAD]],
+    scales: &mut [f32],
+    sums: &mut [i32],
+) {
     row_body(x, t, width, quads, scales, sums, |x| block_avx2(x));
 }
 
@@ -153,10 +168,8 @@ fn block_avx2(x: &[f32; BLOCK]) -> (f32, i32, [i8; BLOCK]) {
     // To the nearest, ties to even: the mode every program starts in.
     let codes = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, by)));
     let total = _mm256_add_epi32(_mm256_add_epi32(codes[0], codes[1]), _mm256_add_epi32(codes[2], codes[3]));
-    let bytes = _mm256_packs_epi16(
-        _mm256_packs_epi32(codes[0], codes[1]),
-        _mm256_packs_epi32(codes[2], codes[3]),
-    );
+    let bytes =
+        _mm256_packs_epi16(_mm256_packs_epi32(codes[0], codes[1]), _mm256_packs_epi32(codes[2], codes[3]));
     // Packing works within halves: fours of codes lie in the order 0 2 4 6 1 3 5 7.
     let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     let (mut q, mut sums) = ([0i8; BLOCK], [0i32; 8]);
