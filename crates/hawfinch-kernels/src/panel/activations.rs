@@ -67,18 +67,22 @@ impl Activations {
 
     /// The groups.
     pub fn groups(&self) -> impl Iterator<Item = Group<'_>> {
-        (0..self.tokens).step_by(GROUP).map(|first| {
-            let width = GROUP.min(self.tokens - first);
-            let (at, n) = (first * self.blocks, width * self.blocks);
-            let per = BLOCK / QUAD;
-            Group {
-                first,
-                width,
-                quads: &self.quads[at * per..(at + n) * per],
-                scales: &self.scales[at..at + n],
-                sums: &self.sums[at..at + n],
-            }
-        })
+        (0..self.tokens.div_ceil(GROUP)).map(|n| self.group(n))
+    }
+
+    /// Group `n`.
+    pub fn group(&self, n: usize) -> Group<'_> {
+        let first = n * GROUP;
+        let width = GROUP.min(self.tokens - first);
+        let (at, n) = (first * self.blocks, width * self.blocks);
+        let per = BLOCK / QUAD;
+        Group {
+            first,
+            width,
+            quads: &self.quads[at * per..(at + n) * per],
+            scales: &self.scales[at..at + n],
+            sums: &self.sums[at..at + n],
+        }
     }
 }
 

@@ -14,6 +14,9 @@
 mod activations;
 mod pack;
 mod scalar;
+pub mod sparse;
+#[cfg(target_arch = "x86_64")]
+mod sparse_x86;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

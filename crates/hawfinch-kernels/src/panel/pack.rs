@@ -58,7 +58,7 @@ fn nibbles(codes: &[u8], quants: &mut [u8], r: usize) {
 }
 
 /// Scale and minimum `b` of a Q4_K block's twelve bytes of six-bit numbers.
-fn scale_min(packed: &[u8], b: usize) -> (u8, u8) {
+pub fn scale_min(packed: &[u8], b: usize) -> (u8, u8) {
     if b < 4 {
         (packed[b] & 63, packed[b + 4] & 63)
     } else {

@@ -134,3 +134,33 @@ fn damage_in_an_activation_shows() {
     linear(Isa::best(), &Pool::new(1), &mut y, &x, &w, &mut Activations::default());
     assert!(y.iter().all(|v| v.is_nan()));
 }
+
+/// Strips give the bits of panels, with many zeros, few, none and nothing but zeros.
+#[test]
+fn strips_agree_with_panels_to_the_bit() {
+    for dtype in KINDS {
+        for (t, o, i) in [(1, 200, 256), (1, 768, 1024), (15, 130, 512), (3, 64, 256), (2, 1030, 256)] {
+            let data = encoded(dtype, o, i);
+            let pools = [Pool::new(1), Pool::new(3)];
+            let panels = Panels::pack(&pools[0], dtype, &data, o, i, 0.5).unwrap();
+            for zeros in [0.0, 0.6, 0.97, 2.0] {
+                let keep = values(t * i, 5).into_iter().map(|v| (v + 1.0) / 2.0 >= zeros);
+                let x: Vec<f32> = values(t * i, 3)
+                    .iter()
+                    .zip(keep)
+                    .map(|(v, keep)| if keep { v * v } else { 0.0 })
+                    .collect();
+                let mut want = vec![f32::NAN; t * o];
+                linear(Isa::best(), &pools[0], &mut want, &x, &panels, &mut Activations::default());
+                for pool in &pools {
+                    let w = sparse::Sparse::pack(pool, dtype, &data, o, i, 0.5).unwrap();
+                    for isa in Isa::available() {
+                        let mut y = vec![f32::NAN; t * o];
+                        sparse::linear(isa, pool, &mut y, &x, &w, &mut Activations::default());
+                        assert_eq!(y, want, "{isa} {dtype} {t} {o} {i} {zeros}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -8,9 +8,9 @@ use super::{Group, Kind, ROWS, Strip};
 const AHEAD: usize = 2048;
 
 /// [`Kind`] as a constant of a function.
-const Q8: u8 = 0;
-const Q4: u8 = 1;
-const Q4K: u8 = 2;
+pub const Q8: u8 = 0;
+pub const Q4: u8 = 1;
+pub const Q4K: u8 = 2;
 
 const fn kind_of(kind: u8) -> Kind {
     match kind {
@@ -74,7 +74,7 @@ impl<'a> Operands<'a> {
 
 /// The sum of products that stands for zero when codes are stored with an offset: `-offset Σ x`.
 #[inline(always)]
-const fn offset(kind: u8) -> i32 {
+pub const fn offset(kind: u8) -> i32 {
     match kind {
         Q8 => -128,
         Q4 => -8,

@@ -1,5 +1,6 @@
 //! Weight matrices on the CPU: how they lie in memory, and products with them.
 
+use hawfinch_kernels::panel::sparse::{self, Sparse};
 use hawfinch_kernels::panel::{self, Panels};
 use hawfinch_kernels::{DType, Real, block, linear};
 
@@ -22,6 +23,8 @@ enum Form {
     Columns(StoredTensor),
     /// Quantised, repacked for the kernels.
     Panels(Panels),
+    /// The same for inputs that are mostly zero.
+    Sparse(Sparse),
 }
 
 impl Matrix {
@@ -40,6 +43,7 @@ impl Matrix {
         match &self.form {
             Form::Rows(weight) | Form::Columns(weight) => weight.data.len(),
             Form::Panels(panels) => panels.bytes(),
+            Form::Sparse(strips) => strips.bytes(),
         }
     }
 
@@ -61,6 +65,9 @@ impl Matrix {
         }
     }
 }
+
+/// The weight, in every version, whose inputs relu² has made zero for the most part.
+const AFTER_RELU: &str = "ffn.value.weight";
 
 impl<F: Real> Cpu<F> {
     /// [`crate::ops::Ops::matrix`]
@@ -95,13 +102,16 @@ impl<F: Real> Cpu<F> {
             (weight.dtype, weight.data) = (dtype, self.quantized(&weight, inputs, dtype).into());
         }
         // In f64 (checking) the blocks are decoded and activations keep their precision.
-        let panels = match F::as_f32s(&[]) {
-            Some(_) if apply != Apply::Table && outputs > 0 && inputs > 0 => {
-                Panels::pack(self.pool(), weight.dtype, &weight.data, outputs, inputs, weight.scale)
-            }
-            _ => None,
+        let packs = F::as_f32s(&[]).is_some() && apply != Apply::Table && outputs > 0 && inputs > 0;
+        let (pool, bytes) = (self.pool(), &weight.data);
+        let packed = if !packs {
+            None
+        } else if apply == Apply::Linear && name.ends_with(AFTER_RELU) {
+            Sparse::pack(pool, weight.dtype, bytes, outputs, inputs, weight.scale).map(Form::Sparse)
+        } else {
+            Panels::pack(pool, weight.dtype, bytes, outputs, inputs, weight.scale).map(Form::Panels)
         };
-        let form = panels.map_or(Form::Rows(weight), Form::Panels);
+        let form = packed.unwrap_or(Form::Rows(weight));
         Ok(Matrix { outputs, inputs, form })
     }
 
@@ -129,12 +139,20 @@ impl<F: Real> Cpu<F> {
             Form::Columns(weight) => {
                 linear::columns::linear(self.isa(), self.pool(), y, x, w.view(weight));
             }
-            Form::Panels(panels) => {
+            Form::Panels(_) | Form::Sparse(_) => {
                 let (Some(y), Some(x)) = (F::as_f32_slice(y), F::as_f32s(x)) else {
                     unreachable!("panels are made for f32 alone")
                 };
                 let mut scratch = self.activations.lock().unwrap_or_else(|e| e.into_inner());
-                panel::linear(self.isa(), self.pool(), y, x, panels, &mut scratch);
+                match &w.form {
+                    Form::Sparse(strips) => {
+                        sparse::linear(self.isa(), self.pool(), y, x, strips, &mut scratch);
+                    }
+                    Form::Panels(panels) => {
+                        panel::linear(self.isa(), self.pool(), y, x, panels, &mut scratch);
+                    }
+                    _ => unreachable!("one of the two"),
+                }
             }
         }
     }

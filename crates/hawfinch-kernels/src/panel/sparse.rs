@@ -1,0 +1,252 @@
+//! Products with quantised weights whose inputs are mostly zero: `ffn.value` after relu².
+//!
+//! The weights of one input lie together for some hundreds of outputs, so those of an input that is zero (or rounds to
+//! zero in 8 bits) are not read. The result is that of [`super::Panels`], bit for bit: integer sums do not change by
+//! terms that are zero, and a block of zeros adds zero.
+//!
+//! Outputs are divided into strips. A strip holds, for every block of 32 inputs, the scales of its outputs, then 32
+//! rows of codes. In a row, outputs lie in the order in which interleaving four rows puts them into registers in
+//! sequence: within 64 outputs, output `16 i + 4 l + k` is byte `16 l + 4 i + k`. Four-bit codes of two such groups of
+//! 64 share bytes, the first in the low halves.
+
+use super::{Activations, BLOCK, Group, Kind};
+use crate::buffer::Buffer;
+use crate::pool::Parts;
+use crate::{DType, Isa, Level, Pool, block};
+
+/// Outputs that strips are made of.
+pub(super) const UNIT: usize = 128;
+/// Outputs of a strip at most: enough that a row is worth a stream, few enough that sums stay near.
+pub(super) const WIDEST: usize = 4 * UNIT;
+
+/// A weight matrix in strips.
+pub struct Sparse {
+    kind: Kind,
+    outputs: usize,
+    inputs: usize,
+    scale: f32,
+    /// Outputs of a strip.
+    width: usize,
+    /// Bytes of a strip.
+    strip_bytes: usize,
+    data: Buffer,
+}
+
+/// One strip.
+#[derive(Clone, Copy)]
+pub(super) struct StripOf<'a> {
+    pub kind: Kind,
+    pub width: usize,
+    pub blocks: usize,
+    pub data: &'a [u8],
+}
+
+impl StripOf<'_> {
+    /// Where block `b` begins: its header, then its rows. For Q4_K the numbers of a super-block's eight blocks
+    /// stand before the first.
+    pub fn block(&self, b: usize) -> usize {
+        block_at(self.kind, self.width, b)
+    }
+}
+
+/// Bytes before the codes of a block.
+pub(super) const fn header(kind: Kind, width: usize) -> usize {
+    match kind {
+        // f16 scales; or a scale and a minimum of 8 bits.
+        Kind::Q8 | Kind::Q4 | Kind::Q4K => 2 * width,
+    }
+}
+
+/// Bytes of an input's codes.
+pub(super) const fn row_bytes(kind: Kind, width: usize) -> usize {
+    match kind {
+        Kind::Q8 => width,
+        Kind::Q4 | Kind::Q4K => width / 2,
+    }
+}
+
+fn block_at(kind: Kind, width: usize, b: usize) -> usize {
+    let bytes = header(kind, width) + BLOCK * row_bytes(kind, width);
+    match kind {
+        Kind::Q8 | Kind::Q4 => b * bytes,
+        // 16-bit `d` and `dmin` of every output before each eight blocks.
+        Kind::Q4K => (b / 8 + 1) * 4 * width + b * bytes,
+    }
+}
+
+impl Sparse {
+    /// Repacks rows `[o, i]` of `dtype`, on all threads. `None` for formats that have no panels.
+    ///
+    /// # Panics
+    /// When the bytes are not as many as the shape asks for.
+    pub fn pack(
+        pool: &Pool,
+        dtype: DType,
+        rows: &[u8],
+        outputs: usize,
+        inputs: usize,
+        scale: f32,
+    ) -> Option<Self> {
+        let kind = Kind::of(dtype)?;
+        let per_row = dtype.bytes_for(inputs)?;
+        assert_eq!(rows.len(), per_row * outputs);
+        // As many strips as threads can share evenly, none wider than the widest.
+        let units = outputs.div_ceil(UNIT).max(1);
+        let strips = pool.threads() * units.div_ceil(pool.threads() * (WIDEST / UNIT));
+        let width = UNIT * units.div_ceil(strips);
+        let strips = outputs.div_ceil(width);
+        let blocks = inputs / BLOCK;
+        let strip_bytes = block_at(kind, width, blocks);
+        let mut data = Buffer::new(strips * strip_bytes);
+        if strip_bytes > 0 {
+            pool.split(&mut data.bytes_mut()[..strips * strip_bytes], strip_bytes, 1, |n, strip| {
+                let rows = rows.chunks_exact(per_row).skip(n * width).take(width);
+                rows.enumerate().for_each(|(o, row)| pack_row(kind, row, strip, width, o));
+            });
+        }
+        Some(Sparse { kind, outputs, inputs, scale, width, strip_bytes, data })
+    }
+
+    /// o
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// i
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Bytes that a product with no zeros reads.
+    pub fn bytes(&self) -> usize {
+        self.outputs.div_ceil(self.width) * self.strip_bytes
+    }
+
+    fn strip(&self, n: usize) -> StripOf<'_> {
+        let data = &self.data.bytes()[n * self.strip_bytes..(n + 1) * self.strip_bytes];
+        StripOf { kind: self.kind, width: self.width, blocks: self.inputs / BLOCK, data }
+    }
+}
+
+/// Byte of output `o` (of 64) in a row.
+const fn place(o: usize) -> usize {
+    16 * (o % 16 / 4) + 4 * (o / 16) + o % 4
+}
+
+/// Writes one output's row of blocks into a strip (zero before).
+fn pack_row(kind: Kind, row: &[u8], strip: &mut [u8], width: usize, o: usize) {
+    let dtype = match kind {
+        Kind::Q8 => DType::Q8_0,
+        Kind::Q4 => DType::Q4_0,
+        Kind::Q4K => DType::Q4_K,
+    };
+    let blocks_of = dtype.block_len() / BLOCK;
+    for (n, bytes) in row.chunks_exact(dtype.block_bytes()).enumerate() {
+        if kind == Kind::Q4K {
+            let at = block_at(kind, width, 8 * n) - 4 * width;
+            strip[at + 2 * o..][..2].copy_from_slice(&bytes[..2]);
+            strip[at + 2 * width + 2 * o..][..2].copy_from_slice(&bytes[2..4]);
+        }
+        for b in 0..blocks_of {
+            let at = block_at(kind, width, n * blocks_of + b);
+            match kind {
+                Kind::Q8 | Kind::Q4 => strip[at + 2 * o..][..2].copy_from_slice(&bytes[..2]),
+                Kind::Q4K => {
+                    (strip[at + o], strip[at + width + o]) = super::pack::scale_min(&bytes[4..16], b);
+                }
+            }
+            let codes = &mut strip[at + header(kind, width)..];
+            for k in 0..BLOCK {
+                let code = match kind {
+                    Kind::Q8 => bytes[2 + k] ^ 0x80,
+                    Kind::Q4 => bytes[2 + k % 16] >> (k / 16 * 4) & 15,
+                    Kind::Q4K => bytes[16 + b / 2 * BLOCK + k] >> (b % 2 * 4) & 15,
+                };
+                let row = &mut codes[k * row_bytes(kind, width)..];
+                match kind {
+                    Kind::Q8 => row[o / 64 * 64 + place(o % 64)] = code,
+                    _ => row[o / UNIT * 64 + place(o % 64)] |= code << (o / 64 % 2 * 4),
+                }
+            }
+        }
+    }
+}
+
+/// y = x Wᵀ; as [`super::linear`].
+///
+/// # Panics
+/// When the lengths disagree with the matrix.
+pub fn linear(isa: Isa, pool: &Pool, y: &mut [f32], x: &[f32], w: &Sparse, a: &mut Activations) {
+    let (o, i) = (w.outputs, w.inputs);
+    if o == 0 || i == 0 {
+        y.fill(0.0);
+        return;
+    }
+    let t = x.len() / i;
+    assert!(x.len() == t * i && y.len() == t * o, "linear: x {} y {} for [{o}, {i}]", x.len(), y.len());
+    a.quantize(isa, pool, x, i, i / BLOCK);
+    let a = &*a;
+    let strips = o.div_ceil(w.width);
+    let y = Parts::new(y);
+    pool.run(strips * t.div_ceil(super::GROUP), &|n| {
+        let (strip, group) = (n % strips, n / strips);
+        let group = a.group(group);
+        let first = strip * w.width;
+        let n = w.width.min(o - first);
+        run(isa, w.strip(strip), group, &mut |token, sums| {
+            // SAFETY: these outputs of this token belong to this chunk alone.
+            let y = unsafe { y.get((group.first + token) * o + first, n) };
+            y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * w.scale);
+        });
+    });
+}
+
+/// Sums of a strip with each token of a group, given to `put(token, sums)`.
+fn run(isa: Isa, w: StripOf<'_>, x: Group<'_>, put: &mut dyn FnMut(usize, &[f32])) {
+    match isa.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Avx2 => super::sparse_x86::run(isa, w, x, put),
+        _ => {
+            let mut sums = vec![0f32; w.width];
+            for token in 0..x.width {
+                portable(w, x, token, &mut sums);
+                put(token, &sums);
+            }
+        }
+    }
+}
+
+/// The meaning: all outputs of a strip with one token.
+fn portable(w: StripOf<'_>, x: Group<'_>, token: usize, sums: &mut [f32]) {
+    let half = |at: usize| {
+        let mut number = [0f32];
+        block::decode(DType::F16, &w.data[at..at + 2], &mut number);
+        number[0]
+    };
+    sums.fill(0.0);
+    for b in 0..w.blocks {
+        let (at, place_of) = (w.block(b), b * x.width + token);
+        let (x_scale, x_sum) = (x.scales[place_of], x.sums[place_of]);
+        for (o, sum) in sums.iter_mut().enumerate() {
+            let mut dot = 0;
+            for k in 0..BLOCK {
+                let row = &w.data[at + header(w.kind, w.width) + k * row_bytes(w.kind, w.width)..];
+                let code = match w.kind {
+                    Kind::Q8 => i32::from(row[o / 64 * 64 + place(o % 64)]) - 128,
+                    _ => i32::from(row[o / UNIT * 64 + place(o % 64)] >> (o / 64 % 2 * 4) & 15),
+                };
+                let code = if w.kind == Kind::Q4 { code - 8 } else { code };
+                dot += code * i32::from(x.quads[(b * 8 + k / 4) * x.width + token][k % 4]);
+            }
+            if w.kind == Kind::Q4K {
+                let d = block_at(w.kind, w.width, b / 8 * 8) - 4 * w.width + 2 * o;
+                let scale = half(d) * f32::from(w.data[at + o]);
+                let min = half(d + 2 * w.width) * f32::from(w.data[at + w.width + o]);
+                *sum = (dot as f32).mul_add(scale * x_scale, *sum);
+                *sum = (-min).mul_add(x_scale * x_sum as f32, *sum);
+            } else {
+                *sum = (dot as f32).mul_add(half(at + 2 * o) * x_scale, *sum);
+            }
+        }
+    }
+}

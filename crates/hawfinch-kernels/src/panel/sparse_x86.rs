@@ -1,0 +1,287 @@
+//! Products with strips on AVX2 and on AVX-512 with VNNI: exactly the sums of `sparse.rs`.
+
+use std::arch::x86_64::*;
+
+use super::sparse::{StripOf, UNIT, WIDEST, header, row_bytes};
+use super::x86::{Q4, Q4K, Q8, offset};
+use super::{BLOCK, Group, Kind};
+use crate::{Isa, Level};
+
+/// Tokens that run together.
+const MOST: usize = 4;
+
+/// The inputs of a block that are not zero for all of the tokens, in order, filled up to fours with zeros.
+struct Inputs<const T: usize> {
+    /// Where their codes begin.
+    rows: [usize; BLOCK],
+    x: [[u8; BLOCK]; T],
+    len: usize,
+}
+
+impl<const T: usize> Inputs<T> {
+    const NONE: Self = Inputs { rows: [0; BLOCK], x: [[0; BLOCK]; T], len: 0 };
+
+    /// Of block `b`, tokens from `token` on; asks for their rows.
+    ///
+    /// # Safety
+    /// The processor has AVX2.
+    #[inline(always)]
+    unsafe fn gather(&mut self, w: StripOf<'_>, x: Group<'_>, b: usize, token: usize) {
+        let (at, bytes) = (w.block(b), row_bytes(w.kind, w.width));
+        let codes = at + header(w.kind, w.width);
+        let mut all = [[0u8; BLOCK]; T];
+        let mut present = 0u32;
+        for t in 0..T {
+            for quad in 0..BLOCK / 4 {
+                let q = x.quads[(b * 8 + quad) * x.width + token + t];
+                all[t][4 * quad..4 * quad + 4].copy_from_slice(&q.map(|q| q as u8));
+            }
+            // SAFETY: 32 bytes; the processor has the instructions.
+            present |= !unsafe {
+                let bytes = _mm256_loadu_si256(all[t].as_ptr().cast());
+                _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_setzero_si256())) as u32
+            };
+        }
+        self.x = [[0; BLOCK]; T];
+        self.len = present.count_ones() as usize;
+        for n in 0..self.len {
+            let k = present.trailing_zeros() as usize;
+            present &= present - 1;
+            self.rows[n] = codes + k * bytes;
+            for t in 0..T {
+                self.x[t][n] = all[t][k];
+            }
+        }
+        if self.len > 0 {
+            fetch(w, at, header(w.kind, w.width));
+            self.rows[..self.len].iter().for_each(|row| fetch(w, *row, bytes));
+            // Any row of the block will do beside zeros.
+            let full = self.len.next_multiple_of(4);
+            self.rows[self.len..full].fill(codes);
+            self.len = full;
+        }
+    }
+}
+
+/// Asks for some bytes of a strip.
+#[inline(always)]
+fn fetch(w: StripOf<'_>, at: usize, len: usize) {
+    for line in (0..len).step_by(64) {
+        // SAFETY: a prefetch may name any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(w.data.as_ptr().wrapping_add(at + line).cast()) };
+    }
+}
+
+/// A strip with all tokens of a group.
+pub fn run(isa: Isa, w: StripOf<'_>, x: Group<'_>, put: &mut dyn FnMut(usize, &[f32])) {
+    assert!(w.width <= WIDEST && w.width % UNIT == 0 && w.data.len() == w.block(w.blocks));
+    assert!(x.quads.len() >= w.blocks * 8 * x.width && x.sums.len() >= w.blocks * x.width);
+    for token in (0..x.width).step_by(MOST) {
+        match x.width - token {
+            1 => tokens::<1>(isa, w, x, token, put),
+            2 => tokens::<2>(isa, w, x, token, put),
+            3 => tokens::<3>(isa, w, x, token, put),
+            _ => tokens::<4>(isa, w, x, token, put),
+        }
+    }
+}
+
+fn tokens<const T: usize>(
+    isa: Isa,
+    w: StripOf<'_>,
+    x: Group<'_>,
+    token: usize,
+    put: &mut dyn FnMut(usize, &[f32]),
+) {
+    let mut sums = [[0f32; WIDEST]; T];
+    // SAFETY: an Isa exists only where the machine has the instructions; `run` checked the sizes.
+    unsafe {
+        match (isa.level(), w.kind) {
+            (Level::Avx512, Kind::Q8) => avx512::<Q8, T>(w, x, token, &mut sums),
+            (Level::Avx512, Kind::Q4) => avx512::<Q4, T>(w, x, token, &mut sums),
+            (Level::Avx512, Kind::Q4K) => avx512::<Q4K, T>(w, x, token, &mut sums),
+            (_, Kind::Q8) => avx2::<Q8, T>(w, x, token, &mut sums),
+            (_, Kind::Q4) => avx2::<Q4, T>(w, x, token, &mut sums),
+            (_, Kind::Q4K) => avx2::<Q4K, T>(w, x, token, &mut sums),
+        }
+    }
+    for (t, sums) in sums.iter().enumerate() {
+        put(token + t, &sums[..w.width]);
+    }
+}
+
+/// Defines the loops for one register width. A piece is what one register holds of the bytes of a row: its numbers
+/// are interleaved with those of three other rows into four registers of 32-bit groups, in output order.
+macro_rules! width {
+    ($name:ident, $features:literal, $bytes:literal, $reg:ty, $freg:ty,
+     $load:ident, $set1:ident, $and:ident, $shift:ident, $low8:ident, $high8:ident, $low16:ident, $high16:ident,
+     $set8:ident, $zero:ident, $to_ps:ident, $loadu_ps:ident, $storeu_ps:ident, $set1_ps:ident, $mul:ident, $fma:ident,
+     $fnma:ident, $halves:expr, $octets:expr, $accumulate:expr, $finish:expr) => {
+        #[target_feature(enable = $features)]
+        unsafe fn $name<const KIND: u8, const T: usize>(
+            w: StripOf<'_>,
+            x: Group<'_>,
+            token: usize,
+            sums: &mut [[f32; WIDEST]; T],
+        ) {
+            /// Outputs a 32-bit register holds.
+            const N: usize = $bytes / 4;
+            let (width, data) = (w.width, w.data.as_ptr());
+            let low = $set8(15);
+            let halves_of_codes = if KIND == Q8 { 1 } else { 2 };
+            let mut inputs = [Inputs::<T>::NONE, Inputs::<T>::NONE];
+            // SAFETY: promised to this function.
+            unsafe { inputs[0].gather(w, x, 0, token) };
+            for b in 0..w.blocks {
+                if b + 1 < w.blocks {
+                    // SAFETY: as above.
+                    unsafe { inputs[(b + 1) % 2].gather(w, x, b + 1, token) };
+                }
+                let now = &inputs[b % 2];
+                let mut scales = [0f32; T];
+                let mut starts = [0i32; T];
+                let mut mins = [0f32; T];
+                for t in 0..T {
+                    let at = b * x.width + token + t;
+                    scales[t] = x.scales[at];
+                    starts[t] = offset(KIND).wrapping_mul(x.sums[at]);
+                    mins[t] = x.scales[at] * x.sums[at] as f32;
+                }
+                // Nothing to add: scales are zero too (a NaN is not).
+                if now.len == 0 && scales.iter().all(|s| *s == 0.0) {
+                    continue;
+                }
+                let at = w.block(b);
+                let top = if KIND == Q4K { w.block(b / 8 * 8) - 4 * width } else { 0 };
+                for piece in 0..row_bytes(w.kind, width) / $bytes {
+                    for half in 0..halves_of_codes {
+                        let mut dot = [[$zero(); T]; 4];
+                        for four in (0..now.len).step_by(4) {
+                            let mut r = [low; 4];
+                            for k in 0..4 {
+                                // SAFETY: a piece of a row of the strip.
+                                let bytes =
+                                    unsafe { $load(data.add(now.rows[four + k] + piece * $bytes).cast()) };
+                                r[k] = if KIND == Q8 {
+                                    bytes
+                                } else if half == 0 {
+                                    $and(bytes, low)
+                                } else {
+                                    $and($shift::<4>(bytes), low)
+                                };
+                            }
+                            let (a, b) = ($low8(r[0], r[1]), $high8(r[0], r[1]));
+                            let (c, d) = ($low8(r[2], r[3]), $high8(r[2], r[3]));
+                            let q = [$low16(a, c), $high16(a, c), $low16(b, d), $high16(b, d)];
+                            for t in 0..T {
+                                let x = now.x[t].as_ptr().cast::<i32>();
+                                // SAFETY: four of 32 bytes.
+                                let x = $set1(unsafe { x.byte_add(four).read_unaligned() });
+                                for i in 0..4 {
+                                    dot[i][t] = $accumulate(KIND, dot[i][t], q[i], x);
+                                }
+                            }
+                        }
+                        for i in 0..4 {
+                            // The first output of the register: see the order of outputs in `sparse.rs`.
+                            let in_row = piece * $bytes;
+                            let group = in_row / 64 * halves_of_codes + half;
+                            let o = group * 64 + 16 * i + in_row % 64 / 4;
+                            // SAFETY: N outputs from o on; their scales in the header.
+                            unsafe {
+                                let (scale, min) = if KIND == Q4K {
+                                    let d = data.add(top + 2 * o);
+                                    (
+                                        $mul($halves(d), $octets(data.add(at + o))),
+                                        $mul($halves(d.add(2 * width)), $octets(data.add(at + width + o))),
+                                    )
+                                } else {
+                                    ($halves(data.add(at + 2 * o)), $set1_ps(0.0))
+                                };
+                                for t in 0..T {
+                                    let sum = sums[t].as_mut_ptr().add(o);
+                                    let dot = $to_ps($finish(KIND, dot[i][t], starts[t]));
+                                    let mut new = $fma(dot, $mul(scale, $set1_ps(scales[t])), $loadu_ps(sum));
+                                    if KIND == Q4K {
+                                        new = $fnma(min, $set1_ps(mins[t]), new);
+                                    }
+                                    $storeu_ps(sum, new);
+                                }
+                            }
+                            const { assert!(N == 8 || N == 16) };
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+
+width!(
+    avx512,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
+    64,
+    __m512i,
+    __m512,
+    _mm512_loadu_si512,
+    _mm512_set1_epi32,
+    _mm512_and_si512,
+    _mm512_srli_epi16,
+    _mm512_unpacklo_epi8,
+    _mm512_unpackhi_epi8,
+    _mm512_unpacklo_epi16,
+    _mm512_unpackhi_epi16,
+    _mm512_set1_epi8,
+    _mm512_setzero_si512,
+    _mm512_cvtepi32_ps,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_set1_ps,
+    _mm512_mul_ps,
+    _mm512_fmadd_ps,
+    _mm512_fnmadd_ps,
+    |at: *const u8| _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())),
+    |at: *const u8| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast()))),
+    |_: u8, sum, w, x| _mm512_dpbusd_epi32(sum, w, x),
+    |_: u8, sum, start| _mm512_add_epi32(sum, _mm512_set1_epi32(start))
+);
+width!(
+    avx2,
+    "avx2,fma,f16c",
+    32,
+    __m256i,
+    __m256,
+    _mm256_loadu_si256,
+    _mm256_set1_epi32,
+    _mm256_and_si256,
+    _mm256_srli_epi16,
+    _mm256_unpacklo_epi8,
+    _mm256_unpackhi_epi8,
+    _mm256_unpacklo_epi16,
+    _mm256_unpackhi_epi16,
+    _mm256_set1_epi8,
+    _mm256_setzero_si256,
+    _mm256_cvtepi32_ps,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_set1_ps,
+    _mm256_mul_ps,
+    _mm256_fmadd_ps,
+    _mm256_fnmadd_ps,
+    |at: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(at.cast())),
+    |at: *const u8| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast()))),
+    |kind: u8, sum, w, x| if kind == Q8 {
+        // Signed codes: at most 2 * 128 * 127, no saturation.
+        let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    } else {
+        // Eight fours at most: 8 * 2 * 15 * 127 fits 16 bits.
+        _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x))
+    },
+    |kind: u8, sum, start| if kind == Q8 {
+        sum
+    } else {
+        _mm256_add_epi32(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), _mm256_set1_epi32(start))
+    }
+);
