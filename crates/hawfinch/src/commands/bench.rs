@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use hawfinch_kernels::DType;
 use hawfinch_model::names::{self, Role};
 use hawfinch_model::synthetic::Random;
 use hawfinch_model::{Checkpoint, Config, Model};
@@ -32,11 +33,11 @@ use crate::system::memory::{self, Memory, Need};
   hawfinch bench model.gguf --plot speed.svg --context 65536
   hawfinch bench demo --quick
 
-Shapes: goose-0.1b 0.4b 1.5b 2.9b 7.2b (RWKV-7), finch-1.6b 3b 7b (6), eagle-0.4b 1.5b 3b 7b (5.2), raven-0.1b 0.4b
-1.5b 3b 7b 14b (4): random weights of the published sizes, made up in memory, so that anybody can repeat a measurement
-without a download.
+Shapes: goose-0.1b 0.4b 1.5b 2.9b 7.2b (RWKV-7), finch-1.6b 3b 7b (6), eagle-0.4b 1.5b 3b 7b (5.2), raven-0.1b 0.4b \
+1.5b 3b 7b 14b (4): random weights of the published sizes, made up in memory, so that anybody can repeat a measurement \
+without a download. With --quant they are made up quantised: opening does not include quantising them.
 
-A token is counted when its logits are there; choosing among them is not measured. Weights are counted as a reader of
+A token is counted when its logits are there; choosing among them is not measured. Weights are counted as a reader of \
 all of them would read them: every matrix once a step, of the embedding one row.")]
 pub struct Args {
     /// Checkpoint file or folder, name of a model in the models folder, or `demo`
@@ -226,18 +227,16 @@ fn open(args: &Args, shape: Option<&Published>, sequences: usize) -> anyhow::Res
     Ok(Opened { model, made_up, seconds: began.elapsed().as_secs_f64(), resident: load::resident() })
 }
 
-/// Random weights, if they fit: once as they are made and, quantised, once more.
+/// Random weights, if they fit: as they are made and, quantised, once more as they are repacked.
 fn make(args: &Args, shape: &Published, sequences: usize) -> anyhow::Result<Checkpoint> {
     let config = shape.shape.config();
     let quant = args.options.quant();
-    let held = made::held(&config, quant.is_some());
-    let quantised = quant.map_or(0, |q| {
-        let widest = q.block_type("head.weight", hawfinch_kernels::DType::BF16, config.width);
-        let other = q.block_type("blocks", hawfinch_kernels::DType::BF16, config.width).or(widest);
+    let repacked = quant.map_or(0, |q| {
+        let other = q.block_type("blocks", DType::BF16, config.width);
         other.map_or(0, |d| memory::weight_bytes(&config, d))
     });
-    args.options.check_memory(&Need::of(&config, held + quantised, sequences))?;
-    Ok(made::checkpoint(shape, &config, quant.is_some()))
+    args.options.check_memory(&Need::of(&config, made::held(&config, quant) + repacked, sequences))?;
+    Ok(made::checkpoint(shape, &config, quant))
 }
 
 /// Says so when others are using the machine.
