@@ -80,7 +80,7 @@ impl Gauge {
 
     /// Multiply-adds of f32 a second, by all threads, operands in registers.
     pub fn multiply(&self) -> f64 {
-        peak::multiply_adds(self.isa, &self.pool, self.budget / 2)
+        peak::multiply_adds(self.isa, &self.pool, self.budget)
     }
 }
 

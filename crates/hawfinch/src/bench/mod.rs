@@ -65,12 +65,14 @@ impl<'a> Bench<'a> {
         self.step(&mut states)?;
         let slice = self.plan.slice;
         let rounds = self.rounds(|bench| {
-            let (began, mut steps) = (Instant::now(), 0);
+            let (began, mut steps, mut fastest) = (Instant::now(), 0, f64::INFINITY);
             while steps == 0 || began.elapsed() < slice {
+                let at = Instant::now();
                 bench.step(&mut states)?;
+                fastest = at.elapsed().as_secs_f64().min(fastest);
                 steps += 1;
             }
-            Ok(began.elapsed().as_secs_f64() / f64::from(steps))
+            Ok((began.elapsed().as_secs_f64() / f64::from(steps), fastest))
         })?;
         let work = Work {
             tokens: batch,
@@ -86,7 +88,10 @@ impl<'a> Bench<'a> {
     pub fn prefill(&mut self, tokens: usize) -> hawfinch_model::Result<Speed> {
         let _bar = Progress::time(&format!("reading a prompt of {tokens}"));
         let prompt = self.tokens(tokens);
-        let rounds = self.rounds(|bench| first_token(bench.model, &prompt, &mut bench.model.new_state()))?;
+        let rounds = self.rounds(|bench| {
+            let seconds = first_token(bench.model, &prompt, &mut bench.model.new_state())?;
+            Ok((seconds, seconds))
+        })?;
         let steps = tokens.div_ceil(STEP_TOKENS) as u64;
         let (body, all) = (self.model.weight_bytes(false), self.model.weight_bytes(true));
         let (body_adds, all_adds) = (self.model.multiply_adds(false), self.model.multiply_adds(true));
@@ -158,15 +163,16 @@ impl<'a> Bench<'a> {
         (0..n).map(|_| self.token()).collect()
     }
 
-    /// Rounds of the machine's limits and of `run`, which tells its seconds.
+    /// Rounds of the machine's limits and of `run`, which tells its seconds: in the mean, and of the fastest step.
     fn rounds(
         &mut self,
-        mut run: impl FnMut(&mut Self) -> hawfinch_model::Result<f64>,
+        mut run: impl FnMut(&mut Self) -> hawfinch_model::Result<(f64, f64)>,
     ) -> hawfinch_model::Result<Vec<Round>> {
         let (began, mut rounds) = (Instant::now(), Vec::new());
         while rounds.len() < self.plan.rounds {
             let (read, multiply) = (self.gauge.read(), self.gauge.multiply());
-            rounds.push(Round { seconds: run(self)?, read, multiply });
+            let (seconds, fastest) = run(self)?;
+            rounds.push(Round { seconds, fastest, read, multiply });
             if rounds.len() >= 2 && began.elapsed() > self.plan.patience {
                 break;
             }
@@ -183,6 +189,7 @@ impl<'a> Bench<'a> {
 /// One round: the model's seconds and the machine's limits right before.
 struct Round {
     seconds: f64,
+    fastest: f64,
     read: f64,
     multiply: f64,
 }
@@ -198,7 +205,8 @@ struct Work {
 fn speed(n: usize, work: &Work, rounds: &[Round], resident_bytes: Option<u64>) -> Speed {
     let spread = |f: &dyn Fn(&Round) -> f64| Spread::of(&rounds.iter().map(f).collect::<Vec<_>>());
     let (weights, adds) = (work.weight_bytes as f64, work.multiply_adds as f64);
-    let seconds = spread(&|r| r.seconds);
+    let seconds = Spread { min: spread(&|r| r.fastest).min, ..spread(&|r| r.seconds) };
+    let best = |f: fn(&Round) -> f64| rounds.iter().map(f).fold(0.0, f64::max);
     Speed {
         n,
         rounds: rounds.len(),
@@ -210,6 +218,8 @@ fn speed(n: usize, work: &Work, rounds: &[Round], resident_bytes: Option<u64>) -
         multiply_adds_per_second: adds / seconds.median,
         percent_of_read: spread(&|r| 100.0 * weights / r.seconds / r.read).median,
         percent_of_multiply: spread(&|r| 100.0 * adds / r.seconds / r.multiply).median,
+        best_percent_of_read: 100.0 * weights / seconds.min / best(|r| r.read),
+        best_percent_of_multiply: 100.0 * adds / seconds.min / best(|r| r.multiply),
         limit_read_bytes_per_second: spread(&|r| r.read),
         limit_multiply_adds_per_second: spread(&|r| r.multiply),
         resident_bytes,
@@ -253,10 +263,11 @@ mod tests {
     #[test]
     fn speeds_follow_from_work_and_time() {
         let work = Work { tokens: 4, weight_bytes: 100, state_bytes: 8, multiply_adds: 1000 };
-        let round = |seconds| Round { seconds, read: 400.0, multiply: 2000.0 };
+        let round = |seconds| Round { seconds, fastest: seconds, read: 400.0, multiply: 2000.0 };
         let s = speed(4, &work, &[round(1.0), round(0.5), round(2.0)], None);
         assert_eq!((s.tokens_per_second, s.best_tokens_per_second), (4.0, 8.0));
         assert_eq!((s.percent_of_read, s.percent_of_multiply), (25.0, 50.0));
+        assert_eq!((s.best_percent_of_read, s.best_percent_of_multiply), (50.0, 100.0));
         assert_eq!(s.seconds, Spread { min: 0.5, median: 1.0 });
     }
 }

@@ -106,11 +106,11 @@ pub struct Speed {
     /// Sequences at once, or tokens of the prompt.
     pub n: usize,
     pub rounds: usize,
-    /// Of a step, or from the prompt to its first token.
+    /// Of a step (the fastest, and the mean of the middle round), or from the prompt to its first token.
     pub seconds: Spread,
     /// All sequences together.
     pub tokens_per_second: f64,
-    /// Of the fastest round.
+    /// Of the fastest step, or prompt.
     pub best_tokens_per_second: f64,
     pub weight_bytes_per_second: f64,
     pub state_bytes_per_second: f64,
@@ -119,6 +119,9 @@ pub struct Speed {
     pub percent_of_read: f64,
     /// The same for multiply-adds.
     pub percent_of_multiply: f64,
+    /// The fastest step by the best reading of all rounds: what a busy machine disturbs least.
+    pub best_percent_of_read: f64,
+    pub best_percent_of_multiply: f64,
     pub limit_read_bytes_per_second: Spread,
     pub limit_multiply_adds_per_second: Spread,
     pub resident_bytes: Option<u64>,

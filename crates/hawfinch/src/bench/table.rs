@@ -52,10 +52,12 @@ pub fn text(r: &Report) -> String {
     line(
         "limits here",
         format!(
-            "reading memory {} ({} a thread), multiplying f32 {}/s",
+            "reading memory {}, at best {} ({} a thread); multiplying f32 {}/s, at best {}/s",
             gigabytes(l.read_bytes_per_second),
+            gigabytes(l.best_read_bytes_per_second),
             count(l.read_streams_per_thread, "stream"),
-            large(l.multiply_adds_per_second)
+            large(l.multiply_adds_per_second),
+            large(l.best_multiply_adds_per_second)
         ),
     );
     if !r.decode.is_empty() {

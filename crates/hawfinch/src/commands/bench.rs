@@ -108,7 +108,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut warm = model.new_state();
     let first = bench::first_token(model, &prompt, &mut warm)?;
     let (cpu, memory) = (Cpu::now(), Memory::now());
-    let budget = Duration::from_millis(if args.quick { 10 } else { 60 });
+    let budget = Duration::from_millis(if args.quick { 10 } else { 120 });
     let gauge = Gauge::new(model.ops().isa(), model.ops().pool().clone(), &cpu, &memory, budget);
     let before_gauge = opened.resident.map(|r| r.peak);
 
