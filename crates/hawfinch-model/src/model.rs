@@ -4,12 +4,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::arch::{Layer, Linear, Loader, Step};
+use crate::arch::{Layer, Linear, Loader, Step, Work};
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::cpu::Cpu;
 use crate::lora::Lora;
-use crate::ops::{Batch, Norm, Ops};
+use crate::ops::{Batch, Norm, Ops, Weight};
 use crate::state::StateLayout;
 use crate::{Error, Result, State, format};
 
@@ -72,6 +72,8 @@ pub struct Model<O: Ops = Cpu<f32>> {
     layers: Vec<Layer<O>>,
     ln_out: Norm<O::Tensor>,
     head: Linear<O>,
+    /// What a token costs but the head, and the head.
+    work: [Work; 2],
 }
 
 impl Model {
@@ -100,15 +102,31 @@ impl<O: Ops + 'static> Model<O> {
         for lora in &options.loras {
             lora.check(&checkpoint, &config)?;
         }
-        let load = Loader { ops: &ops, checkpoint: &checkpoint, config: &config, loras: &options.loras };
+        let (loras, work) = (&options.loras[..], Default::default());
+        let load = Loader { ops: &ops, checkpoint: &checkpoint, config: &config, loras, work };
         let embedding = load.table("emb.weight")?;
         let ln0 = load.layer_norm("blocks.0.ln0")?;
         let layers = load.layers()?;
         let ln_out = load.layer_norm("ln_out")?;
+        let body = load.work.take();
         let head = load.linear("head.weight")?;
+        let work = [body, load.work.take()];
         let layout = Arc::new(StateLayout::new(&config));
         let tuned = crate::state_file::tuned_inside(&checkpoint, &config, &layout)?;
-        Ok(Model { checkpoint, options, tuned, config, layout, ops, embedding, ln0, layers, ln_out, head })
+        Ok(Model {
+            checkpoint,
+            options,
+            tuned,
+            config,
+            layout,
+            ops,
+            embedding,
+            ln0,
+            layers,
+            ln_out,
+            head,
+            work,
+        })
     }
 
     /// Version and sizes.
@@ -124,6 +142,18 @@ impl<O: Ops + 'static> Model<O> {
     /// The tensors behind the model.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
+    }
+
+    /// Bytes of weights, as they lie in memory, that a token reads: every matrix but the embedding, of which it reads
+    /// one row, and the head only when its `logits` are wanted. A step of several tokens reads them once.
+    pub fn weight_bytes(&self, logits: bool) -> u64 {
+        let row = self.embedding.bytes() as u64 / self.config.vocab as u64;
+        row + self.work[0].bytes + if logits { self.work[1].bytes } else { 0 }
+    }
+
+    /// Multiply-adds of a token with the weights; the head's only when its `logits` are wanted.
+    pub fn multiply_adds(&self, logits: bool) -> u64 {
+        self.work[0].multiply_adds + if logits { self.work[1].multiply_adds } else { 0 }
     }
 
     /// The model's identity: that of its [checkpoint](crate::hash::identity), then `+lora:` and a fingerprint

@@ -40,12 +40,24 @@ impl<S> Batch<'_, S> {
     }
 }
 
+/// A prepared weight matrix.
+pub trait Weight {
+    /// Bytes that a product with it reads.
+    fn bytes(&self) -> usize;
+}
+
+impl Weight for crate::cpu::Matrix {
+    fn bytes(&self) -> usize {
+        self.bytes()
+    }
+}
+
 /// The operations of RWKV. Shapes: `t` rows of the step, `c` channels, `h` heads of `n` channels.
 pub trait Ops {
     /// Handle of `[rows, channels]` values. Cloning copies the handle, not the values.
     type Tensor: Clone + Send + Sync;
     /// A weight matrix, prepared for this implementor, in its stored format.
-    type Matrix: Send + Sync;
+    type Matrix: Weight + Send + Sync;
     /// The state of one sequence.
     type State;
 

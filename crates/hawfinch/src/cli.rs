@@ -50,6 +50,8 @@ enum Command {
     Models(commands::models::Args),
     /// Say what this machine is and which models would run on it how fast
     Doctor(commands::doctor::Args),
+    /// Measure how fast a model runs here, beside what the machine can do at most
+    Bench(commands::bench::Args),
     /// Print a script that completes these commands in a shell
     Completions(commands::completions::Args),
     /// Print the manual page, or write one page a command
@@ -73,6 +75,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Pull(args)) => commands::pull::run(&args),
         Some(Command::Models(args)) => commands::models::run(&args),
         Some(Command::Doctor(args)) => commands::doctor::run(&args),
+        Some(Command::Bench(args)) => commands::bench::run(&args),
         Some(Command::Completions(args)) => commands::completions::run(&args),
         Some(Command::Man(args)) => commands::man::run(&args),
     }

@@ -5,6 +5,7 @@
 //!
 //! Results go to standard output, everything else (progress, notes, errors) to standard error.
 
+mod bench;
 mod chat;
 mod cli;
 mod commands;
@@ -19,6 +20,7 @@ mod output;
 mod progress;
 mod runner;
 mod sampler_args;
+mod shapes;
 mod signal;
 mod system;
 mod tokenizer_args;

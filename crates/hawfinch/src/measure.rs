@@ -1,16 +1,21 @@
-//! Quick measurements of this machine, for `doctor`: a fraction of a second each, the best of several
+//! Quick measurements of this machine, for `doctor` and `bench`: a fraction of a second each, the best of several
 //! passes, because what disturbs a measurement only ever slows it.
 
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use hawfinch_kernels::{DType, block};
+use hawfinch_kernels::buffer::Buffer;
+use hawfinch_kernels::{DType, Isa, Pool, block, peak};
 use hawfinch_model::ops::{Apply, Ops};
 use hawfinch_model::synthetic::Random;
 use hawfinch_model::{Cpu, StoredTensor};
 
+use crate::system::cpu::Cpu as Processor;
+use crate::system::memory::Memory;
+
 /// Time given to one measurement.
-const BUDGET: Duration = Duration::from_millis(250);
+pub const BUDGET: Duration = Duration::from_millis(250);
 /// Inputs of the matrix measured: the width of the 2.9B model.
 const WIDTH: usize = 2560;
 
@@ -25,52 +30,58 @@ pub struct Product {
     pub weights_per_second: f64,
 }
 
-/// Seconds of the fastest of as many runs as fit the budget, at least two.
-fn fastest(mut run: impl FnMut()) -> f64 {
-    let (began, mut best, mut runs) = (Instant::now(), f64::INFINITY, 0);
-    while runs < 2 || began.elapsed() < BUDGET {
-        let at = Instant::now();
-        run();
-        best = best.min(at.elapsed().as_secs_f64());
-        runs += 1;
-    }
-    best.max(1e-9)
+/// What the machine can do at most, measured again whenever it is asked, so that a speed can stand beside a
+/// limit of the same moment.
+pub struct Gauge {
+    isa: Isa,
+    pool: Arc<Pool>,
+    data: Buffer,
+    streams: usize,
+    budget: Duration,
 }
 
-/// Bytes a second that are read from a block of `size` bytes: by one thread, by `threads`.
-pub fn read(size: usize, threads: usize) -> (f64, f64) {
-    // Written once, so that every page is a page of its own.
-    let data: Vec<u64> = (0..size.max(64) as u64 / 8).collect();
-    let bytes = (data.len() * 8) as f64;
-    let one = bytes / fastest(|| _ = black_box(sum(&data)));
-    let all = match threads {
-        0 | 1 => one,
-        n => {
-            let part = data.len().div_ceil(n);
-            let time = fastest(|| {
-                std::thread::scope(|s| {
-                    for part in data.chunks(part) {
-                        s.spawn(move || black_box(sum(part)));
-                    }
-                });
-            });
-            bytes / time
-        }
-    };
-    (one, all.max(one))
-}
-
-/// A sum that keeps several loads under way.
-fn sum(data: &[u64]) -> u64 {
-    let mut lanes = [0u64; 16];
-    let chunks = data.chunks_exact(16);
-    let rest: u64 = chunks.remainder().iter().fold(0, |a, b| a.wrapping_add(*b));
-    for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane = lane.wrapping_add(*value);
-        }
+impl Gauge {
+    /// With a model's instruction set and threads. Reads blocks of far more than the caches hold, but never of much
+    /// of what is free; `budget` is the time for one measurement.
+    pub fn new(isa: Isa, pool: Arc<Pool>, cpu: &Processor, memory: &Memory, budget: Duration) -> Gauge {
+        let most = (memory.available().unwrap_or(1 << 30) / 8).clamp(32 << 20, 1 << 30);
+        let wanted = (4 * cpu.largest_cache()).clamp(128 << 20, 512 << 20).min(most);
+        let mut gauge = Gauge { isa, pool, data: Buffer::new(wanted as usize), streams: 1, budget };
+        // How many streams a thread reads best in depends on the machine.
+        let tries = [1, 2, 4, 8].map(|streams| (gauge.read_with(&gauge.pool, streams), streams));
+        let best = tries.into_iter().max_by(|a, b| a.0.total_cmp(&b.0));
+        gauge.streams = best.map_or(1, |(_, streams)| streams);
+        gauge
     }
-    lanes.iter().fold(rest, |a, b| a.wrapping_add(*b))
+
+    /// Bytes of the block that is read, which the process holds beside what it measures.
+    pub fn bytes(&self) -> u64 {
+        self.data.bytes().len() as u64
+    }
+
+    /// Streams in which each thread reads.
+    pub fn streams(&self) -> usize {
+        self.streams
+    }
+
+    /// Bytes a second read from memory by all threads.
+    pub fn read(&self) -> f64 {
+        self.read_with(&self.pool, self.streams)
+    }
+
+    /// Bytes a second read by one thread, in as many streams.
+    pub fn read_alone(&self) -> f64 {
+        self.read_with(&Pool::new(1), self.streams)
+    }
+
+    fn read_with(&self, pool: &Pool, streams: usize) -> f64 {
+        peak::read_bandwidth(self.isa, pool, self.data.bytes(), streams, self.budget)
+    }
+
+    /// Multiply-adds of f32 a second, by all threads, operands in registers.
+    pub fn multiply(&self) -> f64 {
+        peak::multiply_adds(self.isa, &self.pool, self.budget)
+    }
 }
 
 /// The speed of the matrix product that models run on, for a matrix of about `bytes` bytes; `None` for a
@@ -93,7 +104,7 @@ pub fn product(dtype: DType, bytes: usize) -> Option<Product> {
     let matrix = ops.matrix("doctor", &weight, Apply::Linear).ok()?;
     let x: Vec<f64> = (0..WIDTH).map(|_| random.uniform(-1.0, 1.0).into()).collect();
     let x = ops.vector(&x);
-    let time = fastest(|| _ = black_box(ops.linear(&x, &matrix)));
+    let time = peak::fastest(BUDGET, || _ = black_box(ops.linear(&x, &matrix)));
     Some(Product {
         dtype: dtype.name(),
         bytes_per_second: (rows * row_bytes) as f64 / time,
@@ -106,11 +117,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sums_are_right_and_speeds_are_positive() {
-        let data: Vec<u64> = (0..1003).collect();
-        assert_eq!(sum(&data), 1003 * 1002 / 2);
-        let (one, all) = read(1 << 20, 2);
-        assert!(one > 1e6 && all >= one);
+    fn speeds_are_positive() {
+        let small = Memory { machine_available: Some(1), ..Memory::default() };
+        let budget = Duration::from_millis(1);
+        let gauge = Gauge::new(Isa::best(), Arc::new(Pool::new(2)), &Processor::default(), &small, budget);
+        assert_eq!(gauge.bytes(), 32 << 20);
+        assert!(gauge.read() > 1e6 && gauge.read_alone() > 1e6 && gauge.multiply() > 1e6);
         let p = product(DType::Q8_0, 1 << 20).unwrap();
         assert_eq!(p.dtype, "q8_0");
         assert!((p.bytes_per_second / p.weights_per_second - 34.0 / 32.0).abs() < 1e-9);

@@ -52,24 +52,35 @@ impl ModelOptions {
 
     /// As [`ModelOptions::open`], to run so many sequences at once.
     pub fn open_for(&self, path: &Path, sequences: usize) -> anyhow::Result<Model> {
+        self.check()?;
+        let checkpoint = open_checkpoint(path)?;
+        let need = memory_need(&checkpoint, &Config::infer(&checkpoint)?, sequences);
+        self.check_memory(&need)?;
+        self.prepare(checkpoint)
+    }
+
+    /// Refuses options and settings of the environment that cannot be.
+    pub fn check(&self) -> anyhow::Result<()> {
         self.group_norm_eps.map_or(Ok(()), check_eps)?;
-        if let Ok(n) = std::env::var("HAWFINCH_THREADS")
-            && !n.is_empty()
-            && n.parse::<NonZeroUsize>().is_err()
-        {
-            return Err(usage(format!(
-                "HAWFINCH_THREADS must be a number from 1 up, not `{}`",
-                printable(&n)
-            )));
+        check_environment()
+    }
+
+    /// Refuses what does not fit the memory, unless that is wished.
+    pub fn check_memory(&self, need: &Need) -> anyhow::Result<()> {
+        if self.ignore_memory {
+            return Ok(());
         }
-        Isa::chosen().map_err(|e| usage(format!("HAWFINCH_ISA: {e}")))?;
-        let mut checkpoint = open_checkpoint(path)?;
-        let config = Config::infer(&checkpoint)?;
-        note_unused(&checkpoint, &config);
-        if !self.ignore_memory {
-            memory::check(&memory_need(&checkpoint, &config, sequences))
-                .map_err(|e| anyhow::anyhow!("{e} (--ignore-memory runs it all the same)"))?;
-        }
+        memory::check(need).map_err(|e| anyhow::anyhow!("{e} (--ignore-memory runs it all the same)"))
+    }
+
+    /// How the weights are quantised.
+    pub fn quant(&self) -> Option<Quant> {
+        self.quant
+    }
+
+    /// The model of a checkpoint that was found to fit.
+    pub fn prepare(&self, mut checkpoint: Checkpoint) -> anyhow::Result<Model> {
+        note_unused(&checkpoint, &Config::infer(&checkpoint)?);
         let loras = self.loras.iter().map(|s| Lora::from_spec(s)).collect::<Result<_, _>>()?;
         // They are read for the model as well: nothing may be written over them.
         let lora_file =
@@ -79,6 +90,17 @@ impl ModelOptions {
         let ops = self.threads.map_or_else(Cpu::default, |n| Cpu::new(n.get()));
         Ok(Model::from_checkpoint(checkpoint, options, ops.quantizing(self.quant))?)
     }
+}
+
+/// Refuses settings of the environment that cannot be: threads, instruction set.
+pub fn check_environment() -> anyhow::Result<()> {
+    if let Ok(n) = std::env::var("HAWFINCH_THREADS")
+        && !n.is_empty()
+        && n.parse::<NonZeroUsize>().is_err()
+    {
+        return Err(usage(format!("HAWFINCH_THREADS must be a number from 1 up, not `{}`", printable(&n))));
+    }
+    Isa::chosen().map(|_| ()).map_err(|e| usage(format!("HAWFINCH_ISA: {e}")))
 }
 
 /// Refuses an epsilon that none can be.

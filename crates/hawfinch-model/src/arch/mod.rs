@@ -6,12 +6,14 @@ mod v5;
 mod v6;
 mod v7;
 
+use std::cell::Cell;
+
 use hawfinch_kernels::elementwise::Binary;
 
 use crate::checkpoint::{Checkpoint, DecayForm, StoredTensor};
 use crate::config::{Config, LAYER_NORM_EPS, Version, present_name};
 use crate::lora::Lora;
-use crate::ops::{Apply, Batch, Norm, Ops};
+use crate::ops::{Apply, Batch, Norm, Ops, Weight};
 use crate::{Error, Result};
 
 /// The two halves of a version's block. `x` is the normalised input of the half, `[t, d]`; the result is
@@ -67,9 +69,31 @@ pub(crate) struct Loader<'a, O: Ops> {
     pub checkpoint: &'a Checkpoint,
     pub config: &'a Config,
     pub loras: &'a [Lora],
+    /// What the matrices prepared so far cost a token.
+    pub work: Cell<Work>,
+}
+
+/// What multiplying one token with the weights takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Work {
+    /// Bytes of weights read.
+    pub bytes: u64,
+    /// Products added.
+    pub multiply_adds: u64,
 }
 
 impl<O: Ops> Loader<'_, O> {
+    /// Prepares a matrix that every token is multiplied with.
+    fn matrix(&self, name: &str, weight: &StoredTensor, apply: Apply) -> Result<O::Matrix> {
+        let matrix = self.ops.matrix(name, weight, apply)?;
+        let Work { bytes, multiply_adds } = self.work.get();
+        self.work.set(Work {
+            bytes: bytes + matrix.bytes() as u64,
+            multiply_adds: multiply_adds + weight.len() as u64,
+        });
+        Ok(matrix)
+    }
+
     pub fn layers(&self) -> Result<Vec<Layer<O>>>
     where
         O: 'static,
@@ -111,7 +135,7 @@ impl<O: Ops> Loader<'_, O> {
 
     /// A linear weight `[out, in]` with its adapters.
     pub fn linear(&self, name: &str) -> Result<Linear<O>> {
-        let weight = self.ops.matrix(name, self.tensor(name)?, Apply::Linear)?;
+        let weight = self.matrix(name, self.tensor(name)?, Apply::Linear)?;
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let adapters = self
             .loras
@@ -119,11 +143,7 @@ impl<O: Ops> Loader<'_, O> {
             .filter_map(|l| l.modules.get(module).map(|m| (l, m)))
             .map(|(l, (a, b))| {
                 let scale = l.alpha / a.shape[0] as f64;
-                Ok((
-                    self.ops.matrix(name, a, Apply::Adapter)?,
-                    self.ops.matrix(name, b, Apply::Adapter)?,
-                    scale,
-                ))
+                Ok((self.matrix(name, a, Apply::Adapter)?, self.matrix(name, b, Apply::Adapter)?, scale))
             })
             .collect::<Result<_>>()?;
         Ok(Linear { weight, adapters })
@@ -136,12 +156,12 @@ impl<O: Ops> Loader<'_, O> {
 
     /// A low-rank weight `[in, out]`.
     pub fn low_rank(&self, name: &str) -> Result<O::Matrix> {
-        self.ops.matrix(name, self.tensor(name)?, Apply::Right)
+        self.matrix(name, self.tensor(name)?, Apply::Right)
     }
 
     /// The `z`-th low-rank weight of a stack `[k, in, out]`.
     pub fn low_rank_of(&self, name: &str, z: usize) -> Result<O::Matrix> {
-        self.ops.matrix(name, &self.tensor(name)?.index(z), Apply::Right)
+        self.matrix(name, &self.tensor(name)?.index(z), Apply::Right)
     }
 
     /// A vector parameter, checked to be finite.

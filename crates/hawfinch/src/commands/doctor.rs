@@ -1,7 +1,7 @@
 //! `hawfinch doctor`: what this machine is, and what would run on it how fast.
 //!
-//! Two things are measured: how fast memory is read, and how fast hawfinch's own matrix product is on a
-//! matrix as large as a released model's. Everything said about models is computed from these and says so.
+//! Measured are how fast memory is read, how fast the processor multiplies, and how fast hawfinch's own matrix product
+//! is on a matrix as large as a released model's. Everything said about models is computed from these and says so.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -11,7 +11,8 @@ use std::process::ExitCode;
 use hawfinch_model::Cpu as CpuOps;
 
 use crate::hub::folder;
-use crate::measure::{self, Product};
+use crate::measure::{self, Gauge, Product};
+use crate::model_args::check_environment;
 use crate::output::{self, size};
 use crate::progress::Progress;
 use crate::system::memory::{self, Memory, Need, WIDTHS};
@@ -43,6 +44,8 @@ struct Report {
     hawfinch: &'static str,
     system: String,
     cpu: cpu::Cpu,
+    /// The instruction set that hawfinch computes with.
+    isa: &'static str,
     threads: usize,
     memory: MemoryReport,
     models_folder: Option<PathBuf>,
@@ -79,13 +82,17 @@ struct Network {
 struct Measured {
     read_one_thread_bytes_per_second: f64,
     read_all_threads_bytes_per_second: f64,
+    /// In which each thread read fastest.
+    read_streams: usize,
+    /// Of f32, operands in registers, all threads.
+    multiply_adds_per_second: f64,
     products: Vec<Product>,
 }
 
 /// One released size at one width.
 #[derive(serde::Serialize)]
 struct Estimate {
-    model: &'static str,
+    model: String,
     weights: &'static str,
     need_bytes: u64,
     /// Absent when the memory is not known.
@@ -100,19 +107,21 @@ struct Estimate {
 
 /// Reports.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    check_environment()?;
     let memory = Memory::now();
     let cpu = cpu::Cpu::now();
-    let threads = CpuOps::<f32>::default().threads();
+    let ops = CpuOps::<f32>::default();
     let measured = (!args.quick).then(|| {
-        let _bar = Progress::time("measuring for about two seconds");
-        measure(&cpu, &memory, threads)
+        let _bar = Progress::time("measuring for about three seconds");
+        measure(&cpu, &memory, &ops)
     });
     let models_folder = folder::models().ok();
     let nearest = models_folder.as_deref().and_then(|f| f.ancestors().find(|a| a.is_dir()));
     let report = Report {
         hawfinch: env!("CARGO_PKG_VERSION"),
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-        threads,
+        isa: ops.isa().level().name(),
+        threads: ops.threads(),
         network: args.network.then(network),
         estimated: estimates(&memory, measured.as_ref()),
         measured,
@@ -156,13 +165,17 @@ fn network() -> Network {
     Network { hub: String::new(), answers: false, error }
 }
 
-fn measure(cpu: &cpu::Cpu, memory: &Memory, threads: usize) -> Measured {
-    // Four times the largest cache, so that it is memory that is measured, but never much of what is free.
-    let most = (memory.available().unwrap_or(1 << 30) / 8).clamp(32 << 20, 1 << 30);
-    let wanted = (4 * cpu.largest_cache()).clamp(128 << 20, 512 << 20).min(most) as usize;
-    let (one, all) = measure::read(wanted, threads);
-    let products = WIDTHS.iter().filter_map(|&(_, dtype)| measure::product(dtype, wanted / 4)).collect();
-    Measured { read_one_thread_bytes_per_second: one, read_all_threads_bytes_per_second: all, products }
+fn measure(cpu: &cpu::Cpu, memory: &Memory, ops: &CpuOps<f32>) -> Measured {
+    let gauge = Gauge::new(ops.isa(), ops.pool().clone(), cpu, memory, measure::BUDGET);
+    let one = gauge.read_alone();
+    let size = gauge.bytes() as usize / 4;
+    Measured {
+        read_one_thread_bytes_per_second: one,
+        read_all_threads_bytes_per_second: gauge.read().max(one),
+        read_streams: gauge.streams(),
+        multiply_adds_per_second: gauge.multiply(),
+        products: WIDTHS.iter().filter_map(|&(_, dtype)| measure::product(dtype, size)).collect(),
+    }
 }
 
 fn estimates(memory: &Memory, measured: Option<&Measured>) -> Vec<Estimate> {
@@ -178,7 +191,7 @@ fn estimates(memory: &Memory, measured: Option<&Measured>) -> Vec<Estimate> {
             let limit = measured.map(|m| m.read_all_threads_bytes_per_second / read);
             let kernel = product.map(|p| p.bytes_per_second / read);
             all.push(Estimate {
-                model: r.name,
+                model: r.name.clone(),
                 weights: words,
                 need_bytes: need,
                 fits: memory.available().map(|a| need <= a),
@@ -212,6 +225,7 @@ fn text(r: &Report) -> String {
     }
     let sets = &r.cpu.instruction_sets;
     line("instructions", if sets.is_empty() { "none that matter here".into() } else { sets.join(" ") });
+    line("in use", format!("{} (HAWFINCH_ISA changes it)", r.isa));
     line("threads", format!("{} that hawfinch would use (HAWFINCH_THREADS changes it)", r.threads));
     let m = &r.memory;
     line(
@@ -250,10 +264,17 @@ fn text(r: &Report) -> String {
         out.push_str("\nMeasured now\n");
         let _ = writeln!(
             out,
-            "  reading memory: {} with one thread, {} with {}",
+            "  reading memory: {} with one thread, {} with {}, {} {} each",
             gb(m.read_one_thread_bytes_per_second),
             gb(m.read_all_threads_bytes_per_second),
-            r.threads
+            r.threads,
+            m.read_streams,
+            if m.read_streams == 1 { "stream" } else { "streams" }
+        );
+        let _ = writeln!(
+            out,
+            "  multiplying f32 in registers: {:.1} G multiply-adds/s",
+            m.multiply_adds_per_second / 1e9
         );
         for p in &m.products {
             let _ = writeln!(

@@ -1,5 +1,6 @@
 //! One file a subcommand: its arguments (`Args`), what it does (`run`), and its tests.
 
+pub mod bench;
 pub mod chat;
 pub mod completions;
 pub mod convert;

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 use hawfinch_kernels::DType;
 use hawfinch_model::names::{self, Role};
-use hawfinch_model::synthetic::Shape;
 use hawfinch_model::{Config, STEP_TOKENS, Version};
 
 use super::{cgroup, read};
 use crate::output::size;
+use crate::shapes;
 
 /// The memory of the machine and of this process's control groups, in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -157,20 +157,15 @@ pub fn weight_bytes(config: &Config, dtype: DType) -> u64 {
 /// A released size of RWKV-7, with its configuration.
 pub struct Released {
     /// As it is called: `2.9B`.
-    pub name: &'static str,
+    pub name: String,
     /// Its sizes.
     pub config: Config,
 }
 
 /// The sizes in which RWKV-7 is released (World vocabulary), smallest first.
 pub fn released() -> Vec<Released> {
-    [("0.1B", 12, 768), ("0.4B", 24, 1024), ("1.5B", 24, 2048), ("2.9B", 32, 2560), ("7.2B", 32, 4096)]
-        .into_iter()
-        .map(|(name, layers, width)| {
-            let shape = Shape { version: Version::V7, layers, width, vocab: 65536, head_size: 64 };
-            Released { name, config: shape.config() }
-        })
-        .collect()
+    let goose = shapes::PUBLISHED.iter().filter(|p| p.shape.version == Version::V7);
+    goose.map(|p| Released { name: p.size(), config: p.shape.config() }).collect()
 }
 
 /// Bits a number that the commands speak of, with the block format meant.

@@ -8,6 +8,7 @@ mod cgroup;
 pub mod cpu;
 pub mod disk;
 pub mod folders;
+pub mod load;
 pub mod memory;
 pub mod stdout;
 

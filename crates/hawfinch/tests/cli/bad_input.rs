@@ -3,7 +3,7 @@
 use crate::util::{Place, shared};
 
 /// Every command that opens a model, with the place of the model as `MODEL`.
-const OPENERS: [&[&str]; 7] = [
+const OPENERS: [&[&str]; 8] = [
     &["inspect", "MODEL"],
     &["generate", "MODEL", "a", "-n", "1"],
     &["chat", "MODEL"],
@@ -11,6 +11,7 @@ const OPENERS: [&[&str]; 7] = [
     &["logits", "MODEL", "--ids", "1", "--out", "out.st"],
     &["embed", "MODEL", "a"],
     &["tokenize", "--text", "a", "--model", "MODEL"],
+    &["bench", "MODEL", "--quick"],
 ];
 
 fn with_model<'a>(args: &[&'a str], model: &'a str) -> Vec<&'a str> {

@@ -14,8 +14,18 @@ fn snapshot(name: &str, text: &str) {
     assert!(kept == text, "{} is not what the program says now:\n{text}", path.display());
 }
 
-const COMMANDS: [&str; 9] =
-    ["generate", "chat", "inspect", "convert", "logits", "tokenize", "detokenize", "embed", "synthesize"];
+const COMMANDS: [&str; 10] = [
+    "generate",
+    "chat",
+    "inspect",
+    "convert",
+    "logits",
+    "tokenize",
+    "detokenize",
+    "embed",
+    "synthesize",
+    "bench",
+];
 
 #[test]
 fn help_is_as_kept() {

@@ -2,6 +2,7 @@
 //! built-in stand-in and, where `../shared/data` is there, on real ones.
 
 mod bad_input;
+mod bench;
 mod chat;
 mod files;
 mod generate;

@@ -72,6 +72,7 @@ fn the_doctor_tells_measured_from_estimated() {
     let run = room.run(&["doctor"]).code(0);
     run.says(&[
         "processor",
+        "HAWFINCH_ISA changes it",
         "2 that hawfinch would use",
         "Measured now",
         "GB/s",
@@ -83,6 +84,8 @@ fn the_doctor_tells_measured_from_estimated() {
     let one = measured["read_one_thread_bytes_per_second"].as_f64().unwrap();
     let all = measured["read_all_threads_bytes_per_second"].as_f64().unwrap();
     assert!(one > 1e7 && all >= one);
+    assert!(measured["multiply_adds_per_second"].as_f64().unwrap() > 1e6);
+    assert!(measured["read_streams"].as_u64().unwrap() >= 1 && json["isa"].is_string());
     let rows = json["estimated"].as_array().unwrap();
     assert_eq!(rows.len(), 15);
     let mut narrower = f64::INFINITY;
@@ -104,6 +107,8 @@ fn the_quick_doctor_measures_nothing_and_the_network_is_asked_only_on_request() 
     let room = Room::new();
     let run = room.run(&["doctor", "--quick"]).code(0);
     assert!(!run.out.contains("Measured") && run.out.contains("2.9B"), "{}", run.out);
+    Room::new().with("HAWFINCH_ISA", "sse9").run(&["doctor", "--quick"]).code(2).says(&["HAWFINCH_ISA"]);
+    Room::new().with("HAWFINCH_THREADS", 0).run(&["doctor", "--quick"]).code(2).says(&["HAWFINCH_THREADS"]);
     #[cfg(feature = "hub")]
     {
         let stub = crate::hub_stub::Stub::new(|_, _| crate::hub_stub::Reply::status(200));
