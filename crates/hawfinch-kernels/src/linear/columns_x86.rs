@@ -131,9 +131,9 @@ macro_rules! width {
                         macro_rules! run {
                             ($tokens:literal) => {
                                 if pieces == 1 {
+                                    let x = x.as_ptr();
                                     // SAFETY: one piece is left of each row, so many tokens are in x.
-                                    let out =
-                                        unsafe { tiles::<1, $tokens>(w.dtype, from, stride, x.as_ptr(), k) };
+                                    let out = unsafe { tiles::<1, $tokens>(w.dtype, from, stride, x, k) };
                                     out[0]
                                         .iter()
                                         .enumerate()

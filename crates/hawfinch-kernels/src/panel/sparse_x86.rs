@@ -74,7 +74,7 @@ fn fetch(w: StripOf<'_>, at: usize, len: usize) {
 
 /// A strip with all tokens of a group.
 pub fn run(isa: Isa, w: StripOf<'_>, x: Group<'_>, put: &mut dyn FnMut(usize, &[f32])) {
-    assert!(w.width <= WIDEST && w.width % UNIT == 0 && w.data.len() == w.block(w.blocks));
+    assert!(w.width <= WIDEST && w.width.is_multiple_of(UNIT) && w.data.len() == w.block(w.blocks));
     assert!(x.quads.len() >= w.blocks * 8 * x.width && x.sums.len() >= w.blocks * x.width);
     for token in (0..x.width).step_by(MOST) {
         match x.width - token {
@@ -159,9 +159,9 @@ macro_rules! width {
                         for four in (0..now.len).step_by(4) {
                             let mut r = [low; 4];
                             for k in 0..4 {
+                                let at = now.rows[four + k] + piece * $bytes;
                                 // SAFETY: a piece of a row of the strip.
-                                let bytes =
-                                    unsafe { $load(data.add(now.rows[four + k] + piece * $bytes).cast()) };
+                                let bytes = unsafe { $load(data.add(at).cast()) };
                                 r[k] = if KIND == Q8 {
                                     bytes
                                 } else if half == 0 {

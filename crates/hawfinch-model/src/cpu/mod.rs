@@ -50,6 +50,11 @@ impl<F: Real> Cpu<F> {
         self
     }
 
+    /// How it quantises weights that are floats.
+    pub fn quant(&self) -> Option<Quant> {
+        self.quant
+    }
+
     /// Threads it works with.
     pub fn threads(&self) -> usize {
         self.pool.threads()
