@@ -13,8 +13,9 @@ use crate::{DType, Isa, Level};
 /// Numbers of each row and token that tiles work through before the next: those of a tile stay in the nearest
 /// cache, those of all tokens in the second.
 const STRIP: usize = 512;
-/// How far ahead of the loads each stream is fetched, in bytes.
-const AHEAD: usize = 2048;
+/// How far ahead of the loads each stream is fetched, in bytes: into the second cache, which has room for more
+/// lines under way than the first.
+const AHEAD: usize = 4096;
 
 /// Outputs `first .. first + count` of every token, each given to `set(token, output, value)`. False when this
 /// instruction set has no loops of its own.
@@ -107,7 +108,7 @@ macro_rules! width {
                             // SAFETY: a prefetch may name any address.
                             let ahead = rows[r].as_ptr().wrapping_add(at * SIZE + AHEAD);
                             // SAFETY: as above.
-                            unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast()) };
+                            unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead.cast()) };
                         }
                         for n in 0..N {
                             let k = at + n * $per;
