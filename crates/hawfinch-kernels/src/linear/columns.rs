@@ -1,8 +1,9 @@
 //! Products with weights that lie input by input, `[i, o]`: the low-rank ones, `y = x W`.
 //!
 //! Registers hold neighbouring outputs, so nothing is added across a register, and short inputs or few outputs cost
-//! no more than their multiply-adds. Each output is one sum over the inputs in order, every step a fused
-//! multiply-add: the same bits whatever the tokens beside, the threads and the instruction set.
+//! no more than their multiply-adds. Each output is a sum over the inputs in order: [`RUN`] at a time by fused
+//! multiply-adds, these added up in f64 (what is small here, mixes and decays, is amplified by every layer after). The
+//! same bits whatever the tokens beside, the threads and the instruction set.
 
 use super::{ALONE, Matrix, rows::Out};
 use crate::isa::compiled_for_each;
@@ -10,6 +11,8 @@ use crate::{Isa, Pool, Real};
 
 /// Outputs of a chunk of work.
 pub const WIDE: usize = 64;
+/// Inputs that are added up in the activations' own precision.
+pub const RUN: usize = 16;
 /// Tokens of a chunk of work.
 const TOKENS: usize = 24;
 
@@ -73,13 +76,19 @@ fn body<F: Real>(y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize, count: usize,
     let tokens = x.len() / i;
     let mut row = vec![F::ZERO; o];
     let mut narrow = Vec::new();
-    let mut sums = vec![F::ZERO; tokens * count];
+    let mut runs = vec![F::ZERO; tokens * count];
+    let mut sums = vec![0f64; tokens * count];
     let w = Matrix { outputs: i, inputs: o, ..w }; // its rows are inputs
     for k in 0..i {
         w.decode_row(k, &mut row, &mut narrow);
-        for (sums, x) in sums.chunks_exact_mut(count).zip(x.chunks_exact(i)) {
-            for (sum, w) in sums.iter_mut().zip(&row[first..]) {
-                *sum = w.mul_add(x[k], *sum);
+        for (runs, x) in runs.chunks_exact_mut(count).zip(x.chunks_exact(i)) {
+            for (run, w) in runs.iter_mut().zip(&row[first..]) {
+                *run = w.mul_add(x[k], *run);
+            }
+        }
+        if (k + 1) % RUN == 0 || k + 1 == i {
+            for (sum, run) in sums.iter_mut().zip(&mut runs) {
+                *sum += std::mem::replace(run, F::ZERO).to_f64();
             }
         }
     }
@@ -87,7 +96,7 @@ fn body<F: Real>(y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize, count: usize,
     for (t, sums) in sums.chunks_exact(count).enumerate() {
         for (j, sum) in sums.iter().enumerate() {
             // SAFETY: each chunk has outputs and tokens of its own.
-            unsafe { y.set(from + t, first + j, *sum * scale) };
+            unsafe { y.set(from + t, first + j, F::from_f64(*sum) * scale) };
         }
     }
 }

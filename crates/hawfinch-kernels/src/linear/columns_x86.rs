@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::Matrix;
+use super::columns::RUN;
 use super::rows::decode_number;
 use crate::{DType, Isa, Level};
 
@@ -48,20 +49,22 @@ macro_rules! width {
             /// P pieces with T tokens.
             ///
             /// # Safety
-            /// `w` is the first of P pieces in the first of `k` rows that lie `stride` bytes apart, numbers of
-            /// SIZE bytes; `x` is the first of T rows of `k` numbers.
+            /// `w` is the first of P pieces in the first of `len` rows that lie `stride` bytes apart, numbers of
+            /// SIZE bytes; `x` is the first of T rows of `k` numbers, of which `len` are
+            /// left.
             #[inline(always)]
             unsafe fn tile<const P: usize, const T: usize, const SIZE: usize>(
                 w: *const u8,
                 stride: usize,
                 x: *const f32,
                 k: usize,
+                len: usize,
                 load: impl Fn(*const u8) -> $reg,
                 fma: impl Fn($reg, f32, $reg) -> $reg,
                 zero: $reg,
             ) -> [[[$reg; N]; T]; P] {
                 let mut sums = [[[zero; N]; T]; P];
-                for j in 0..k {
+                for j in 0..len {
                     let mut ws = [[zero; N]; P];
                     for p in 0..P {
                         for n in 0..N {
@@ -91,24 +94,32 @@ macro_rules! width {
                 k: usize,
             ) -> [[[f32; PIECE]; T]; P] {
                 let fma = |w, x, sum| $fma(w, $set1(x), sum);
-                // SAFETY: the caller's promise.
-                let sums = unsafe {
-                    match dtype {
-                        DType::BF16 => tile::<P, T, 2>(w, stride, x, k, |p| $bf16(p), fma, $zero()),
-                        DType::F16 => tile::<P, T, 2>(w, stride, x, k, |p| $f16(p), fma, $zero()),
-                        _ => tile::<P, T, 4>(w, stride, x, k, |p| $loadu(p.cast()), fma, $zero()),
-                    }
-                };
-                let mut out = [[[0f32; PIECE]; T]; P];
-                for p in 0..P {
-                    for t in 0..T {
-                        for n in 0..N {
-                            // SAFETY: as many numbers as `out` has from there.
-                            unsafe { $storeu(out[p][t].as_mut_ptr().add(n * $per), sums[p][t][n]) };
+                let mut sums = [[[0f64; PIECE]; T]; P];
+                for from in (0..k).step_by(RUN) {
+                    let len = RUN.min(k - from);
+                    // SAFETY: the caller's promise, from input `from` on.
+                    let run = unsafe {
+                        let (w, x) = (w.add(from * stride), x.add(from));
+                        match dtype {
+                            DType::BF16 => tile::<P, T, 2>(w, stride, x, k, len, |p| $bf16(p), fma, $zero()),
+                            DType::F16 => tile::<P, T, 2>(w, stride, x, k, len, |p| $f16(p), fma, $zero()),
+                            _ => tile::<P, T, 4>(w, stride, x, k, len, |p| $loadu(p.cast()), fma, $zero()),
+                        }
+                    };
+                    for p in 0..P {
+                        for t in 0..T {
+                            let mut lanes = [0f32; PIECE];
+                            for n in 0..N {
+                                // SAFETY: as many numbers as `lanes` has from there.
+                                unsafe { $storeu(lanes.as_mut_ptr().add(n * $per), run[p][t][n]) };
+                            }
+                            for l in 0..PIECE {
+                                sums[p][t][l] += f64::from(lanes[l]);
+                            }
                         }
                     }
                 }
-                out
+                sums.map(|tokens| tokens.map(|sums| sums.map(|sum| sum as f32)))
             }
 
             #[target_feature(enable = $features)]
@@ -166,7 +177,11 @@ macro_rules! width {
                 for j in j..first + count {
                     for (t, x) in x.chunks_exact(k).enumerate() {
                         let number = |r: usize| decode_number(w.dtype, &w.data[r * stride + j * size..]);
-                        let sum = x.iter().enumerate().fold(0f32, |sum, (r, x)| number(r).mul_add(*x, sum));
+                        let run = |(n, x): (usize, &[f32])| {
+                            let step = |sum: f32, (r, x): (usize, &f32)| number(n * RUN + r).mul_add(*x, sum);
+                            f64::from(x.iter().enumerate().fold(0f32, step))
+                        };
+                        let sum = x.chunks(RUN).enumerate().map(run).fold(0f64, |a, b| a + b) as f32;
                         put(t, j, &[sum]);
                     }
                 }
