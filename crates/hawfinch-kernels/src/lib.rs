@@ -17,6 +17,8 @@ pub mod peak;
 mod pool;
 mod real;
 pub mod reduce;
+#[cfg(test)]
+mod testing;
 mod transpose;
 pub mod wkv;
 

@@ -4,15 +4,9 @@
 use hawfinch_kernels::elementwise::{self, Binary, Unary};
 use hawfinch_kernels::{Isa, Pool, norm, wkv};
 
-fn values(n: usize, seed: u32) -> Vec<f32> {
-    let mut s = seed;
-    (0..n)
-        .map(|_| {
-            s = s.wrapping_mul(1664525).wrapping_add(1013904223);
-            (s >> 8) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
+#[path = "../src/testing.rs"]
+mod testing;
+use testing::values;
 
 /// Runs `op` on every instruction set.
 fn compare(name: &str, op: impl Fn(Isa) -> Vec<f32>) {

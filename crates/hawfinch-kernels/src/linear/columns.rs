@@ -5,7 +5,7 @@
 //! multiply-adds, these added up in f64 (what is small here, mixes and decays, is amplified by every layer after). The
 //! same bits whatever the tokens beside, the threads and the instruction set.
 
-use super::{ALONE, Matrix, rows::Out};
+use super::{ALONE, Matrix, rows::Out, tokens};
 use crate::isa::compiled_for_each;
 use crate::{Isa, Pool, Real};
 
@@ -26,12 +26,7 @@ const TOKENS: usize = 24;
 /// When the lengths disagree with the matrix.
 pub fn linear<F: Real>(isa: Isa, pool: &Pool, y: &mut [F], x: &[F], w: Matrix<'_>) {
     let (o, i) = (w.outputs, w.inputs);
-    if o == 0 || i == 0 {
-        y.fill(F::ZERO);
-        return;
-    }
-    let t = x.len() / i;
-    assert!(x.len() == t * i && y.len() == t * o, "linear: x {} y {} for [{i}, {o}]", x.len(), y.len());
+    let Some(t) = tokens(y, x, o, i) else { return };
     assert_eq!(Some(w.data.len()), w.dtype.bytes_for(o).map(|row| row * i), "linear: bytes of [{i}, {o}]");
     let out = Out::new(y, o);
     let (across, down) = (o.div_ceil(WIDE), t.div_ceil(TOKENS));

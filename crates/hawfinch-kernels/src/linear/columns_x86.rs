@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::Matrix;
 use super::columns::RUN;
 use super::rows::decode_number;
+use super::{Matrix, widen_x86 as widen};
 use crate::{DType, Isa, Level};
 
 /// Outputs of one piece of a row.
@@ -39,7 +39,7 @@ pub fn block(
 /// of a format as a register holds.
 macro_rules! width {
     ($name:ident, $features:literal, $reg:ty, $per:literal, $pieces:literal, $zero:ident, $set1:ident, $loadu:ident,
-     $storeu:ident, $fma:ident, $bf16:expr, $f16:expr) => {
+     $storeu:ident, $fma:ident, $bf16:path, $f16:path) => {
         mod $name {
             use super::*;
 
@@ -201,10 +201,8 @@ width!(
     _mm512_loadu_ps,
     _mm512_storeu_ps,
     _mm512_fmadd_ps,
-    |p: *const u8| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(
-        p.cast()
-    )))),
-    |p: *const u8| _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
+    widen::bf16_512,
+    widen::f16_512
 );
 width!(
     avx2,
@@ -217,8 +215,6 @@ width!(
     _mm256_loadu_ps,
     _mm256_storeu_ps,
     _mm256_fmadd_ps,
-    |p: *const u8| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(
-        p.cast()
-    )))),
-    |p: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(p.cast()))
+    widen::bf16_256,
+    widen::f16_256
 );

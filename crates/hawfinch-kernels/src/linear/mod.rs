@@ -12,6 +12,8 @@ mod columns_x86;
 mod rows;
 mod turn;
 #[cfg(target_arch = "x86_64")]
+mod widen_x86;
+#[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use turn::turned;
@@ -67,6 +69,20 @@ const ALONE: usize = 1 << 15;
 /// Multiply-adds that make a chunk of work worth handing out.
 const CHUNK: usize = 1 << 15;
 
+/// Tokens of a product of `x` `[t, i]` into `y` `[t, o]`; `None`, with `y` zero, when there is nothing to multiply.
+///
+/// # Panics
+/// When the lengths disagree.
+pub(crate) fn tokens<F: Real>(y: &mut [F], x: &[F], o: usize, i: usize) -> Option<usize> {
+    if o == 0 || i == 0 {
+        y.fill(F::ZERO);
+        return None;
+    }
+    let t = x.len() / i;
+    assert!(x.len() == t * i && y.len() == t * o, "linear: x {} y {} for [{o}, {i}]", x.len(), y.len());
+    Some(t)
+}
+
 /// y = x Wᵀ, times the scale.
 ///
 /// * `y`: `[t, o]`, overwritten
@@ -79,12 +95,7 @@ const CHUNK: usize = 1 << 15;
 /// When the lengths disagree with the matrix.
 pub fn linear<F: Real>(isa: Isa, pool: &Pool, y: &mut [F], x: &[F], w: Matrix<'_>) {
     let (o, i) = (w.outputs, w.inputs);
-    if o == 0 || i == 0 {
-        y.fill(F::ZERO);
-        return;
-    }
-    let t = x.len() / i;
-    assert!(x.len() == t * i && y.len() == t * o, "linear: x {} y {} for [{o}, {i}]", x.len(), y.len());
+    let Some(t) = tokens(y, x, o, i) else { return };
     assert_eq!(w.data.len(), o * w.row_bytes(), "linear: bytes of [{o}, {i}]");
     let per = CHUNK.div_ceil(t * i).next_multiple_of(rows::GROUP);
     let chunks = if t * o * i <= ALONE { 1 } else { o.div_ceil(per) };

@@ -1,14 +1,5 @@
 use super::*;
-
-fn values(n: usize, seed: u32) -> Vec<f32> {
-    let mut s = seed;
-    (0..n)
-        .map(|_| {
-            s = s.wrapping_mul(1664525).wrapping_add(1013904223);
-            (s >> 8) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
+use crate::testing::values;
 
 fn matrix(dtype: DType, outputs: usize, inputs: usize, data: &[u8]) -> Matrix<'_> {
     Matrix { dtype, outputs, inputs, scale: 0.5, data }

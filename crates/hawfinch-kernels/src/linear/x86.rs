@@ -5,8 +5,8 @@
 
 use std::arch::x86_64::*;
 
-use super::Matrix;
 use super::rows::{GROUP, decode_number};
+use super::{Matrix, widen_x86 as widen};
 use crate::reduce::{LANES, fold};
 use crate::{DType, Isa, Level};
 
@@ -68,7 +68,7 @@ pub fn rows(
 /// `$dtype` at a pointer.
 macro_rules! width {
     ($name:ident, $features:literal, $reg:ty, $per:literal, $zero:ident, $loadu:ident, $storeu:ident, $fma:ident,
-     $bf16:expr, $f16:expr, $rows:literal, $tokens:literal) => {
+     $bf16:path, $f16:path, $rows:literal, $tokens:literal) => {
         mod $name {
             use super::*;
 
@@ -269,10 +269,8 @@ width!(
     _mm512_loadu_ps,
     _mm512_storeu_ps,
     _mm512_fmadd_ps,
-    |p: *const u8| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(
-        p.cast()
-    )))),
-    |p: *const u8| _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())),
+    widen::bf16_512,
+    widen::f16_512,
     8,
     3
 );
@@ -285,10 +283,8 @@ width!(
     _mm256_loadu_ps,
     _mm256_storeu_ps,
     _mm256_fmadd_ps,
-    |p: *const u8| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(
-        p.cast()
-    )))),
-    |p: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
+    widen::bf16_256,
+    widen::f16_256,
     2,
     3
 );

@@ -168,12 +168,7 @@ const ALONE: usize = 1 << 16;
 /// When the lengths disagree with the matrix.
 pub fn linear(isa: Isa, pool: &Pool, y: &mut [f32], x: &[f32], w: &Panels, a: &mut Activations) {
     let (o, i) = (w.outputs, w.inputs);
-    if o == 0 || i == 0 {
-        y.fill(0.0);
-        return;
-    }
-    let t = x.len() / i;
-    assert!(x.len() == t * i && y.len() == t * o, "linear: x {} y {} for [{o}, {i}]", x.len(), y.len());
+    let Some(t) = crate::linear::tokens(y, x, o, i) else { return };
     a.quantize(isa, pool, x, i, w.records * w.kind.record_blocks());
     let a = &*a;
     let strips = o.div_ceil(STRIP * ROWS);

@@ -49,12 +49,9 @@ impl StripOf<'_> {
     }
 }
 
-/// Bytes before the codes of a block.
-pub(super) const fn header(kind: Kind, width: usize) -> usize {
-    match kind {
-        // f16 scales; or a scale and a minimum of 8 bits.
-        Kind::Q8 | Kind::Q4 | Kind::Q4K => 2 * width,
-    }
+/// Bytes before the codes of a block: f16 scales, or a scale and a minimum of 8 bits.
+pub(super) const fn header(width: usize) -> usize {
+    2 * width
 }
 
 /// Bytes of an input's codes.
@@ -66,7 +63,7 @@ pub(super) const fn row_bytes(kind: Kind, width: usize) -> usize {
 }
 
 fn block_at(kind: Kind, width: usize, b: usize) -> usize {
-    let bytes = header(kind, width) + BLOCK * row_bytes(kind, width);
+    let bytes = header(width) + BLOCK * row_bytes(kind, width);
     match kind {
         Kind::Q8 | Kind::Q4 => b * bytes,
         // 16-bit `d` and `dmin` of every output before each eight blocks.
@@ -155,7 +152,7 @@ fn pack_row(kind: Kind, row: &[u8], strip: &mut [u8], width: usize, o: usize) {
                     (strip[at + o], strip[at + width + o]) = super::pack::scale_min(&bytes[4..16], b);
                 }
             }
-            let codes = &mut strip[at + header(kind, width)..];
+            let codes = &mut strip[at + header(width)..];
             for k in 0..BLOCK {
                 let code = match kind {
                     Kind::Q8 => bytes[2 + k] ^ 0x80,
@@ -178,12 +175,7 @@ fn pack_row(kind: Kind, row: &[u8], strip: &mut [u8], width: usize, o: usize) {
 /// When the lengths disagree with the matrix.
 pub fn linear(isa: Isa, pool: &Pool, y: &mut [f32], x: &[f32], w: &Sparse, a: &mut Activations) {
     let (o, i) = (w.outputs, w.inputs);
-    if o == 0 || i == 0 {
-        y.fill(0.0);
-        return;
-    }
-    let t = x.len() / i;
-    assert!(x.len() == t * i && y.len() == t * o, "linear: x {} y {} for [{o}, {i}]", x.len(), y.len());
+    let Some(t) = crate::linear::tokens(y, x, o, i) else { return };
     a.quantize(isa, pool, x, i, i / BLOCK);
     let a = &*a;
     let strips = o.div_ceil(w.width);
@@ -230,7 +222,7 @@ fn portable(w: StripOf<'_>, x: Group<'_>, token: usize, sums: &mut [f32]) {
         for (o, sum) in sums.iter_mut().enumerate() {
             let mut dot = 0;
             for k in 0..BLOCK {
-                let row = &w.data[at + header(w.kind, w.width) + k * row_bytes(w.kind, w.width)..];
+                let row = &w.data[at + header(w.width) + k * row_bytes(w.kind, w.width)..];
                 let code = match w.kind {
                     Kind::Q8 => i32::from(row[o / 64 * 64 + place(o % 64)]) - 128,
                     _ => i32::from(row[o / UNIT * 64 + place(o % 64)] >> (o / 64 % 2 * 4) & 15),

@@ -28,7 +28,7 @@ impl<const T: usize> Inputs<T> {
     #[inline(always)]
     unsafe fn gather(&mut self, w: StripOf<'_>, x: Group<'_>, b: usize, token: usize) {
         let (at, bytes) = (w.block(b), row_bytes(w.kind, w.width));
-        let codes = at + header(w.kind, w.width);
+        let codes = at + header(w.width);
         let mut all = [[0u8; BLOCK]; T];
         let mut present = 0u32;
         for t in 0..T {
@@ -53,7 +53,7 @@ impl<const T: usize> Inputs<T> {
             }
         }
         if self.len > 0 {
-            fetch(w, at, header(w.kind, w.width));
+            fetch(w, at, header(w.width));
             self.rows[..self.len].iter().for_each(|row| fetch(w, *row, bytes));
             // Any row of the block will do beside zeros.
             let full = self.len.next_multiple_of(4);

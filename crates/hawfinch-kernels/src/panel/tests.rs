@@ -1,15 +1,6 @@
 use super::*;
+use crate::testing::values;
 use crate::{block, linear as rows};
-
-fn values(n: usize, seed: u32) -> Vec<f32> {
-    let mut s = seed;
-    (0..n)
-        .map(|_| {
-            s = s.wrapping_mul(1664525).wrapping_add(1013904223);
-            (s >> 8) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
 
 const KINDS: [DType; 3] = [DType::Q8_0, DType::Q4_0, DType::Q4_K];
 

@@ -1,7 +1,7 @@
 //! Weight matrices on the CPU: how they lie in memory, and products with them.
 
 use hawfinch_kernels::panel::sparse::{self, Sparse};
-use hawfinch_kernels::panel::{self, Panels};
+use hawfinch_kernels::panel::{self, Activations, Panels};
 use hawfinch_kernels::{DType, Real, block, linear};
 
 use super::Cpu;
@@ -139,21 +139,20 @@ impl<F: Real> Cpu<F> {
             Form::Columns(weight) => {
                 linear::columns::linear(self.isa(), self.pool(), y, x, w.view(weight));
             }
-            Form::Panels(_) | Form::Sparse(_) => {
-                let (Some(y), Some(x)) = (F::as_f32_slice(y), F::as_f32s(x)) else {
-                    unreachable!("panels are made for f32 alone")
-                };
-                let mut scratch = self.activations.lock().unwrap_or_else(|e| e.into_inner());
-                match &w.form {
-                    Form::Sparse(strips) => {
-                        sparse::linear(self.isa(), self.pool(), y, x, strips, &mut scratch);
-                    }
-                    Form::Panels(panels) => {
-                        panel::linear(self.isa(), self.pool(), y, x, panels, &mut scratch);
-                    }
-                    _ => unreachable!("one of the two"),
-                }
+            Form::Panels(w) => {
+                self.in_8_bits(y, x, |y, x, a| panel::linear(self.isa(), self.pool(), y, x, w, a))
+            }
+            Form::Sparse(w) => {
+                self.in_8_bits(y, x, |y, x, a| sparse::linear(self.isa(), self.pool(), y, x, w, a))
             }
         }
+    }
+
+    /// A product that rounds activations to 8 bits.
+    fn in_8_bits(&self, y: &mut [F], x: &[F], product: impl FnOnce(&mut [f32], &[f32], &mut Activations)) {
+        let (Some(y), Some(x)) = (F::as_f32_slice(y), F::as_f32s(x)) else {
+            unreachable!("such weights are made for f32 alone")
+        };
+        product(y, x, &mut self.activations.lock().unwrap_or_else(|e| e.into_inner()));
     }
 }
