@@ -1,4 +1,5 @@
-//! Times the matrix products of every instruction set against what the machine can do, measured in the same run:
+//! Times the matrix products and recurrences of every instruction set against what the machine can do, measured in the
+//! same run:
 //! `cargo run --release -p hawfinch-kernels --example perf [THREADS]`.
 
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 use hawfinch_kernels::buffer::Buffer;
 use hawfinch_kernels::linear::{self, Matrix};
 use hawfinch_kernels::panel::{self, Activations, Panels};
-use hawfinch_kernels::{DType, Isa, Pool, block, peak};
+use hawfinch_kernels::{DType, Isa, Pool, block, peak, wkv};
 
 fn main() {
     let threads = std::env::args().nth(1).map_or(2, |n| n.parse().expect("a number of threads"));
@@ -74,5 +75,21 @@ fn main() {
                 );
             }
         }
+        recurrences(isa, budget);
     }
+}
+
+/// One head of 64 channels and one token, the state in the nearest cache, one thread.
+fn recurrences(isa: Isa, budget: Duration) {
+    let (n, t) = (64, 128);
+    let wave = |f: f32| -> Vec<f32> { (0..t * n).map(|i| (i as f32 * f).sin() * 0.3).collect() };
+    let [r, k, v, d, kk, a] = [0.7, 1.1, 0.3, 0.9, 0.5, 0.21].map(wave);
+    let (mut y, mut s) = (vec![0f32; t * n], vec![0f32; n * n]);
+    // SAFETY: one call at a time.
+    let rows = unsafe { wkv::Rows::new(&mut y) };
+    let x = wkv::Head { r: &r, k: &k, v: &v, head: 0, n, c: n };
+    let six = peak::fastest(budget, || wkv::wkv6(isa, &rows, &mut s, x, &d, &a[..n]));
+    let seven = peak::fastest(budget, || wkv::wkv7(isa, &rows, &mut s, x, &d, &kk, &a));
+    let [six, seven] = [six, seven].map(|time| time * 1e9 / t as f64);
+    println!("{isa} wkv6 {six:.0} ns, wkv7 {seven:.0} ns a head and token");
 }
