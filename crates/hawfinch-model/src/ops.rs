@@ -17,6 +17,8 @@ use crate::{Result, State, StateLayout};
 pub enum Apply {
     /// `W x` with W `[out, in]`: linear weights, nearly all of a model.
     Linear,
+    /// The same for an `x` that relu² has made zero for the most part.
+    AfterRelu,
     /// `x @ W` with W `[in, out]`: low-rank weights.
     Right,
     /// `W x` with W `[out, in]`: the halves of a LoRA.

@@ -5,6 +5,9 @@ use std::str::FromStr;
 
 use hawfinch_kernels::DType;
 
+use crate::names::{self, Role};
+use crate::{Checkpoint, Config};
+
 /// How the weights of a model are quantised.
 ///
 /// Only linear weights are (`W x`): the embedding, of which a token reads one row, low-rank weights, norms, mixes,
@@ -41,6 +44,24 @@ impl Quant {
     }
 }
 
+/// Bytes that a checkpoint's weights take once they are quantised, with what quantising the largest takes meanwhile.
+pub fn held_bytes(quant: Quant, checkpoint: &Checkpoint, config: &Config) -> u64 {
+    let (mut held, mut largest) = (0, 0);
+    for (name, t) in &checkpoint.tensors {
+        let is_linear = name != "emb.weight"
+            && names::find(config.version, name).is_some_and(|(_, param)| param.role == Role::Matrix);
+        let to = match t.shape[..] {
+            [o, i] if is_linear => {
+                quant.block_type(name, t.dtype, i).and_then(|to| to.bytes_for(i)?.checked_mul(o))
+            }
+            _ => None,
+        };
+        held += to.unwrap_or(t.data.len()) as u64;
+        largest = largest.max(to.unwrap_or(0) as u64);
+    }
+    held + largest
+}
+
 impl fmt::Display for Quant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -61,6 +82,7 @@ impl FromStr for Quant {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::synthetic::{self, Shape};
 
     #[test]
     fn what_becomes_what() {
@@ -72,6 +94,12 @@ mod tests {
         assert_eq!(of(Quant::Int8, "blocks.0.att.key.weight", DType::BF16, 40), None);
         assert_eq!(of(Quant::Int8, "blocks.0.att.key.weight", DType::Q5_0, 2048), None);
         assert_eq!("int4".parse(), Ok(Quant::Int4));
+        // Half of bf16, or little more; a model of blocks takes what it takes.
+        let shape = Shape { version: crate::Version::V7, layers: 2, width: 256, vocab: 300, head_size: 64 };
+        let ckpt = synthetic::checkpoint(&shape.config(), DType::BF16, 1);
+        let all: u64 = ckpt.tensors.values().map(|t| t.data.len() as u64).sum();
+        let [eight, four] = Quant::ALL.map(|q| held_bytes(q, &ckpt, &shape.config()));
+        assert!(eight < all * 8 / 10 && four < eight && four > all / 4, "{all} {eight} {four}");
         assert!("int3".parse::<Quant>().is_err());
     }
 }

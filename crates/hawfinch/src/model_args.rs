@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hawfinch_kernels::Isa;
+use hawfinch_model::quantize::held_bytes;
 use hawfinch_model::{Checkpoint, Config, Cpu, Lora, Model, OpenOptions, Quant, State, format, synthetic};
 
 use crate::fail::usage;
@@ -54,7 +55,7 @@ impl ModelOptions {
     pub fn open_for(&self, path: &Path, sequences: usize) -> anyhow::Result<Model> {
         self.check()?;
         let checkpoint = open_checkpoint(path)?;
-        let need = memory_need(&checkpoint, &Config::infer(&checkpoint)?, sequences);
+        let need = memory_need(&checkpoint, &Config::infer(&checkpoint)?, sequences, self.quant);
         self.check_memory(&need)?;
         self.prepare(checkpoint)
     }
@@ -133,9 +134,10 @@ pub fn open_checkpoint(path: &Path) -> anyhow::Result<Checkpoint> {
     Ok(format::open(&hub::resolve(path)?)?)
 }
 
-/// What running the model takes with so many sequences at once.
-pub fn memory_need(checkpoint: &Checkpoint, config: &Config, sequences: usize) -> Need {
-    Need::of(config, checkpoint.file_bytes, sequences)
+/// What running the model takes with so many sequences at once, quantised while it is opened or not.
+pub fn memory_need(checkpoint: &Checkpoint, config: &Config, sequences: usize, quant: Option<Quant>) -> Need {
+    let weights = quant.map_or(checkpoint.file_bytes, |q| held_bytes(q, checkpoint, config));
+    Need::of(config, weights, sequences)
 }
 
 /// Options of commands that can start from a saved state and keep the last one.

@@ -135,7 +135,16 @@ impl<O: Ops> Loader<'_, O> {
 
     /// A linear weight `[out, in]` with its adapters.
     pub fn linear(&self, name: &str) -> Result<Linear<O>> {
-        let weight = self.matrix(name, self.tensor(name)?, Apply::Linear)?;
+        self.adapted(name, Apply::Linear)
+    }
+
+    /// A linear weight applied to what relu² gives, with its adapters.
+    pub fn linear_after_relu(&self, name: &str) -> Result<Linear<O>> {
+        self.adapted(name, Apply::AfterRelu)
+    }
+
+    fn adapted(&self, name: &str, apply: Apply) -> Result<Linear<O>> {
+        let weight = self.matrix(name, self.tensor(name)?, apply)?;
         let module = name.strip_suffix(".weight").unwrap_or(name);
         let adapters = self
             .loras

@@ -70,7 +70,7 @@ impl<O: Ops> ChannelMix<O> {
             mix_r: load.vector(&ffn("time_mix_r"))?,
             key: load.linear(&ffn("key.weight"))?,
             receptance: load.linear(&ffn("receptance.weight"))?,
-            value: load.linear(&ffn("value.weight"))?,
+            value: load.linear_after_relu(&ffn("value.weight"))?,
         })
     }
 

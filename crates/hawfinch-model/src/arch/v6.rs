@@ -58,7 +58,7 @@ impl<O: Ops> V6<O> {
             ffn_maa_r: load.vector(&ffn("time_maa_r"))?,
             ffn_key: load.linear(&ffn("key.weight"))?,
             ffn_receptance: load.linear(&ffn("receptance.weight"))?,
-            ffn_value: load.linear(&ffn("value.weight"))?,
+            ffn_value: load.linear_after_relu(&ffn("value.weight"))?,
         })
     }
 }

@@ -75,7 +75,7 @@ impl<O: Ops> V7<O> {
             ln_x: load.group_norm(&att("ln_x"))?,
             ffn_x_k: load.vector(&ffn("x_k"))?,
             ffn_key: load.linear(&ffn("key.weight"))?,
-            ffn_value: load.linear(&ffn("value.weight"))?,
+            ffn_value: load.linear_after_relu(&ffn("value.weight"))?,
         })
     }
 }

@@ -66,9 +66,6 @@ impl Matrix {
     }
 }
 
-/// The weight, in every version, whose inputs relu² has made zero for the most part.
-const AFTER_RELU: &str = "ffn.value.weight";
-
 impl<F: Real> Cpu<F> {
     /// [`crate::ops::Ops::matrix`]
     pub(super) fn prepare(&self, name: &str, weight: &StoredTensor, apply: Apply) -> Result<Matrix> {
@@ -96,7 +93,7 @@ impl<F: Real> Cpu<F> {
         if apply == Apply::Right {
             return Ok(Matrix { outputs, inputs, form: Form::Columns(weight) });
         }
-        if apply == Apply::Linear
+        if matches!(apply, Apply::Linear | Apply::AfterRelu)
             && let Some(dtype) = self.quant.and_then(|q| q.block_type(name, weight.dtype, inputs))
         {
             (weight.dtype, weight.data) = (dtype, self.quantized(&weight, inputs, dtype).into());
@@ -106,7 +103,7 @@ impl<F: Real> Cpu<F> {
         let (pool, bytes) = (self.pool(), &weight.data);
         let packed = if !packs {
             None
-        } else if apply == Apply::Linear && name.ends_with(AFTER_RELU) {
+        } else if apply == Apply::AfterRelu {
             Sparse::pack(pool, weight.dtype, bytes, outputs, inputs, weight.scale).map(Form::Sparse)
         } else {
             Panels::pack(pool, weight.dtype, bytes, outputs, inputs, weight.scale).map(Form::Panels)

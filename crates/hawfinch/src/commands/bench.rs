@@ -219,7 +219,12 @@ fn open(args: &Args, shape: Option<&Published>, sequences: usize) -> anyhow::Res
         (Some(made), _) => made,
         (None, path) => {
             let found = open_checkpoint(path.as_deref().unwrap_or(Path::new(DEMO)))?;
-            args.options.check_memory(&memory_need(&found, &Config::infer(&found)?, sequences))?;
+            args.options.check_memory(&memory_need(
+                &found,
+                &Config::infer(&found)?,
+                sequences,
+                args.options.quant(),
+            ))?;
             found
         }
     };

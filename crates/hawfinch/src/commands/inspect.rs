@@ -106,7 +106,7 @@ fn model(ckpt: &Checkpoint, c: &Config) -> Said {
     let eps = (c.version != Version::V4).then(|| (c.group_norm_eps, epsilon_source(ckpt)));
     let (all, used) = (c.parameters(true), c.parameters(false));
     let held = ckpt.get("blocks.0.att.v0").is_some();
-    let (state_bytes, need) = (4 * c.state_len() as u64, memory_need(ckpt, c, 1).total());
+    let (state_bytes, need) = (4 * c.state_len() as u64, memory_need(ckpt, c, 1, None).total());
     let mut lines = vec![("layers L", c.layers.to_string()), ("width D", c.width.to_string())];
     if heads {
         lines.push(("heads H", format!("{} of size N = {}", c.heads, c.head_size)));

@@ -100,7 +100,7 @@ fn limit(root: &Path, folder: &Path, v2: bool) -> Option<Limit> {
 /// What running a model takes, in bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Need {
-    /// The weights: the mapped file, all of which is read for every token.
+    /// The weights: the mapped file, or what is made of it once; all of it is read for every token.
     pub weights: u64,
     /// Norms, mixes, decays: kept in f32 beside the file.
     pub vectors: u64,
