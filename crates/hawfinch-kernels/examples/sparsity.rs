@@ -1,5 +1,5 @@
 //! Times products with mostly zero inputs, dense panels beside strips:
-//! `cargo run --release -p hawfinch-kernels --example sparsity`.
+//! `cargo run --release -p hawfinch-kernels --example sparsity [TOKENS]`.
 
 use std::time::Instant;
 
@@ -9,7 +9,8 @@ use hawfinch_kernels::{DType, Isa, Pool, block};
 
 fn main() {
     let pool = Pool::new(2);
-    for (o, i, copies) in [(2048, 8192, 16), (768, 3072, 60)] {
+    let tokens = std::env::args().nth(1).map_or(1, |n| n.parse().expect("a number of tokens"));
+    for (o, i, copies) in [(2048usize, 8192usize, 16usize), (768, 3072, 60)] {
         for dtype in [DType::Q8_0, DType::Q4_0, DType::Q4_K] {
             let weights: Vec<f32> = (0..i).map(|n| ((n * 7919) % 1000) as f32 / 1000.0 - 0.5).collect();
             let mut row = Vec::new();
@@ -24,13 +25,13 @@ fn main() {
             for isa in Isa::available().into_iter().filter(|i| *i != Isa::SCALAR) {
                 for percent in [0, 50, 80, 90, 95] {
                     let mut s = 1u32;
-                    let x: Vec<f32> = (0..i)
+                    let x: Vec<f32> = (0..i * tokens)
                         .map(|_| {
                             s = s.wrapping_mul(1664525).wrapping_add(1013904223);
                             if (s >> 16) % 100 < percent { 0.0 } else { (s >> 8) as f32 / (1 << 24) as f32 }
                         })
                         .collect();
-                    let mut y = vec![0f32; o];
+                    let mut y = vec![0f32; o * tokens];
                     let (mut times, rounds) = ([Vec::new(), Vec::new()], 9);
                     for _ in 0..rounds {
                         let at = Instant::now();

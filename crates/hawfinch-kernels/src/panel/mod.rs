@@ -12,6 +12,8 @@
 //! instruction sets, to the bit.
 
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod many_x86;
 mod pack;
 mod scalar;
 pub mod sparse;

@@ -9,6 +9,8 @@
 //! sequence: within 64 outputs, output `16 i + 4 l + k` is byte `16 l + 4 i + k`. Four-bit codes of two such groups of
 //! 64 share bytes, the first in the low halves.
 
+#[cfg(target_arch = "x86_64")]
+use super::many_x86;
 use super::{Activations, BLOCK, Group, Kind};
 use crate::buffer::Buffer;
 use crate::pool::Parts;
@@ -18,6 +20,10 @@ use crate::{DType, Isa, Level, Pool, block};
 pub(super) const UNIT: usize = 128;
 /// Outputs of a strip at most: enough that a row is worth a stream, few enough that sums stay near.
 pub(super) const WIDEST: usize = 4 * UNIT;
+
+/// Tokens up to which inputs that are zero for all of them are worth finding.
+#[cfg(target_arch = "x86_64")]
+const FEW: usize = 3;
 
 /// A weight matrix in strips.
 pub struct Sparse {
@@ -180,6 +186,19 @@ pub fn linear(isa: Isa, pool: &Pool, y: &mut [f32], x: &[f32], w: &Sparse, a: &m
     let a = &*a;
     let strips = o.div_ceil(w.width);
     let y = Parts::new(y);
+    #[cfg(target_arch = "x86_64")]
+    if t > FEW && isa.level() >= Level::Avx2 {
+        let calls = many_x86::calls(w.kind, w.width);
+        return pool.run(strips * calls, &|n| {
+            let first = n / calls * w.width;
+            many_x86::run(isa, w.strip(n / calls), n % calls, a, &mut |token, output, sums| {
+                let row = (first + output).min(o);
+                // SAFETY: these outputs of every token belong to this chunk alone.
+                let y = unsafe { y.get(token * o + row, sums.len().min(o - row)) };
+                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * w.scale);
+            });
+        });
+    }
     pool.run(strips * t.div_ceil(super::GROUP), &|n| {
         let (strip, group) = (n % strips, n / strips);
         let group = a.group(group);

@@ -130,7 +130,9 @@ fn damage_in_an_activation_shows() {
 #[test]
 fn strips_agree_with_panels_to_the_bit() {
     for dtype in KINDS {
-        for (t, o, i) in [(1, 200, 256), (1, 768, 1024), (15, 130, 512), (3, 64, 256), (2, 1030, 256)] {
+        for (t, o, i) in
+            [(1, 200, 256), (1, 768, 1024), (15, 130, 512), (3, 64, 256), (2, 1030, 256), (140, 70, 256)]
+        {
             let data = encoded(dtype, o, i);
             let pools = [Pool::new(1), Pool::new(3)];
             let panels = Panels::pack(&pools[0], dtype, &data, o, i, 0.5).unwrap();

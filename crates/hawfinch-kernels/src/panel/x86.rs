@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Group, Kind, ROWS, Strip};
+use super::{Group, Kind, QUAD, ROWS, Strip};
 
 /// How far ahead of the loads each stream is fetched, in bytes: into the second cache, which has room for more
 /// lines under way than the first.
@@ -50,6 +50,12 @@ impl<'a> Operands<'a> {
         if at + AHEAD < self.bytes { AHEAD } else { AHEAD + (panels - 1) * self.bytes }
     }
 
+    /// Four inputs of every token from the first on.
+    #[inline(always)]
+    fn quads(&self, quad: usize) -> *const [i8; QUAD] {
+        self.x.quads.as_ptr().wrapping_add(quad * self.x.width + self.token)
+    }
+
     /// Four inputs of token `t`.
     ///
     /// # Safety
@@ -92,19 +98,18 @@ fn prefetch(p: *const u8, ahead: usize) {
 /// Adds the products of P panels' bytes with four inputs of T tokens.
 ///
 /// # Safety
-/// As [`Operands::quad`].
+/// `x` is the first of T tokens.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn multiply512<const P: usize, const T: usize>(
+pub unsafe fn multiply512<const P: usize, const T: usize>(
     dot: &mut [[__m512i; T]; P],
     w: &[__m512i; P],
-    o: Operands<'_>,
-    quad: usize,
+    x: *const [i8; QUAD],
 ) {
     if P > 1 {
         for t in 0..T {
             // SAFETY: the caller's promise.
-            let x = _mm512_set1_epi32(unsafe { o.quad(quad, t) });
+            let x = _mm512_set1_epi32(unsafe { x.add(t).cast::<i32>().read_unaligned() });
             for p in 0..P {
                 dot[p][t] = _mm512_dpbusd_epi32(dot[p][t], w[p], x);
             }
@@ -113,7 +118,6 @@ unsafe fn multiply512<const P: usize, const T: usize>(
     }
     // With so many tokens the compiler would load all broadcasts early and spill them: the operand in memory is
     // asked for by name.
-    let x = o.x.quads.as_ptr().wrapping_add(quad * o.x.width + o.token);
     macro_rules! tokens {
         ($($t:literal)*) => {$(
             if $t < T {
@@ -170,7 +174,7 @@ unsafe fn tile512<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
                             w[p] = _mm512_loadu_si512(from.cast());
                             prefetch(from, ahead);
                         }
-                        multiply512(&mut dot, &w, o, block * 8 + quad);
+                        multiply512(&mut dot, &w, o.quads(block * 8 + quad));
                     }
                 } else {
                     let quants = kind.record_bytes() - kind.record_blocks() * 256;
@@ -183,8 +187,8 @@ unsafe fn tile512<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
                             w[p] = _mm512_and_si512(both, low);
                             high[p] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
                         }
-                        multiply512(&mut dot, &w, o, block * 8 + quad);
-                        multiply512(&mut dot, &high, o, block * 8 + quad + 4);
+                        multiply512(&mut dot, &w, o.quads(block * 8 + quad));
+                        multiply512(&mut dot, &high, o.quads(block * 8 + quad + 4));
                     }
                 }
                 for p in 0..P {

@@ -1,0 +1,364 @@
+//! Products of many tokens with strips on AVX2 and on AVX-512 with VNNI: exactly the sums of `sparse.rs`.
+//!
+//! With some tokens at once hardly an input is zero for all of them, so nothing is skipped: the codes of a block are
+//! put into the order of registers once, then multiplied with every token.
+
+use std::arch::x86_64::*;
+
+use super::sparse::{StripOf, UNIT, WIDEST, header, row_bytes};
+use super::x86::{Q4, Q4K, Q8, multiply512, offset};
+use super::{Activations, BLOCK, GROUP, Group, Kind, QUAD};
+use crate::{Isa, Level};
+
+/// Bytes of a row whose codes are arranged together: those of 64 outputs, or of 128 of 4 bits.
+const PIECE: usize = 64;
+/// Groups of 64 outputs in a piece at most.
+const HALVES: usize = 2;
+/// Groups of 64 outputs times blocks that are arranged together: half of the nearest cache.
+const SLOTS: usize = 8;
+/// Sums kept at a time: those of a call with as many tokens as a step of a model takes.
+const SUMS: usize = 11 * GROUP * SPAN * HALVES * 64;
+
+/// The codes of 64 outputs and a block, as multiplied: `[quad][register][output, input of the quad]`.
+type Slot = [[[u8; PIECE]; 4]; BLOCK / QUAD];
+
+/// 64 outputs of some blocks.
+#[derive(Clone, Copy)]
+struct Piece<'a> {
+    w: StripOf<'a>,
+    /// Those of the blocks, `slots_of` apart.
+    slots: &'a [Slot],
+    slots_of: usize,
+    /// The first output within the strip.
+    output: usize,
+}
+
+/// Pieces that one call of [`run`] computes: two lines of a row, which processors fetch together.
+const SPAN: usize = 2;
+
+/// Calls of [`run`] that make a strip.
+pub fn calls(kind: Kind, width: usize) -> usize {
+    (row_bytes(kind, width) / PIECE).div_ceil(SPAN)
+}
+
+/// Sums of the `n`-th pieces of a strip with every token, given to `put(token, first output of the strip, sums)`.
+pub fn run(isa: Isa, w: StripOf<'_>, n: usize, a: &Activations, put: &mut dyn FnMut(usize, usize, &[f32])) {
+    assert!(w.width <= WIDEST && w.width.is_multiple_of(UNIT) && w.data.len() == w.block(w.blocks));
+    let all = row_bytes(w.kind, w.width) / PIECE;
+    assert!(n < calls(w.kind, w.width));
+    let pieces = n * SPAN..all.min((n + 1) * SPAN);
+    let outputs = pieces.len() * w.width / all;
+    let step = (SUMS / outputs / GROUP).max(1);
+    let groups = a.groups().count();
+    for first in (0..groups).step_by(step) {
+        let groups = first..groups.min(first + step);
+        // SAFETY: an Isa exists only where the machine has the instructions.
+        unsafe {
+            match (isa.level(), w.kind) {
+                (Level::Avx512, Kind::Q8) => avx512::slab::<Q8>(w, pieces.clone(), a, groups, put),
+                (Level::Avx512, Kind::Q4) => avx512::slab::<Q4>(w, pieces.clone(), a, groups, put),
+                (Level::Avx512, Kind::Q4K) => avx512::slab::<Q4K>(w, pieces.clone(), a, groups, put),
+                (_, Kind::Q8) => avx2::slab::<Q8>(w, pieces.clone(), a, groups, put),
+                (_, Kind::Q4) => avx2::slab::<Q4>(w, pieces.clone(), a, groups, put),
+                (_, Kind::Q4K) => avx2::slab::<Q4K>(w, pieces.clone(), a, groups, put),
+            }
+        }
+    }
+}
+
+/// Adds the products of sixteen outputs' four inputs with those of T tokens.
+///
+/// # Safety
+/// `x` is the first of T tokens.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn multiply_avx512<const KIND: u8, const T: usize>(
+    dot: &mut [__m512i; T],
+    w: __m512i,
+    x: *const [i8; QUAD],
+) {
+    // SAFETY: the caller's promise.
+    unsafe { multiply512(std::array::from_mut(dot), &[w], x) }
+}
+
+/// The same for eight outputs; 4-bit codes are summed in pairs of 16 bits.
+///
+/// # Safety
+/// `x` is the first of T tokens.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn multiply_avx2<const KIND: u8, const T: usize>(
+    dot: &mut [__m256i; T],
+    w: __m256i,
+    x: *const [i8; QUAD],
+) {
+    let signed = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+    let size = _mm256_abs_epi8(signed);
+    for t in 0..T {
+        // SAFETY: token t's four bytes.
+        let x = _mm256_set1_epi32(unsafe { x.add(t).cast::<i32>().read_unaligned() });
+        dot[t] = if KIND == Q8 {
+            // At most 2 * 128 * 127: no saturation.
+            let pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, signed));
+            _mm256_add_epi32(dot[t], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        } else {
+            // Eight fours at most: 8 * 2 * 15 * 127 fits 16 bits.
+            _mm256_add_epi16(dot[t], _mm256_maddubs_epi16(w, x))
+        };
+    }
+}
+
+/// Defines the loops for one register width: a register holds `$outputs` outputs.
+macro_rules! width {
+    ($name:ident, $features:literal, $outputs:literal, $most:literal, ($($tokens:literal)*), $ints:ty, $floats:ty,
+     $load:ident, $store:ident, $set8:ident, $and:ident, $shift:ident, $low8:ident, $high8:ident, $low16:ident,
+     $high16:ident, $set1:ident, $to_ps:ident, $loadu_ps:ident, $storeu_ps:ident, $set1_ps:ident,
+     $mul:ident, $fma:ident, $fnma:ident, $from_start:literal, $halves:expr, $octets:expr, $multiply:ident, $finish:expr) => {
+        mod $name {
+            use super::*;
+
+            /// Registers of sixteen outputs.
+            const N: usize = 16 / $outputs;
+            /// Whether sums begin with what the codes' offset adds, or it is added at the end.
+            const FROM_START: bool = $from_start;
+
+            /// Puts the codes of some pieces of a block into order, one slot a group of 64 outputs, and asks for
+            /// those of block `next`.
+            ///
+            /// # Safety
+            /// The block and the pieces lie within the strip; there are as many slots.
+            #[target_feature(enable = $features)]
+            unsafe fn arrange<const KIND: u8>(
+                slots: &mut [Slot],
+                w: StripOf<'_>,
+                block: usize,
+                pieces: std::ops::Range<usize>,
+                next: usize,
+            ) {
+                let (bytes, low) = (row_bytes(w.kind, w.width), $set8(15));
+                let halves = if KIND == Q8 { 1 } else { HALVES };
+                let codes = w.data.as_ptr().wrapping_add(w.block(block) + header(w.width));
+                let ahead = w.block(next) - w.block(block);
+                for quad in 0..BLOCK / QUAD {
+                    for (n, piece) in pieces.clone().enumerate() {
+                        let at = quad * QUAD * bytes + piece * PIECE;
+                        for k in 0..QUAD {
+                            _mm_prefetch::<_MM_HINT_T1>(codes.wrapping_add(at + k * bytes + ahead).cast());
+                        }
+                        for h in 0..N {
+                            let mut rows = [low; QUAD];
+                            for k in 0..QUAD {
+                                // SAFETY: as many bytes of a row's piece.
+                                rows[k] = unsafe { $load(codes.add(at + k * bytes + 4 * $outputs * h).cast()) };
+                            }
+                            for half in 0..halves {
+                                let r = if KIND == Q8 {
+                                    rows
+                                } else if half == 0 {
+                                    rows.map(|r| $and(r, low))
+                                } else {
+                                    rows.map(|r| $and($shift::<4>(r), low))
+                                };
+                                let (a, b) = ($low8(r[0], r[1]), $high8(r[0], r[1]));
+                                let (c, d) = ($low8(r[2], r[3]), $high8(r[2], r[3]));
+                                let q = [$low16(a, c), $high16(a, c), $low16(b, d), $high16(b, d)];
+                                let slot = &mut slots[n * halves + half][quad];
+                                for i in 0..4 {
+                                    // SAFETY: part of 64 bytes.
+                                    unsafe { $store(slot[i].as_mut_ptr().add(4 * $outputs * h).cast(), q[i]) };
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+
+            #[target_feature(enable = $features)]
+            pub fn slab<const KIND: u8>(
+                w: StripOf<'_>,
+                pieces: std::ops::Range<usize>,
+                a: &Activations,
+                groups: std::ops::Range<usize>,
+                put: &mut dyn FnMut(usize, usize, &[f32]),
+            ) {
+                let halves = if KIND == Q8 { 1 } else { HALVES };
+                let (start, outputs) = (groups.start * GROUP, pieces.len() * halves * 64);
+                let first = pieces.start * halves * 64;
+                let slots_of = pieces.len() * halves;
+                let mut slots: [Slot; SLOTS] = [[[[0; PIECE]; 4]; BLOCK / QUAD]; SLOTS];
+                let mut sums = [0f32; SUMS];
+                let step = SLOTS / slots_of;
+                for b in (0..w.blocks).step_by(step) {
+                    let blocks = b..w.blocks.min(b + step);
+                    for (slots, b) in slots.chunks_exact_mut(slots_of).zip(blocks.clone()) {
+                        // SAFETY: `run` checked the sizes.
+                        unsafe { arrange::<KIND>(slots, w, b, pieces.clone(), b + step) };
+                    }
+                    for n in 0..slots_of {
+                        let slots = &slots[n..];
+                        for g in groups.clone() {
+                            let x = a.group(g);
+                            assert!(x.quads.len() >= w.blocks * 8 * x.width);
+                            assert!(x.scales.len() >= w.blocks * x.width);
+                            assert!(x.sums.len() >= w.blocks * x.width);
+                            for token in (0..x.width).step_by($most) {
+                                let sums = &mut sums[(x.first - start + token) * outputs + 64 * n..];
+                                let piece = Piece { w, slots, slots_of, output: first + 64 * n };
+                                // SAFETY: so many tokens are left of the group, and their sums.
+                                unsafe {
+                                    match x.width - token {
+                                        $($tokens => {
+                                            run::<KIND, $tokens>(piece, blocks.clone(), x, token, sums, outputs)
+                                        })*
+                                        _ => run::<KIND, $most>(piece, blocks.clone(), x, token, sums, outputs),
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+                let tokens: usize = groups.map(|g| a.group(g).width).sum();
+                for (t, sums) in sums.chunks_exact(outputs).take(tokens).enumerate() {
+                    put(start + t, first, sums);
+                }
+            }
+
+            /// 64 outputs of some blocks with T tokens of a group, from `token` on.
+            ///
+            /// # Safety
+            /// Blocks and outputs are in the strip, so many tokens in the group; `sums` has 64 for each token,
+            /// `stride` apart.
+            #[target_feature(enable = $features)]
+            unsafe fn run<const KIND: u8, const T: usize>(
+                p: Piece<'_>,
+                blocks: std::ops::Range<usize>,
+                x: Group<'_>,
+                token: usize,
+                sums: &mut [f32],
+                stride: usize,
+            ) {
+                let Piece { w, output, .. } = p;
+                debug_assert!(sums.len() >= (T - 1) * stride + 64);
+                let sums = sums.as_mut_ptr();
+                // SAFETY: the caller's promise: everything lies within the strip, the group and the sums.
+                unsafe {
+                    for i in 0..4 {
+                        for n in 0..N {
+                            let o = 16 * i + $outputs * n;
+                            let mut totals = [$set1_ps(0.0); T];
+                            for t in 0..T {
+                                totals[t] = $loadu_ps(sums.add(t * stride + o));
+                            }
+                            for (b, codes) in blocks.clone().zip(p.slots.iter().step_by(p.slots_of)) {
+                                let first = b * x.width + token;
+                                let mut start = [$set1(0); T];
+                                if KIND != Q4K {
+                                    for t in 0..T {
+                                        let sum = *x.sums.get_unchecked(first + t);
+                                        start[t] = $set1(offset(KIND).wrapping_mul(sum));
+                                    }
+                                }
+                                let mut dot = if FROM_START { start } else { [$set1(0); T] };
+                                let quads = x.quads.as_ptr().add(b * 8 * x.width + token);
+                                for quad in 0..BLOCK / QUAD {
+                                    let w = $load(codes[quad][i].as_ptr().add(4 * $outputs * n).cast());
+                                    $multiply::<KIND, T>(&mut dot, w, quads.add(quad * x.width));
+                                }
+                                let at = w.data.as_ptr().add(w.block(b));
+                                let o = output + o;
+                                let (scale, min) = if KIND == Q4K {
+                                    let d = w.data.as_ptr().add(w.block(b / 8 * 8) - 4 * w.width + 2 * o);
+                                    (
+                                        $mul($halves(d), $octets(at.add(o))),
+                                        $mul($halves(d.add(2 * w.width)), $octets(at.add(w.width + o))),
+                                    )
+                                } else {
+                                    ($halves(at.add(2 * o)), $set1_ps(0.0))
+                                };
+                                for t in 0..T {
+                                    let x_scale = *x.scales.get_unchecked(first + t);
+                                    let dot = $to_ps($finish(KIND, dot[t], start[t]));
+                                    totals[t] = $fma(dot, $mul(scale, $set1_ps(x_scale)), totals[t]);
+                                    if KIND == Q4K {
+                                        let x_sum = *x.sums.get_unchecked(first + t) as f32;
+                                        totals[t] = $fnma(min, $set1_ps(x_scale * x_sum), totals[t]);
+                                    }
+                                }
+                            }
+                            for t in 0..T {
+                                $storeu_ps(sums.add(t * stride + o), totals[t]);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+
+width!(
+    avx512,
+    "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
+    16,
+    12,
+    (1 2 3 4 5 6 7 8 9 10 11),
+    __m512i,
+    __m512,
+    _mm512_loadu_si512,
+    _mm512_storeu_si512,
+    _mm512_set1_epi8,
+    _mm512_and_si512,
+    _mm512_srli_epi16,
+    _mm512_unpacklo_epi8,
+    _mm512_unpackhi_epi8,
+    _mm512_unpacklo_epi16,
+    _mm512_unpackhi_epi16,
+    _mm512_set1_epi32,
+    _mm512_cvtepi32_ps,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_set1_ps,
+    _mm512_mul_ps,
+    _mm512_fmadd_ps,
+    _mm512_fnmadd_ps,
+    true,
+    |at: *const u8| _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())),
+    |at: *const u8| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast()))),
+    multiply_avx512,
+    |_: u8, sum, _| sum
+);
+width!(
+    avx2,
+    "avx2,fma,f16c",
+    8,
+    6,
+    (1 2 3 4 5),
+    __m256i,
+    __m256,
+    _mm256_loadu_si256,
+    _mm256_storeu_si256,
+    _mm256_set1_epi8,
+    _mm256_and_si256,
+    _mm256_srli_epi16,
+    _mm256_unpacklo_epi8,
+    _mm256_unpackhi_epi8,
+    _mm256_unpacklo_epi16,
+    _mm256_unpackhi_epi16,
+    _mm256_set1_epi32,
+    _mm256_cvtepi32_ps,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_set1_ps,
+    _mm256_mul_ps,
+    _mm256_fmadd_ps,
+    _mm256_fnmadd_ps,
+    false,
+    |at: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(at.cast())),
+    |at: *const u8| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast()))),
+    multiply_avx2,
+    |kind: u8, sum, start| if kind == Q8 {
+        sum
+    } else {
+        _mm256_add_epi32(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), start)
+    }
+);
