@@ -20,6 +20,30 @@ const YIELDS: usize = 400;
 #[repr(align(128))]
 struct Line<T>(T);
 
+/// Work in numbered chunks that may run at the same time.
+pub trait Work: Sync {
+    /// How many.
+    fn chunks(&self) -> usize;
+    /// Does one.
+    ///
+    /// # Safety
+    /// `n` is below [`Work::chunks`], and no other thread does chunk `n` at the same time.
+    unsafe fn chunk(&self, n: usize);
+}
+
+/// None is no work.
+impl<W: Work> Work for Option<W> {
+    fn chunks(&self) -> usize {
+        self.as_ref().map_or(0, Work::chunks)
+    }
+    unsafe fn chunk(&self, n: usize) {
+        if let Some(work) = self {
+            // SAFETY: the caller's promise.
+            unsafe { work.chunk(n) }
+        }
+    }
+}
+
 /// The job that is open, as long as it is.
 #[derive(Clone, Copy)]
 struct Job {
@@ -125,6 +149,23 @@ impl Pool {
             drop(_guard);
             resume_unwind(payload);
         }
+    }
+
+    /// Does several pieces of work that do not depend on each other as one job, and returns when all are done.
+    ///
+    /// # Panics
+    /// As [`Pool::run`].
+    pub fn run_all<W: Work>(&self, works: &[W]) {
+        self.run(works.iter().map(Work::chunks).sum(), &|mut n| {
+            for work in works {
+                let chunks = work.chunks();
+                if n < chunks {
+                    // SAFETY: each number is called once.
+                    return unsafe { work.chunk(n) };
+                }
+                n -= chunks;
+            }
+        });
     }
 
     /// Divides `data`, made of items of `item` numbers, into parts of `chunk` items (the last may be

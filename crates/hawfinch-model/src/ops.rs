@@ -74,7 +74,12 @@ pub trait Ops {
     /// Rows of the embedding: `[t, d]`. Ids are within the table (the model checks them first).
     fn embedding(&self, table: &Self::Matrix, tokens: &[u32]) -> Self::Tensor;
     /// Matrix product: `[t, in]` → `[t, out]`.
-    fn linear(&self, x: &Self::Tensor, w: &Self::Matrix) -> Self::Tensor;
+    fn linear(&self, x: &Self::Tensor, w: &Self::Matrix) -> Self::Tensor {
+        let [y] = self.linears([(x, w)]);
+        y
+    }
+    /// Matrix products that do not depend on each other, so that an implementor may do them at once.
+    fn linears<const N: usize>(&self, products: [(&Self::Tensor, &Self::Matrix); N]) -> [Self::Tensor; N];
     /// Channels `start .. start + len` of every row.
     fn columns(&self, x: &Self::Tensor, start: usize, len: usize) -> Self::Tensor;
     /// Chosen rows, in the order given.

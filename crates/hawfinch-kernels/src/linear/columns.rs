@@ -5,12 +5,16 @@
 //! multiply-adds, these added up in f64 (what is small here, mixes and decays, is amplified by every layer after). The
 //! same bits whatever the tokens beside, the threads and the instruction set.
 
+use std::marker::PhantomData;
+
 use super::{ALONE, Matrix, rows::Out, tokens};
 use crate::isa::compiled_for_each;
-use crate::{Isa, Pool, Real};
+use crate::{Isa, Pool, Real, Work};
 
-/// Outputs of a chunk of work.
-pub const WIDE: usize = 64;
+/// Outputs of a chunk of work, and of one with few inputs, up to [`FLAT`].
+const WIDE: [usize; 2] = [64, 256];
+/// Inputs up to which a chunk is several tiles side by side.
+pub const FLAT: usize = 256;
 /// Inputs that are added up in the activations' own precision.
 pub const RUN: usize = 16;
 /// Tokens of a chunk of work.
@@ -25,17 +29,65 @@ const TOKENS: usize = 24;
 /// # Panics
 /// When the lengths disagree with the matrix.
 pub fn linear<F: Real>(isa: Isa, pool: &Pool, y: &mut [F], x: &[F], w: Matrix<'_>) {
+    pool.run_all(&[product(isa, y, x, w)]);
+}
+
+/// [`linear`] as work to be done; `None` when there is nothing to multiply.
+///
+/// # Panics
+/// As [`linear`].
+pub fn product<'a, F: Real>(isa: Isa, y: &'a mut [F], x: &'a [F], w: Matrix<'a>) -> Option<Product<'a, F>> {
     let (o, i) = (w.outputs, w.inputs);
-    let Some(t) = tokens(y, x, o, i) else { return };
+    let t = tokens(y, x, o, i)?;
     assert_eq!(Some(w.data.len()), w.dtype.bytes_for(o).map(|row| row * i), "linear: bytes of [{i}, {o}]");
-    let out = Out::new(y, o);
-    let (across, down) = (o.div_ceil(WIDE), t.div_ceil(TOKENS));
-    let part = |n: usize| {
-        let (first, from) = (n % across * WIDE, n / across * TOKENS);
-        let tokens = TOKENS.min(t - from);
-        block(isa, &out, &x[from * i..(from + tokens) * i], w, first, WIDE.min(o - first), from);
-    };
-    if t * o * i <= ALONE { (0..across * down).for_each(part) } else { pool.run(across * down, &part) }
+    let alone = t * o * i <= ALONE;
+    Some(Product { isa, x, w, tokens: t, alone, y: Out::new(y, o), borrowed: PhantomData })
+}
+
+/// A product with weights that lie input by input: a chunk is some outputs of some tokens.
+pub struct Product<'a, F: Real> {
+    isa: Isa,
+    x: &'a [F],
+    w: Matrix<'a>,
+    tokens: usize,
+    /// All of it is one chunk.
+    alone: bool,
+    y: Out<F>,
+    borrowed: PhantomData<&'a mut [F]>,
+}
+
+impl<F: Real> Product<'_, F> {
+    fn parts(&self) -> (usize, usize) {
+        (self.w.outputs.div_ceil(self.wide()), self.tokens.div_ceil(TOKENS))
+    }
+
+    fn wide(&self) -> usize {
+        WIDE[usize::from(self.w.inputs <= FLAT)]
+    }
+
+    fn part(&self, n: usize) {
+        let (o, i) = (self.w.outputs, self.w.inputs);
+        let across = self.parts().0;
+        let (first, from) = (n % across * self.wide(), n / across * TOKENS);
+        let x = &self.x[from * i..(from + TOKENS.min(self.tokens - from)) * i];
+        block(self.isa, &self.y, x, self.w, first, self.wide().min(o - first), from);
+    }
+}
+
+impl<F: Real> Work for Product<'_, F> {
+    fn chunks(&self) -> usize {
+        let (across, down) = self.parts();
+        if self.alone { 1 } else { across * down }
+    }
+
+    unsafe fn chunk(&self, n: usize) {
+        if self.alone {
+            let (across, down) = self.parts();
+            (0..across * down).for_each(|n| self.part(n));
+        } else {
+            self.part(n);
+        }
+    }
 }
 
 /// Outputs `first .. first + count` of the tokens `x`, the first of which is token `from` of `y`.

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::columns::RUN;
+use super::columns::{FLAT, RUN};
 use super::rows::decode_number;
 use super::{Matrix, widen_x86 as widen};
 use crate::{DType, Isa, Level};
@@ -11,6 +11,8 @@ use crate::{DType, Isa, Level};
 const PIECE: usize = 16;
 /// Tokens held in registers.
 const MOST: usize = 6;
+/// Rows that are asked for ahead where nothing but rows follows.
+const AHEAD: usize = 24;
 
 /// Outputs `first .. first + count` of all tokens before scaling, given to `put(token, first output, values)`. False when this
 /// instruction set or number format has no loops of its own.
@@ -59,12 +61,18 @@ macro_rules! width {
                 x: *const f32,
                 k: usize,
                 len: usize,
+                ahead: usize,
                 load: impl Fn(*const u8) -> $reg,
                 fma: impl Fn($reg, f32, $reg) -> $reg,
                 zero: $reg,
             ) -> [[[$reg; N]; T]; P] {
                 let mut sums = [[[zero; N]; T]; P];
                 for j in 0..len {
+                    for line in (0..P * PIECE * SIZE).step_by(64) {
+                        let at = w.wrapping_add(j * stride + ahead + line);
+                        // SAFETY: a prefetch may name any address.
+                        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+                    }
                     let mut ws = [[zero; N]; P];
                     for p in 0..P {
                         for n in 0..N {
@@ -92,7 +100,11 @@ macro_rules! width {
                 stride: usize,
                 x: *const f32,
                 k: usize,
+                last: bool,
             ) -> [[[f32; PIECE]; T]; P] {
+                // What is read next: the tile beside this one, or rows further down.
+                let beside = P * PIECE * dtype.block_bytes();
+                let ahead = if k <= FLAT && !last { beside } else { AHEAD * stride };
                 let fma = |w, x, sum| $fma(w, $set1(x), sum);
                 let mut sums = [[[0f64; PIECE]; T]; P];
                 for from in (0..k).step_by(RUN) {
@@ -101,9 +113,23 @@ macro_rules! width {
                     let run = unsafe {
                         let (w, x) = (w.add(from * stride), x.add(from));
                         match dtype {
-                            DType::BF16 => tile::<P, T, 2>(w, stride, x, k, len, |p| $bf16(p), fma, $zero()),
-                            DType::F16 => tile::<P, T, 2>(w, stride, x, k, len, |p| $f16(p), fma, $zero()),
-                            _ => tile::<P, T, 4>(w, stride, x, k, len, |p| $loadu(p.cast()), fma, $zero()),
+                            DType::BF16 => {
+                                tile::<P, T, 2>(w, stride, x, k, len, ahead, |p| $bf16(p), fma, $zero())
+                            }
+                            DType::F16 => {
+                                tile::<P, T, 2>(w, stride, x, k, len, ahead, |p| $f16(p), fma, $zero())
+                            }
+                            _ => tile::<P, T, 4>(
+                                w,
+                                stride,
+                                x,
+                                k,
+                                len,
+                                ahead,
+                                |p| $loadu(p.cast()),
+                                fma,
+                                $zero(),
+                            ),
                         }
                     };
                     for p in 0..P {
@@ -138,13 +164,15 @@ macro_rules! width {
                 while j + PIECE <= first + count {
                     let pieces = if j + $pieces * PIECE <= first + count { $pieces } else { 1 };
                     let from = w.data.as_ptr().wrapping_add(j * size);
+                    let last = j + (pieces + 1) * PIECE > first + count;
                     for (n, x) in x.chunks(MOST * k).enumerate() {
                         macro_rules! run {
                             ($tokens:literal) => {
                                 if pieces == 1 {
                                     let x = x.as_ptr();
                                     // SAFETY: one piece is left of each row, so many tokens are in x.
-                                    let out = unsafe { tiles::<1, $tokens>(w.dtype, from, stride, x, k) };
+                                    let out =
+                                        unsafe { tiles::<1, $tokens>(w.dtype, from, stride, x, k, last) };
                                     out[0]
                                         .iter()
                                         .enumerate()
@@ -152,7 +180,7 @@ macro_rules! width {
                                 } else {
                                     // SAFETY: as above, for all pieces.
                                     let out = unsafe {
-                                        tiles::<$pieces, $tokens>(w.dtype, from, stride, x.as_ptr(), k)
+                                        tiles::<$pieces, $tokens>(w.dtype, from, stride, x.as_ptr(), k, last)
                                     };
                                     for (p, out) in out.iter().enumerate() {
                                         for (t, sums) in out.iter().enumerate() {

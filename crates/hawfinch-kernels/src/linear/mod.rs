@@ -18,7 +18,9 @@ mod x86;
 
 pub use turn::turned;
 
-use crate::{DType, Isa, Pool, Real, block};
+use std::marker::PhantomData;
+
+use crate::{DType, Isa, Pool, Real, Work, block};
 
 /// A borrowed weight matrix `[o, i]` in its stored format: row after row, one row an output.
 #[derive(Clone, Copy, Debug)]
@@ -94,17 +96,42 @@ pub(crate) fn tokens<F: Real>(y: &mut [F], x: &[F], o: usize, i: usize) -> Optio
 /// # Panics
 /// When the lengths disagree with the matrix.
 pub fn linear<F: Real>(isa: Isa, pool: &Pool, y: &mut [F], x: &[F], w: Matrix<'_>) {
+    pool.run_all(&[product(isa, y, x, w)]);
+}
+
+/// [`linear`] as work to be done; `None` when there is nothing to multiply.
+///
+/// # Panics
+/// As [`linear`].
+pub fn product<'a, F: Real>(isa: Isa, y: &'a mut [F], x: &'a [F], w: Matrix<'a>) -> Option<Product<'a, F>> {
     let (o, i) = (w.outputs, w.inputs);
-    let Some(t) = tokens(y, x, o, i) else { return };
+    let t = tokens(y, x, o, i)?;
     assert_eq!(w.data.len(), o * w.row_bytes(), "linear: bytes of [{o}, {i}]");
-    let per = CHUNK.div_ceil(t * i).next_multiple_of(rows::GROUP);
-    let chunks = if t * o * i <= ALONE { 1 } else { o.div_ceil(per) };
-    let per = if chunks == 1 { o } else { per };
-    let out = rows::Out::new(y, o);
-    pool.run(chunks, &|n| {
-        let first = n * per;
-        rows::rows(isa, &out, x, w, first, per.min(o - first));
-    });
+    let alone = t * o * i <= ALONE;
+    let per = if alone { o } else { CHUNK.div_ceil(t * i).next_multiple_of(rows::GROUP).min(o) };
+    Some(Product { isa, x, w, per, y: rows::Out::new(y, o), borrowed: PhantomData })
+}
+
+/// A product with rows as they lie: a chunk is some outputs of every token.
+pub struct Product<'a, F: Real> {
+    isa: Isa,
+    x: &'a [F],
+    w: Matrix<'a>,
+    /// Outputs of a chunk.
+    per: usize,
+    y: rows::Out<F>,
+    borrowed: PhantomData<&'a mut [F]>,
+}
+
+impl<F: Real> Work for Product<'_, F> {
+    fn chunks(&self) -> usize {
+        self.w.outputs.div_ceil(self.per)
+    }
+
+    unsafe fn chunk(&self, n: usize) {
+        let first = n * self.per;
+        rows::rows(self.isa, &self.y, self.x, self.w, first, self.per.min(self.w.outputs - first));
+    }
 }
 
 /// Rows of an embedding table: `out` `[t, c]`, table `[v, c]`.

@@ -1,10 +1,12 @@
 //! Activations in 8 bits, for products with quantised weights.
 
+use std::marker::PhantomData;
+
 use super::{BLOCK, GROUP, QUAD};
 #[cfg(target_arch = "x86_64")]
 use crate::Level;
 use crate::pool::Parts;
-use crate::{Isa, Pool};
+use crate::{Isa, Pool, Work};
 
 /// Rows of activations quantised in blocks of 32: `x ≈ scale q`, `q` in -127..=127.
 ///
@@ -34,35 +36,28 @@ pub struct Group<'a> {
     pub sums: &'a [i32],
 }
 
-/// Tokens that one chunk of work quantises.
-const CHUNK: usize = GROUP;
-
 impl Activations {
     /// Quantises `x` `[t, i]`, padding each row with zeros to `blocks` blocks.
     pub fn quantize(&mut self, isa: Isa, pool: &Pool, x: &[f32], i: usize, blocks: usize) {
+        pool.run_all(&[self.of(isa, x, i, blocks)]);
+    }
+
+    /// [`Activations::quantize`] as work to be done.
+    pub fn of<'a>(&'a mut self, isa: Isa, x: &'a [f32], i: usize, blocks: usize) -> Quantizing<'a> {
         let tokens = x.len() / i;
         (self.tokens, self.blocks) = (tokens, blocks);
-        // Every number is overwritten below.
+        // Every number is overwritten by the work.
         self.quads.resize(tokens * blocks * BLOCK / QUAD, [0; QUAD]);
         self.scales.resize(tokens * blocks, 0.0);
         self.sums.resize(tokens * blocks, 0);
         let (quads, scales, sums) =
             (Parts::new(&mut self.quads), Parts::new(&mut self.scales), Parts::new(&mut self.sums));
-        pool.run(tokens.div_ceil(CHUNK), &|group| {
-            let first = group * CHUNK;
-            let width = CHUNK.min(tokens - first);
-            // SAFETY: each group has parts of its own.
-            let (quads, scales, sums) = unsafe {
-                (
-                    quads.get(first * blocks * BLOCK / QUAD, width * blocks * BLOCK / QUAD),
-                    scales.get(first * blocks, width * blocks),
-                    sums.get(first * blocks, width * blocks),
-                )
-            };
-            for (t, x) in x[first * i..(first + width) * i].chunks_exact(i).enumerate() {
-                row(isa, x, t, width, quads, scales, sums);
-            }
-        });
+        Quantizing { isa, x, i, tokens, blocks, quads, scales, sums, borrowed: PhantomData }
+    }
+
+    /// Whether it holds so many tokens of so many blocks.
+    pub(super) fn is_for(&self, tokens: usize, blocks: usize) -> bool {
+        (self.tokens, self.blocks) == (tokens, blocks)
     }
 
     /// The groups.
@@ -82,6 +77,41 @@ impl Activations {
             quads: &self.quads[at * per..(at + n) * per],
             scales: &self.scales[at..at + n],
             sums: &self.sums[at..at + n],
+        }
+    }
+}
+
+/// Rows to be quantised: a chunk is a group of tokens.
+pub struct Quantizing<'a> {
+    isa: Isa,
+    x: &'a [f32],
+    i: usize,
+    tokens: usize,
+    blocks: usize,
+    quads: Parts<[i8; QUAD]>,
+    scales: Parts<f32>,
+    sums: Parts<i32>,
+    borrowed: PhantomData<&'a mut Activations>,
+}
+
+impl Work for Quantizing<'_> {
+    fn chunks(&self) -> usize {
+        self.tokens.div_ceil(GROUP)
+    }
+
+    unsafe fn chunk(&self, group: usize) {
+        let (i, blocks, first) = (self.i, self.blocks, group * GROUP);
+        let width = GROUP.min(self.tokens - first);
+        // SAFETY: each group has parts of its own.
+        let (quads, scales, sums) = unsafe {
+            (
+                self.quads.get(first * blocks * BLOCK / QUAD, width * blocks * BLOCK / QUAD),
+                self.scales.get(first * blocks, width * blocks),
+                self.sums.get(first * blocks, width * blocks),
+            )
+        };
+        for (t, x) in self.x[first * i..(first + width) * i].chunks_exact(i).enumerate() {
+            row(self.isa, x, t, width, quads, scales, sums);
         }
     }
 }

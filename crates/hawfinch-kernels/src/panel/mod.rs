@@ -24,9 +24,11 @@ mod x86;
 
 pub use activations::{Activations, Group};
 
+use std::marker::PhantomData;
+
 use crate::buffer::Buffer;
 use crate::pool::Parts;
-use crate::{DType, Isa, Level, Pool};
+use crate::{DType, Isa, Level, Pool, Work};
 
 /// Inputs that share a scale.
 pub const BLOCK: usize = 32;
@@ -134,6 +136,11 @@ impl Panels {
         self.outputs.div_ceil(ROWS) * self.panel_bytes()
     }
 
+    /// Blocks of activations that a product takes: whole records.
+    pub fn blocks(&self) -> usize {
+        self.records * self.kind.record_blocks()
+    }
+
     fn panel_bytes(&self) -> usize {
         self.records * self.kind.record_bytes()
     }
@@ -169,25 +176,65 @@ const ALONE: usize = 1 << 16;
 /// # Panics
 /// When the lengths disagree with the matrix.
 pub fn linear(isa: Isa, pool: &Pool, y: &mut [f32], x: &[f32], w: &Panels, a: &mut Activations) {
-    let (o, i) = (w.outputs, w.inputs);
-    let Some(t) = crate::linear::tokens(y, x, o, i) else { return };
-    a.quantize(isa, pool, x, i, w.records * w.kind.record_blocks());
-    let a = &*a;
-    let strips = o.div_ceil(STRIP * ROWS);
-    let y = Parts::new(y);
-    let one = |n: usize| {
-        let strip = w.strip(n * STRIP);
-        for group in a.groups() {
-            run(isa, strip, group, &mut |p, token, sums| {
+    if crate::linear::tokens(y, x, w.outputs, w.inputs).is_some() {
+        pool.run_all(&[a.of(isa, x, w.inputs, w.blocks())]);
+        pool.run_all(&[product(isa, y, w, a)]);
+    }
+}
+
+/// [`linear`] as work to be done, with activations quantised to [`Panels::blocks`] blocks; `None` when there is
+/// nothing to multiply.
+///
+/// # Panics
+/// As [`linear`].
+pub fn product<'a>(isa: Isa, y: &'a mut [f32], w: &'a Panels, a: &'a Activations) -> Option<Product<'a>> {
+    if w.outputs == 0 || w.inputs == 0 {
+        y.fill(0.0);
+        return None;
+    }
+    assert!(a.is_for(y.len() / w.outputs, w.blocks()) && y.len() % w.outputs == 0, "panels: activations");
+    let alone = y.len() * w.inputs <= ALONE;
+    Some(Product { isa, w, a, alone, y: Parts::new(y), borrowed: PhantomData })
+}
+
+/// A product with panels: a chunk is a strip with every token.
+pub struct Product<'a> {
+    isa: Isa,
+    w: &'a Panels,
+    a: &'a Activations,
+    /// All of it is one chunk.
+    alone: bool,
+    y: Parts<f32>,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+impl Product<'_> {
+    fn strips(&self) -> usize {
+        self.w.outputs.div_ceil(STRIP * ROWS)
+    }
+
+    fn strip(&self, n: usize) {
+        let (o, strip) = (self.w.outputs, self.w.strip(n * STRIP));
+        for group in self.a.groups() {
+            run(self.isa, strip, group, &mut |p, token, sums| {
                 let row = (n * STRIP + p) * ROWS;
                 let n = ROWS.min(o - row);
                 // SAFETY: these outputs belong to this chunk alone.
-                let y = unsafe { y.get((group.first + token) * o + row, n) };
-                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * w.scale);
+                let y = unsafe { self.y.get((group.first + token) * o + row, n) };
+                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * self.w.scale);
             });
         }
-    };
-    if t * o * i <= ALONE { (0..strips).for_each(one) } else { pool.run(strips, &one) }
+    }
+}
+
+impl Work for Product<'_> {
+    fn chunks(&self) -> usize {
+        if self.alone { 1 } else { self.strips() }
+    }
+
+    unsafe fn chunk(&self, n: usize) {
+        if self.alone { (0..self.strips()).for_each(|n| self.strip(n)) } else { self.strip(n) }
+    }
 }
 
 /// Sums of a strip with each token of a group, given to `put(panel, token, sums)`.

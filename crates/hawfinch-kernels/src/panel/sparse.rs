@@ -9,12 +9,14 @@
 //! sequence: within 64 outputs, output `16 i + 4 l + k` is byte `16 l + 4 i + k`. Four-bit codes of two such groups of
 //! 64 share bytes, the first in the low halves.
 
+use std::marker::PhantomData;
+
 #[cfg(target_arch = "x86_64")]
 use super::many_x86;
 use super::{Activations, BLOCK, Group, Kind};
 use crate::buffer::Buffer;
 use crate::pool::Parts;
-use crate::{DType, Isa, Level, Pool, block};
+use crate::{DType, Isa, Level, Pool, Work, block};
 
 /// Outputs that strips are made of.
 pub(super) const UNIT: usize = 128;
@@ -125,6 +127,11 @@ impl Sparse {
         self.outputs.div_ceil(self.width) * self.strip_bytes
     }
 
+    /// Blocks of activations that a product takes.
+    pub fn blocks(&self) -> usize {
+        self.inputs / BLOCK
+    }
+
     fn strip(&self, n: usize) -> StripOf<'_> {
         let data = &self.data.bytes()[n * self.strip_bytes..(n + 1) * self.strip_bytes];
         StripOf { kind: self.kind, width: self.width, blocks: self.inputs / BLOCK, data }
@@ -180,36 +187,77 @@ fn pack_row(kind: Kind, row: &[u8], strip: &mut [u8], width: usize, o: usize) {
 /// # Panics
 /// When the lengths disagree with the matrix.
 pub fn linear(isa: Isa, pool: &Pool, y: &mut [f32], x: &[f32], w: &Sparse, a: &mut Activations) {
-    let (o, i) = (w.outputs, w.inputs);
-    let Some(t) = crate::linear::tokens(y, x, o, i) else { return };
-    a.quantize(isa, pool, x, i, i / BLOCK);
-    let a = &*a;
-    let strips = o.div_ceil(w.width);
-    let y = Parts::new(y);
-    #[cfg(target_arch = "x86_64")]
-    if t > FEW && isa.level() >= Level::Avx2 {
-        let calls = many_x86::calls(w.kind, w.width);
-        return pool.run(strips * calls, &|n| {
-            let first = n / calls * w.width;
-            many_x86::run(isa, w.strip(n / calls), n % calls, a, &mut |token, output, sums| {
-                let row = (first + output).min(o);
-                // SAFETY: these outputs of every token belong to this chunk alone.
-                let y = unsafe { y.get(token * o + row, sums.len().min(o - row)) };
-                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * w.scale);
+    if crate::linear::tokens(y, x, w.outputs, w.inputs).is_some() {
+        pool.run_all(&[a.of(isa, x, w.inputs, w.blocks())]);
+        pool.run_all(&[product(isa, y, w, a)]);
+    }
+}
+
+/// [`linear`] as work to be done, with activations quantised to [`Sparse::blocks`] blocks; `None` when there is
+/// nothing to multiply.
+///
+/// # Panics
+/// As [`linear`].
+pub fn product<'a>(isa: Isa, y: &'a mut [f32], w: &'a Sparse, a: &'a Activations) -> Option<Product<'a>> {
+    if w.outputs == 0 || w.inputs == 0 {
+        y.fill(0.0);
+        return None;
+    }
+    let tokens = y.len() / w.outputs;
+    assert!(a.is_for(tokens, w.blocks()) && y.len() == tokens * w.outputs, "strips: activations");
+    Some(Product { isa, w, a, tokens, y: Parts::new(y), borrowed: PhantomData })
+}
+
+/// A product with strips: a chunk is a strip with a group of tokens; with many tokens, part of a strip with all.
+pub struct Product<'a> {
+    isa: Isa,
+    w: &'a Sparse,
+    a: &'a Activations,
+    tokens: usize,
+    y: Parts<f32>,
+    borrowed: PhantomData<&'a mut [f32]>,
+}
+
+impl Product<'_> {
+    /// Calls that make a strip with all tokens at once; `None` where zeros are looked for.
+    fn calls(&self) -> Option<usize> {
+        #[cfg(target_arch = "x86_64")]
+        if self.tokens > FEW && self.isa.level() >= Level::Avx2 {
+            return Some(many_x86::calls(self.w.kind, self.w.width));
+        }
+        None
+    }
+
+    /// Stores sums of `token` from output `output` on.
+    fn put(&self, token: usize, output: usize, sums: &[f32]) {
+        let (o, output) = (self.w.outputs, output.min(self.w.outputs));
+        // SAFETY: each chunk has outputs and tokens of its own.
+        let y = unsafe { self.y.get(token * o + output, sums.len().min(o - output)) };
+        y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * self.w.scale);
+    }
+}
+
+impl Work for Product<'_> {
+    fn chunks(&self) -> usize {
+        let strips = self.w.outputs.div_ceil(self.w.width);
+        strips * self.calls().unwrap_or(self.tokens.div_ceil(super::GROUP))
+    }
+
+    unsafe fn chunk(&self, n: usize) {
+        let w = self.w;
+        #[cfg(target_arch = "x86_64")]
+        if let Some(calls) = self.calls() {
+            let (strip, n) = (n / calls, n % calls);
+            return many_x86::run(self.isa, w.strip(strip), n, self.a, &mut |token, output, sums| {
+                self.put(token, strip * w.width + output, sums);
             });
+        }
+        let strips = w.outputs.div_ceil(w.width);
+        let (strip, group) = (n % strips, self.a.group(n / strips));
+        run(self.isa, w.strip(strip), group, &mut |token, sums| {
+            self.put(group.first + token, strip * w.width, sums);
         });
     }
-    pool.run(strips * t.div_ceil(super::GROUP), &|n| {
-        let (strip, group) = (n % strips, n / strips);
-        let group = a.group(group);
-        let first = strip * w.width;
-        let n = w.width.min(o - first);
-        run(isa, w.strip(strip), group, &mut |token, sums| {
-            // SAFETY: these outputs of this token belong to this chunk alone.
-            let y = unsafe { y.get((group.first + token) * o + first, n) };
-            y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * w.scale);
-        });
-    });
 }
 
 /// Sums of a strip with each token of a group, given to `put(token, sums)`.

@@ -21,7 +21,7 @@ struct Inputs<const T: usize> {
 impl<const T: usize> Inputs<T> {
     const NONE: Self = Inputs { rows: [0; BLOCK], x: [[0; BLOCK]; T], len: 0 };
 
-    /// Of block `b`, tokens from `token` on; asks for their rows.
+    /// Of block `b`, tokens from `token` on; asks for the header.
     ///
     /// # Safety
     /// The processor has AVX2.
@@ -53,8 +53,7 @@ impl<const T: usize> Inputs<T> {
             }
         }
         if self.len > 0 {
-            fetch(w, at, header(w.width));
-            self.rows[..self.len].iter().for_each(|row| fetch(w, *row, bytes));
+            (0..header(w.width)).step_by(64).for_each(|line| fetch(w, at + line));
             // Any row of the block will do beside zeros.
             let full = self.len.next_multiple_of(4);
             self.rows[self.len..full].fill(codes);
@@ -63,13 +62,21 @@ impl<const T: usize> Inputs<T> {
     }
 }
 
-/// Asks for some bytes of a strip.
-#[inline(always)]
-fn fetch(w: StripOf<'_>, at: usize, len: usize) {
-    for line in (0..len).step_by(64) {
-        // SAFETY: a prefetch may name any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(w.data.as_ptr().wrapping_add(at + line).cast()) };
+impl<const T: usize> Inputs<T> {
+    /// Asks for all their rows.
+    #[inline(always)]
+    fn fetch_all(&self, w: StripOf<'_>) {
+        for row in &self.rows[..self.len] {
+            (0..row_bytes(w.kind, w.width)).step_by(64).for_each(|line| fetch(w, row + line));
+        }
     }
+}
+
+/// Asks for a line of a strip.
+#[inline(always)]
+fn fetch(w: StripOf<'_>, at: usize) {
+    // SAFETY: a prefetch may name any address.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(w.data.as_ptr().wrapping_add(at).cast()) };
 }
 
 /// A strip with all tokens of a group.
@@ -132,12 +139,15 @@ macro_rules! width {
             let mut inputs = [Inputs::<T>::NONE, Inputs::<T>::NONE];
             // SAFETY: promised to this function.
             unsafe { inputs[0].gather(w, x, 0, token) };
+            inputs[0].fetch_all(w);
             for b in 0..w.blocks {
+                inputs[(b + 1) % 2].len = 0;
                 if b + 1 < w.blocks {
                     // SAFETY: as above.
                     unsafe { inputs[(b + 1) % 2].gather(w, x, b + 1, token) };
                 }
-                let now = &inputs[b % 2];
+                // The rows of the next block are asked for one by one while those of this one are multiplied.
+                let (now, next) = (&inputs[b % 2], &inputs[(b + 1) % 2]);
                 let mut scales = [0f32; T];
                 let mut starts = [0i32; T];
                 let mut mins = [0f32; T];
@@ -149,15 +159,26 @@ macro_rules! width {
                 }
                 // Nothing to add: scales are zero too (a NaN is not).
                 if now.len == 0 && scales.iter().all(|s| *s == 0.0) {
+                    next.fetch_all(w);
                     continue;
                 }
                 let at = w.block(b);
                 let top = if KIND == Q4K { w.block(b / 8 * 8) - 4 * width } else { 0 };
                 for piece in 0..row_bytes(w.kind, width) / $bytes {
+                    if piece * $bytes % 64 == 0 {
+                        for row in &next.rows[now.len.min(next.len)..next.len] {
+                            fetch(w, row + piece * $bytes);
+                        }
+                    }
                     for half in 0..halves_of_codes {
                         let mut dot = [[$zero(); T]; 4];
                         for four in (0..now.len).step_by(4) {
                             let mut r = [low; 4];
+                            if half == 0 && piece * $bytes % 64 == 0 && four < next.len {
+                                for k in 0..4 {
+                                    fetch(w, next.rows[four + k] + piece * $bytes);
+                                }
+                            }
                             for k in 0..4 {
                                 let at = now.rows[four + k] + piece * $bytes;
                                 // SAFETY: a piece of a row of the strip.

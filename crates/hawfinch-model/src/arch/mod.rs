@@ -55,7 +55,17 @@ pub(crate) struct Linear<O: Ops> {
 
 impl<O: Ops> Linear<O> {
     pub fn forward(&self, o: &O, x: &O::Tensor) -> O::Tensor {
-        let y = o.linear(x, &self.weight);
+        self.adapted(o, o.linear(x, &self.weight), x)
+    }
+
+    /// Layers that do not depend on each other, at once.
+    pub fn forward_all<const N: usize>(o: &O, layers: [(&Self, &O::Tensor); N]) -> [O::Tensor; N] {
+        let mut products = o.linears(layers.map(|(l, x)| (x, &l.weight))).into_iter();
+        layers.map(|(l, x)| l.adapted(o, products.next().expect("a product a layer"), x))
+    }
+
+    /// `y`, which is `W x`, with the adapters' part added.
+    fn adapted(&self, o: &O, y: O::Tensor, x: &O::Tensor) -> O::Tensor {
         self.adapters.iter().fold(y, |y, (a, b, scale)| {
             let low = o.linear(x, a);
             o.add_scaled(&y, &o.linear(&low, b), *scale)

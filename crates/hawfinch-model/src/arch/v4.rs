@@ -41,9 +41,14 @@ impl<O: Ops> Block<O> for V4<O> {
     fn time_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
         let last = o.token_shift(x, step.batch, layer, "att_x");
         let mix = |mu| o.lerp(&last, x, mu); // mu weights the current token
-        let r = self.receptance.forward(o, &mix(&self.mix_r));
-        let k = self.key.forward(o, &mix(&self.mix_k));
-        let v = self.value.forward(o, &mix(&self.mix_v));
+        let [r, k, v] = Linear::forward_all(
+            o,
+            [
+                (&self.receptance, &mix(&self.mix_r)),
+                (&self.key, &mix(&self.mix_k)),
+                (&self.value, &mix(&self.mix_v)),
+            ],
+        );
         let y = o.wkv4(&k, &v, &self.time_decay, &self.time_first, step.batch, layer);
         self.output.forward(o, &o.binary(Binary::SigmoidMul, &r, &y))
     }
@@ -76,8 +81,9 @@ impl<O: Ops> ChannelMix<O> {
 
     pub fn forward(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
         let last = o.token_shift(x, step.batch, layer, "ffn_x");
-        let k = self.key.forward(o, &o.lerp(&last, x, &self.mix_k));
-        let r = self.receptance.forward(o, &o.lerp(&last, x, &self.mix_r));
+        let mix = |mu| o.lerp(&last, x, mu);
+        let [k, r] =
+            Linear::forward_all(o, [(&self.key, &mix(&self.mix_k)), (&self.receptance, &mix(&self.mix_r))]);
         let kv = self.value.forward(o, &o.unary(Unary::ReluSquared, &k));
         o.binary(Binary::SigmoidMul, &r, &kv)
     }

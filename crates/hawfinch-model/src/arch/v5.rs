@@ -57,13 +57,20 @@ impl<O: Ops> Block<O> for V5<O> {
     fn time_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
         let last = o.token_shift(x, step.batch, layer, "att_x");
         let mix = |mu| o.lerp(&last, x, mu); // mu weights the current token
-        let r = self.receptance.forward(o, &mix(&self.mix_r));
-        let k = self.key.forward(o, &mix(&self.mix_k));
-        let v = self.value.forward(o, &mix(&self.mix_v));
+        let (x_r, x_k, x_v) = (mix(&self.mix_r), mix(&self.mix_k), mix(&self.mix_v));
+        let rkv = [(&self.receptance, &x_r), (&self.key, &x_k), (&self.value, &x_v)];
+        let (g, [r, k, v]) = match &self.gate {
+            Some((mix_g, gate)) => {
+                let [r, k, v] = rkv;
+                let [r, k, v, g] = Linear::forward_all(o, [r, k, v, (gate, &mix(mix_g))]);
+                (Some(g), [r, k, v])
+            }
+            None => (None, Linear::forward_all(o, rkv)),
+        };
         let y = o.wkv5([&r, &k, &v], &self.time_decay, &self.bonus, step.batch, layer);
         let mut y = o.group_norm(&y, &self.ln_x, self.heads);
-        if let Some((mix_g, gate)) = &self.gate {
-            y = o.binary(Binary::SiluMul, &gate.forward(o, &mix(mix_g)), &y);
+        if let Some(g) = g {
+            y = o.binary(Binary::SiluMul, &g, &y);
         }
         self.output.forward(o, &y)
     }

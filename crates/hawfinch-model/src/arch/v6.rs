@@ -1,5 +1,7 @@
 //! RWKV-6, Finch (spec section 4): token shift and decay depend on the data.
 
+use std::array;
+
 use hawfinch_kernels::elementwise::{Binary, Unary};
 
 use super::{Block, Linear, Loader, Step};
@@ -68,16 +70,16 @@ impl<O: Ops> Block<O> for V6<O> {
         let last = o.token_shift(x, step.batch, layer, "att_x");
         // Five mixes, each a static one plus a low-rank function of the tokens.
         let m = o.unary(Unary::Tanh, &o.linear(&o.lerp(x, &last, &self.maa_x), &self.maa_w1));
-        let mix = |z: usize| {
-            let m_z = o.linear(&o.columns(&m, z * self.mix_rank, self.mix_rank), &self.maa_w2[z]);
-            o.lerp(x, &last, &o.binary(Binary::Add, &m_z, &self.maa[z]))
-        };
-        let d = o.linear(&o.unary(Unary::Tanh, &o.linear(&mix(0), &self.decay_w1)), &self.decay_w2);
+        let m = array::from_fn::<_, 5, _>(|z| o.columns(&m, z * self.mix_rank, self.mix_rank));
+        let m = o.linears(array::from_fn::<_, 5, _>(|z| (&m[z], &self.maa_w2[z])));
+        let mix = |z: usize| o.lerp(x, &last, &o.binary(Binary::Add, &m[z], &self.maa[z]));
+        let [w, x_k, x_v, x_r, x_g] = array::from_fn(mix);
+        let [k, v, r, g] = Linear::forward_all(
+            o,
+            [(&self.key, &x_k), (&self.value, &x_v), (&self.receptance, &x_r), (&self.gate, &x_g)],
+        );
+        let d = o.linear(&o.unary(Unary::Tanh, &o.linear(&w, &self.decay_w1)), &self.decay_w2);
         let d = o.binary(Binary::Add, &d, &self.time_decay);
-        let k = self.key.forward(o, &mix(1));
-        let v = self.value.forward(o, &mix(2));
-        let r = self.receptance.forward(o, &mix(3));
-        let g = self.gate.forward(o, &mix(4));
         let y = o.wkv6([&r, &k, &v], &d, &self.bonus, step.batch, layer);
         let y = o.group_norm(&y, &self.ln_x, self.heads);
         self.output.forward(o, &o.binary(Binary::SiluMul, &g, &y))
@@ -85,8 +87,11 @@ impl<O: Ops> Block<O> for V6<O> {
 
     fn channel_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
         let last = o.token_shift(x, step.batch, layer, "ffn_x");
-        let k = self.ffn_key.forward(o, &o.lerp(x, &last, &self.ffn_maa_k));
-        let r = self.ffn_receptance.forward(o, &o.lerp(x, &last, &self.ffn_maa_r));
+        let mix = |mu| o.lerp(x, &last, mu);
+        let [k, r] = Linear::forward_all(
+            o,
+            [(&self.ffn_key, &mix(&self.ffn_maa_k)), (&self.ffn_receptance, &mix(&self.ffn_maa_r))],
+        );
         let kv = self.ffn_value.forward(o, &o.unary(Unary::ReluSquared, &k));
         o.binary(Binary::SigmoidMul, &r, &kv)
     }

@@ -84,22 +84,34 @@ impl<O: Ops> Block<O> for V7<O> {
     fn time_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
         let last = o.token_shift(x, step.batch, layer, "att_x");
         let mix = |weight| o.lerp(x, &last, weight);
-        let add_low_rank = |m: &O::Tensor, p: &LowRank<O>| o.binary(Binary::Add, &o.linear(m, &p.b), &p.bias);
+        let add = |y: &O::Tensor, p: &LowRank<O>| o.binary(Binary::Add, y, &p.bias);
 
-        let r = self.receptance.forward(o, &mix(&self.x_r));
-        let k = self.key.forward(o, &mix(&self.x_k));
-        let x_v = mix(&self.x_v);
-        let mut v = self.value.forward(o, &x_v);
-        let om = add_low_rank(&o.unary(Unary::Tanh, &o.linear(&mix(&self.x_w), &self.w.a)), &self.w);
-        let a = o.unary(Unary::Sigmoid, &add_low_rank(&o.linear(&mix(&self.x_a), &self.a.a), &self.a));
-        let g = o.linear(&o.unary(Unary::Sigmoid, &o.linear(&mix(&self.x_g), &self.g1)), &self.g2);
-
-        match (&self.v, &step.v_first) {
+        let (x_r, x_k, x_v) = (mix(&self.x_r), mix(&self.x_k), mix(&self.x_v));
+        let [r, k, mut v] =
+            Linear::forward_all(o, [(&self.receptance, &x_r), (&self.key, &x_k), (&self.value, &x_v)]);
+        // Down to the ranks of the low-rank functions, and up again.
+        let (x_w, x_a, x_g) = (mix(&self.x_w), mix(&self.x_a), mix(&self.x_g));
+        let down = [(&x_w, &self.w.a), (&x_a, &self.a.a), (&x_g, &self.g1)];
+        let (w, a, g, mixed) = match (&self.v, &step.v_first) {
             (Some(p), Some(first)) => {
-                let weight = o.unary(Unary::Sigmoid, &add_low_rank(&o.linear(&x_v, &p.a), p));
-                v = o.lerp(&v, first, &weight);
+                let [w, a, g] = down;
+                let [w, a, g, mixed] = o.linears([w, a, g, (&x_v, &p.a)]);
+                let (w, g) = (o.unary(Unary::Tanh, &w), o.unary(Unary::Sigmoid, &g));
+                let up = [(&w, &self.w.b), (&a, &self.a.b), (&g, &self.g2), (&mixed, &p.b)];
+                let [w, a, g, mixed] = o.linears(up);
+                (w, a, g, Some((add(&mixed, p), first)))
             }
-            _ => step.v_first = Some(v.clone()),
+            _ => {
+                let [w, a, g] = o.linears(down);
+                let (w, g) = (o.unary(Unary::Tanh, &w), o.unary(Unary::Sigmoid, &g));
+                let [w, a, g] = o.linears([(&w, &self.w.b), (&a, &self.a.b), (&g, &self.g2)]);
+                (w, a, g, None)
+            }
+        };
+        let (om, a) = (add(&w, &self.w), o.unary(Unary::Sigmoid, &add(&a, &self.a)));
+        match mixed {
+            Some((weight, first)) => v = o.lerp(&v, first, &o.unary(Unary::Sigmoid, &weight)),
+            None => step.v_first = Some(v.clone()),
         }
 
         let kk = o.normalize_heads(&o.binary(Binary::Mul, &k, &self.k_k), self.heads);

@@ -1,8 +1,11 @@
 //! Weight matrices on the CPU: how they lie in memory, and products with them.
 
+use std::array;
+use std::sync::Mutex;
+
 use hawfinch_kernels::panel::sparse::{self, Sparse};
 use hawfinch_kernels::panel::{self, Activations, Panels};
-use hawfinch_kernels::{DType, Real, block, linear};
+use hawfinch_kernels::{DType, Isa, Real, Work, block, linear};
 
 use super::Cpu;
 use crate::checkpoint::StoredTensor;
@@ -52,6 +55,32 @@ impl Matrix {
         match &self.form {
             Form::Rows(weight) => linear::embedding(out, tokens, self.view(weight)),
             _ => unreachable!("tables are kept in rows"),
+        }
+    }
+
+    /// Blocks that activations are quantised to, for products that do that.
+    fn blocks(&self) -> Option<usize> {
+        match &self.form {
+            Form::Rows(_) | Form::Columns(_) => None,
+            Form::Panels(w) => Some(w.blocks()),
+            Form::Sparse(w) => Some(w.blocks()),
+        }
+    }
+
+    /// y = x Wᵀ as work, with activations already quantised where the form asks for it; `None` when there is nothing
+    /// to multiply.
+    fn product<'a, F: Real>(
+        &'a self,
+        isa: Isa,
+        y: &'a mut [F],
+        x: &'a [F],
+        a: Option<&'a Activations>,
+    ) -> Option<Product<'a, F>> {
+        match &self.form {
+            Form::Rows(w) => linear::product(isa, y, x, self.view(w)).map(Product::Rows),
+            Form::Columns(w) => linear::columns::product(isa, y, x, self.view(w)).map(Product::Columns),
+            Form::Panels(w) => panel::product(isa, only_f32(F::as_f32_slice(y)), w, a?).map(Product::Panels),
+            Form::Sparse(w) => sparse::product(isa, only_f32(F::as_f32_slice(y)), w, a?).map(Product::Sparse),
         }
     }
 
@@ -129,27 +158,70 @@ impl<F: Real> Cpu<F> {
         out
     }
 
-    /// y = x Wᵀ
-    pub(super) fn multiply(&self, y: &mut [F], x: &[F], w: &Matrix) {
-        match &w.form {
-            Form::Rows(weight) => linear::linear(self.isa(), self.pool(), y, x, w.view(weight)),
-            Form::Columns(weight) => {
-                linear::columns::linear(self.isa(), self.pool(), y, x, w.view(weight));
-            }
-            Form::Panels(w) => {
-                self.in_8_bits(y, x, |y, x, a| panel::linear(self.isa(), self.pool(), y, x, w, a))
-            }
-            Form::Sparse(w) => {
-                self.in_8_bits(y, x, |y, x, a| sparse::linear(self.isa(), self.pool(), y, x, w, a))
-            }
+    /// y = x Wᵀ for products that do not depend on each other, as one job of the threads.
+    pub(super) fn multiply_all<const N: usize>(&self, ys: [&mut [F]; N], products: [(&[F], &Matrix); N]) {
+        let isa = self.isa();
+        // Products that round activations to 8 bits first do that.
+        let mut scratch: [Option<Activations>; N] =
+            products.map(|(_, w)| w.blocks().map(|_| self.activations.take()));
+        let mut rounded = scratch.iter_mut().zip(&products);
+        self.pool().run_all(&array::from_fn::<_, N, _>(|_| {
+            let (a, (x, w)) = rounded.next()?;
+            Some(a.as_mut()?.of(isa, only_f32(F::as_f32s(x)), w.inputs, w.blocks()?))
+        }));
+        let mut operands = ys.into_iter().zip(products).zip(&scratch);
+        self.pool().run_all(&array::from_fn::<_, N, _>(|_| {
+            let ((y, (x, w)), a) = operands.next()?;
+            w.product(isa, y, x, a.as_ref())
+        }));
+        scratch.into_iter().flatten().for_each(|a| self.activations.give(a));
+    }
+}
+
+/// What quantised weights are prepared for.
+fn only_f32<T>(slice: Option<T>) -> T {
+    slice.expect("such weights are made for f32 alone")
+}
+
+/// A product of any form.
+enum Product<'a, F: Real> {
+    Rows(linear::Product<'a, F>),
+    Columns(linear::columns::Product<'a, F>),
+    Panels(panel::Product<'a>),
+    Sparse(sparse::Product<'a>),
+}
+
+impl<F: Real> Product<'_, F> {
+    fn work(&self) -> &dyn Work {
+        match self {
+            Product::Rows(p) => p,
+            Product::Columns(p) => p,
+            Product::Panels(p) => p,
+            Product::Sparse(p) => p,
         }
     }
+}
 
-    /// A product that rounds activations to 8 bits.
-    fn in_8_bits(&self, y: &mut [F], x: &[F], product: impl FnOnce(&mut [f32], &[f32], &mut Activations)) {
-        let (Some(y), Some(x)) = (F::as_f32_slice(y), F::as_f32s(x)) else {
-            unreachable!("such weights are made for f32 alone")
-        };
-        product(y, x, &mut self.activations.lock().unwrap_or_else(|e| e.into_inner()));
+impl<F: Real> Work for Product<'_, F> {
+    fn chunks(&self) -> usize {
+        self.work().chunks()
+    }
+    unsafe fn chunk(&self, n: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { self.work().chunk(n) }
+    }
+}
+
+/// Scratch for activations in 8 bits, used again and again.
+#[derive(Default)]
+pub(super) struct Scratch(Mutex<Vec<Activations>>);
+
+impl Scratch {
+    fn take(&self) -> Activations {
+        self.0.lock().unwrap_or_else(|e| e.into_inner()).pop().unwrap_or_default()
+    }
+
+    fn give(&self, a: Activations) {
+        self.0.lock().unwrap_or_else(|e| e.into_inner()).push(a);
     }
 }

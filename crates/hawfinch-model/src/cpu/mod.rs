@@ -4,7 +4,6 @@
 use std::sync::{Arc, Mutex};
 
 use hawfinch_kernels::elementwise::{self, Binary, Unary};
-use hawfinch_kernels::panel::Activations;
 use hawfinch_kernels::{Isa, Pool, Real, norm, wkv};
 
 use crate::checkpoint::StoredTensor;
@@ -23,7 +22,7 @@ pub struct Cpu<F: Real = f32> {
     isa: Isa,
     quant: Option<Quant>,
     /// Scratch of products with quantised weights.
-    activations: Arc<Mutex<Activations>>,
+    activations: matrix::Scratch,
 }
 
 impl<F: Real> Cpu<F> {
@@ -40,7 +39,7 @@ impl<F: Real> Cpu<F> {
             pool,
             isa,
             quant: None,
-            activations: Arc::default(),
+            activations: matrix::Scratch::default(),
         }
     }
 
@@ -147,7 +146,13 @@ impl<F: Real> Cpu<F> {
         let len = rows * channels;
         let mut data = self.buffers.take(len);
         fill(&mut data[..len]);
-        Tensor { buffer: Arc::new(Buffer { data, home: self.buffers.clone() }), len, channels }
+        self.tensor(data, rows, channels)
+    }
+
+    /// The tensor of the first `rows × channels` numbers of a buffer.
+    fn tensor(&self, data: Vec<F>, rows: usize, channels: usize) -> Tensor<F> {
+        let buffer = Arc::new(Buffer { data, home: self.buffers.clone() });
+        Tensor { buffer, len: rows * channels, channels }
     }
 
     /// The same, filled row by row on all threads: `fill(range, part)` fills `part`, which holds the numbers
@@ -218,8 +223,11 @@ impl<F: Real> Ops for Cpu<F> {
         self.make(tokens.len(), table.inputs(), |y| table.look_up(y, tokens))
     }
 
-    fn linear(&self, x: &Tensor<F>, w: &Matrix) -> Tensor<F> {
-        self.make(x.rows(), w.outputs(), |y| self.multiply(y, x.data(), w))
+    fn linears<const N: usize>(&self, products: [(&Tensor<F>, &Matrix); N]) -> [Tensor<F>; N] {
+        let mut made = products.map(|(x, w)| (self.buffers.take(x.rows() * w.outputs()), x, w));
+        let ys = made.each_mut().map(|(y, x, w)| &mut y[..x.rows() * w.outputs()]);
+        self.multiply_all(ys, products.map(|(x, w)| (x.data(), w)));
+        made.map(|(y, x, w)| self.tensor(y, x.rows(), w.outputs()))
     }
 
     fn columns(&self, x: &Tensor<F>, start: usize, len: usize) -> Tensor<F> {
