@@ -44,6 +44,9 @@ pub struct Args {
     /// Give the state of this layer (from 0) in place of the mean
     #[arg(long, value_name = "L")]
     state_layer: Option<usize>,
+    /// Print one JSON object a text, which is what is printed anyhow
+    #[arg(long)]
+    json: bool,
     /// Write to this file: JSON lines, or a tensor for .safetensors
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -58,6 +61,14 @@ const BATCH: usize = 32;
 
 /// Embeds every text and prints or writes the vectors.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let to_tensor =
+        args.output.as_ref().filter(|p| SaveFormat::from_extension(p) == Some(SaveFormat::Safetensors));
+    if let Some(path) = to_tensor.filter(|_| args.json) {
+        return Err(usage(format!(
+            "{} would hold a tensor, not JSON: leave --json out or name another file",
+            path.display()
+        )));
+    }
     let texts = texts(args)?;
     let model = args.options.open_for(&args.model, texts.len().min(BATCH))?;
     if let Some(layer) = args.state_layer.filter(|&l| l >= model.config().layers) {
@@ -72,8 +83,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let what = args.state_layer.map_or(Embedding::Mean, Embedding::State);
     let tokenizer = args.tokenizer.for_model(&model)?;
     let ids: Vec<Vec<u32>> = texts.iter().map(|t| tokenizer.encode(t)).collect();
-    let to_tensor =
-        args.output.as_ref().filter(|p| SaveFormat::from_extension(p) == Some(SaveFormat::Safetensors));
     let mut out = match to_tensor {
         Some(_) => None,
         None => Some(Sink::open(args.output.as_deref())?),
