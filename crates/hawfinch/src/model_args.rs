@@ -211,8 +211,7 @@ impl StateOptions {
     /// may replace the state to start from.)
     pub fn load(&self, model: &Model) -> anyhow::Result<State> {
         if let Some(to) = &self.to {
-            output::can_be_file(to)?;
-            output::not_over(to, &model.checkpoint().files)?;
+            may_become_state(to, model)?;
         }
         match &self.from {
             Some(path) => load_state(model, path),
@@ -254,6 +253,24 @@ impl StateOptions {
             None => Ok(()),
         }
     }
+}
+
+/// Refuses a place for a state where no file can be, or another file is than a state: that one would be lost.
+pub fn may_become_state(path: &Path, model: &Model) -> anyhow::Result<()> {
+    output::can_be_file(path)?;
+    output::not_over(path, &model.checkpoint().files)?;
+    // A pipe or a device is written to, not replaced.
+    let Some(there) = path.metadata().ok().filter(|m| m.is_file() && m.len() > 0) else { return Ok(()) };
+    let is_state =
+        |c: Checkpoint| c.tensors.keys().any(|k| k.starts_with("state.") || k.ends_with("time_state"));
+    if format::open(path).is_ok_and(|c| Config::infer(&c).is_err() && is_state(c)) {
+        return Ok(());
+    }
+    Err(usage(format!(
+        "{} holds something else than a state ({}): give another name, or remove it first",
+        path.display(),
+        output::size(there.len())
+    )))
 }
 
 /// Loads a state of any format.

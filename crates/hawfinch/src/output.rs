@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
+use hawfinch_model::format;
 
 use crate::fail::usage;
 
@@ -106,6 +107,12 @@ impl NewFile {
     pub fn create(path: &Path) -> anyhow::Result<NewFile> {
         let shown = || format!("cannot write {}", path.display());
         can_be_file(path)?;
+        if path.is_file() && format::is_model(path) {
+            return Err(usage(format!(
+                "{} is a model: give another name, or remove it first",
+                path.display()
+            )));
+        }
         let buffered = |file| BufWriter::with_capacity(1 << 16, file);
         if path.metadata().is_ok_and(|m| !m.is_file()) {
             let file = OpenOptions::new().write(true).open(path).with_context(shown)?;

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::fail::usage;
-use crate::model_args::model_identity;
+use crate::model_args::{may_become_state, model_identity};
 use crate::output::{Stream, colors, note, size, thousands};
 use crate::runner::{Runner, Timing, catch_up};
 use crate::sampler_args::{SETTINGS, set_one};
@@ -194,6 +194,7 @@ impl<'m> Talk<'m> {
 
     /// Saves state and conversation.
     pub fn save(&mut self, path: &Path) -> anyhow::Result<()> {
+        may_become_state(path, self.runner.model())?;
         // The state then holds the text, the whole text and nothing but the text, for whoever reads it.
         catch_up(self.chat.session_mut())?;
         let model = self.runner.model();
@@ -203,7 +204,6 @@ impl<'m> Talk<'m> {
         // Kept where it is another than every chat of the model begins at.
         let start = Some(&self.chat.start().state).filter(|s| **s != model.new_state());
         let more = [(CHAT, serde_json::to_string(&saved)?)];
-        crate::output::not_over(path, &model.checkpoint().files)?;
         state.save_with(path, model.config().version, &model_identity(model)?, start, &more)?;
         note(format_args!("saved {} ({} of context)", path.display(), plural(state.tokens, "token")));
         Ok(())

@@ -38,7 +38,7 @@ pub struct Args {
     /// The text, or - to read it from standard input
     #[arg(required_unless_present = "input", conflicts_with = "input")]
     text: Option<String>,
-    /// Read many texts, each line one; of a .jsonl file each line's \"text\"
+    /// Read many texts, each line one; of a .jsonl file each line's "text"
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Give the state of this layer (from 0) in place of the mean
@@ -132,9 +132,14 @@ fn texts(args: &Args) -> anyhow::Result<Vec<Vec<u8>>> {
     let content = input::read(file)?;
     let json = file.extension().is_some_and(|e| e == "jsonl");
     let content = content.strip_suffix(b"\n").unwrap_or(&content);
+    // Some editors begin a file with a mark of its encoding; of a text it may be a part.
+    let content = if json { content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content) } else { content };
     let mut texts = Vec::new();
     for (n, line) in content.split(|&b| b == b'\n').enumerate() {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if json && line.trim_ascii().is_empty() {
+            continue;
+        }
         let text = if json {
             let value: Value = serde_json::from_slice(line)
                 .with_context(|| format!("{} line {} is not valid JSON", file.display(), n + 1))?;
@@ -149,6 +154,9 @@ fn texts(args: &Args) -> anyhow::Result<Vec<Vec<u8>>> {
             bail!("{} line {} is empty: there is nothing to embed", file.display(), n + 1);
         }
         texts.push(text);
+    }
+    if texts.is_empty() {
+        bail!("{} holds no texts: there is nothing to embed", file.display());
     }
     Ok(texts)
 }

@@ -36,6 +36,8 @@ pub fn run(args: &Args, setup: &Setup) -> anyhow::Result<ExitCode> {
         anyhow::anyhow!("{} is not UTF-8 at byte {}", path.display(), e.utf8_error().valid_up_to())
     })?;
     let mut lines = Vec::new();
+    // Some editors begin a file with a mark of its encoding.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     for (n, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
         let read = parse(line, args, setup).with_context(|| format!("{} line {}", path.display(), n + 1))?;
         lines.push(read);

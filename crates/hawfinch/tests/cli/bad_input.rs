@@ -300,3 +300,48 @@ fn options_that_given_results_exclude() {
     let run = place.command(&["verify", "--against", folder]).env("HAWFINCH_ISA", "foo").output().unwrap();
     assert_eq!(run.status.code(), Some(2));
 }
+
+/// A slip of the finger must not cost a model or a text: states replace states alone, results no model.
+#[test]
+fn what_is_no_state_is_not_replaced_by_one() {
+    let place = Place::new();
+    place.write("notes.txt", "precious");
+    place.model("other.pth", &[]);
+    let other = place.read("other.pth");
+    let made = ["generate", "demo", "a", "-n", "1", "--state-out"];
+    for file in ["notes.txt", "other.pth"] {
+        place.run(&[&made[..], &[file]].concat()).fails(2, &[file, "something else than a state"]);
+        let chat = place.run_with(&["chat", "demo", "-n", "1"], format!("hi\n/save {file}\n").as_bytes());
+        chat.fails(1, &[file, "something else than a state"]);
+    }
+    for args in [
+        &["embed", "demo", "a", "-o", "other.pth"][..],
+        &["logits", "demo", "--ids", "1", "--out", "other.pth"],
+    ] {
+        place.run(args).fails(2, &["other.pth is a model"]);
+    }
+    assert_eq!(place.read("notes.txt"), b"precious");
+    assert_eq!(place.read("other.pth"), other);
+    // A state gives way to the next one, and so does a file that was only made.
+    place.write("empty.st", "");
+    for file in ["empty.st", "s.st", "s.st"] {
+        place.run(&[&made[..], &[file]].concat()).ok();
+    }
+    let chat = place.run_with(&["chat", "demo", "-n", "1"], b"hi\n/save s.st\n/save s.st\n/save no/s.st\n");
+    chat.fails(1, &["there is no folder no"]);
+}
+
+/// Lists of prompts and texts as editors of other systems write them.
+#[test]
+fn marks_of_the_encoding_and_blank_lines() {
+    let place = Place::new();
+    place.write("p.jsonl", "\u{feff}{\"prompt\": \"a\"}\r\n\r\n{\"prompt\": \"b\"}\r\n");
+    let said = place.run(&["generate", "demo", "--input", "p.jsonl", "-n", "1"]).ok().json_lines();
+    assert_eq!(said.len(), 2);
+    place.write("t.jsonl", "\u{feff}{\"text\": \"a\"}\r\n\r\n{\"text\": \"b\"}\n\n");
+    assert_eq!(place.run(&["embed", "demo", "--input", "t.jsonl"]).ok().json_lines().len(), 2);
+    for empty in ["", "\n\n"] {
+        place.write("e.jsonl", empty);
+        place.run(&["embed", "demo", "--input", "e.jsonl"]).fails(1, &["e.jsonl holds no texts"]);
+    }
+}

@@ -191,6 +191,8 @@ fn pipes_and_links_stay_what_they_are() {
     place.run(&["logits", "m.pth", "--ids", "1,2", "--out", "link.st"]).ok();
     assert!(place.path("link.st").is_symlink());
     assert_eq!(place.read("real.st"), place.read("whole.st"));
+    // A state takes the place of another, or of nothing, not of logits.
+    place.write("real.st", "");
     place.run(&["generate", "m.pth", "a", "-n", "1", "--state-out", "real.st"]).ok();
     place.run(&["generate", "m.pth", "a", "-n", "1", "--state-out", "link.st"]).ok();
     assert!(place.path("link.st").is_symlink());
