@@ -114,9 +114,15 @@ impl<M: LanguageModel> Chat<M> {
         self.reset();
     }
 
-    /// Replaces the whole past by a position and its messages, as saved from [`Chat::session`] and
-    /// [`Chat::history`].
-    pub fn resume(&mut self, position: Position<M::State>, history: Vec<Message>) {
+    /// Where the conversation began: what going back to its first turn, or forgetting all, returns to.
+    pub fn start(&self) -> &Position<M::State> {
+        &self.start
+    }
+
+    /// Replaces the whole past by a position, its messages and where they began, as saved from [`Chat::session`],
+    /// [`Chat::history`] and [`Chat::start`].
+    pub fn resume(&mut self, start: Position<M::State>, position: Position<M::State>, history: Vec<Message>) {
+        self.start = start;
         self.session.restore(position);
         self.turns = history
             .iter()
@@ -396,7 +402,7 @@ mod tests {
         c.say("abc", &o, go).unwrap();
         c.say("abcd", &o, go).unwrap();
         let mut d = chat(&model);
-        d.resume(c.session().position().clone(), c.history().to_vec());
+        d.resume(c.start().clone(), c.session().position().clone(), c.history().to_vec());
         assert_eq!(d.say("abc", &o, go).unwrap(), c.say("abc", &o, go).unwrap());
         assert_eq!(d.session().position(), c.session().position());
         // Earlier turns have no state any more; they are read anew.

@@ -221,24 +221,43 @@ pub fn generate_batch<M: LanguageModel>(
     tokenizer: &Tokenizer,
     requests: impl IntoIterator<Item = BatchRequest<M::State>>,
     width: usize,
-    mut on_event: impl FnMut(usize, Event<'_>) -> ControlFlow<()>,
+    on_event: impl FnMut(usize, Event<'_>) -> ControlFlow<()>,
 ) -> Result<Vec<Result<Generation>>> {
-    let vocab = model.vocab();
     let mut results: Vec<Option<Result<Generation>>> = Vec::new();
+    generate_batch_each(model, tokenizer, requests, width, on_event, |index, result| {
+        results.resize_with(results.len().max(index + 1), || None);
+        results[index] = Some(result);
+        ControlFlow::Continue(())
+    })?;
+    Ok(results.into_iter().flatten().collect())
+}
+
+/// As [`generate_batch`], but gives each result, with the request's index, as soon as its sequence ends: nothing that
+/// is finished is lost when what follows fails, and no more is held than what is under way. `on_done` may break to end
+/// the whole batch; of sequences that have not ended by then nothing is told.
+pub fn generate_batch_each<M: LanguageModel>(
+    model: &M,
+    tokenizer: &Tokenizer,
+    requests: impl IntoIterator<Item = BatchRequest<M::State>>,
+    width: usize,
+    mut on_event: impl FnMut(usize, Event<'_>) -> ControlFlow<()>,
+    mut on_done: impl FnMut(usize, Result<Generation>) -> ControlFlow<()>,
+) -> Result<()> {
+    let vocab = model.vocab();
     let mut waiting = requests.into_iter().enumerate();
     let mut active: Vec<Active<M::State>> = Vec::new();
     loop {
-        while active.len() < width.max(1) {
+        let mut flow = ControlFlow::Continue(());
+        while flow.is_continue() && active.len() < width.max(1) {
             let Some((index, request)) = waiting.next() else { break };
-            results.push(None);
             match begin(model, vocab, index, request) {
-                Ok(a) if a.run.is_full() => results[index] = Some(Ok(a.run.generation)),
+                Ok(a) if a.run.is_full() => flow = on_done(index, Ok(a.run.generation)),
                 Ok(a) => active.push(a),
-                Err(e) => results[index] = Some(Err(e)),
+                Err(e) => flow = on_done(index, Err(e)),
             }
         }
-        if active.is_empty() {
-            break;
+        if flow.is_break() || active.is_empty() {
+            return Ok(());
         }
         let mut feeds: Vec<Feed<'_, M::State>> = active
             .iter_mut()
@@ -246,21 +265,26 @@ pub fn generate_batch<M: LanguageModel>(
             .collect();
         model.forward(&mut feeds)?;
         active.retain_mut(|a| {
+            if flow.is_break() {
+                return true;
+            }
             let index = a.index;
             let mut emit = |event: Event<'_>| on_event(index, event);
-            match a.run.step(&mut a.sampler, &a.logits, tokenizer, &mut emit) {
+            flow = match a.run.step(&mut a.sampler, &a.logits, tokenizer, &mut emit) {
                 Ok(Next::Feed(id)) => {
                     a.feed.clear();
                     a.feed.push(id);
                     return true;
                 }
-                Ok(Next::Done) => results[index] = Some(Ok(a.run.generation.clone())),
-                Err(e) => results[index] = Some(Err(e)),
-            }
+                Ok(Next::Done) => on_done(index, Ok(a.run.generation.clone())),
+                Err(e) => on_done(index, Err(e)),
+            };
             false
         });
+        if flow.is_break() {
+            return Ok(());
+        }
     }
-    Ok(results.into_iter().flatten().collect())
 }
 
 fn begin<M: LanguageModel>(
@@ -342,6 +366,45 @@ mod tests {
             let got: Vec<Generation> = got.unwrap().into_iter().map(Result::unwrap).collect();
             assert_eq!(got, alone, "width {width}");
             assert_eq!(texts, alone.iter().map(|g| g.text.clone()).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn each_result_comes_when_its_sequence_ends() {
+        let (model, tokenizer) = (HashModel(256), Tokenizer::bytes());
+        let all = |_: usize, _: Event<'_>| ControlFlow::Continue(());
+        let want = generate_batch(&model, &tokenizer, requests(), 3, all).unwrap();
+        for ending_after in 1..=9 {
+            // Tokens of a sequence come before its result, and nothing of it after.
+            let counted = std::cell::RefCell::new([0; 9]);
+            let mut told = Vec::new();
+            generate_batch_each(
+                &model,
+                &tokenizer,
+                requests(),
+                3,
+                |i, event| {
+                    counted.borrow_mut()[i] += usize::from(matches!(event, Event::Token(_)));
+                    ControlFlow::Continue(())
+                },
+                |i, result| {
+                    assert_eq!(counted.borrow()[i], result.as_ref().unwrap().tokens.len());
+                    told.push((i, result));
+                    if told.len() == ending_after {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
+                },
+            )
+            .unwrap();
+            assert_eq!(told.len(), ending_after);
+            for (i, result) in &told {
+                assert_eq!(*result, want[*i]);
+                assert_eq!(counted.borrow()[*i], want[*i].as_ref().unwrap().tokens.len());
+            }
+            let begun = counted.borrow().iter().filter(|n| **n > 0).count();
+            assert!(begun <= ending_after + 3, "{begun} begun, {ending_after} ended");
         }
     }
 

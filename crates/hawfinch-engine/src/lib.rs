@@ -47,6 +47,7 @@ pub use embed::{Embedding, embed};
 pub use error::{Error, Result};
 pub use generate::{
     BatchRequest, EMPTY_CONTEXT, Event, GenerateOptions, Generation, StopReason, generate_batch,
+    generate_batch_each,
 };
 pub use language_model::{Feed, LanguageModel};
 pub use sampler::{Mirostat, Rng, Sampled, Sampler, SamplerConfig, SamplerState, Uncounted};

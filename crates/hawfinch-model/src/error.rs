@@ -27,6 +27,18 @@ pub enum Error {
         /// What was seen and what was expected.
         why: String,
     },
+    /// Not a file that a state comes in.
+    #[error(
+        "{} is not a state file: {} (give one that hawfinch saved, or a tuned state: .pth with time_state, ai00 .state)",
+        shown(path),
+        Printable(why)
+    )]
+    NotAState {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        why: String,
+    },
     /// A file of a known format that is damaged or breaks its format's rules.
     #[error("{} is damaged: {}", shown(path), Printable(what))]
     Damaged {
@@ -145,6 +157,10 @@ impl Error {
     /// [`Error::Unsupported`]
     pub fn unsupported(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
         Error::Unsupported { path: path.as_ref().into(), what: what.into() }
+    }
+    /// [`Error::NotAState`]
+    pub fn not_a_state(path: impl AsRef<Path>, why: impl Into<String>) -> Self {
+        Error::NotAState { path: path.as_ref().into(), why: why.into() }
     }
     /// [`Error::NotAModel`]
     pub fn not_a_model(path: impl AsRef<Path>, why: impl Into<String>) -> Self {

@@ -11,7 +11,7 @@ pub const GROUP_NORM_EPS: &str = crate::config::META_GROUP_NORM_EPS;
 pub const HEAD_SIZE: &str = "hawfinch.head_size";
 /// Rows of the embedding.
 pub const VOCABULARY: &str = "hawfinch.vocabulary";
-/// Number type of the file's matrices, as [`hawfinch_kernels::DType::name`] says it.
+/// Number type of most numbers of the file's linear weights, as [`hawfinch_kernels::DType::name`] says it.
 pub const DTYPE: &str = "hawfinch.dtype";
 /// Hash of the model that this one was made from, with its scheme (`sha256:…`).
 pub const SOURCE_HASH: &str = "hawfinch.source_hash";
@@ -24,5 +24,7 @@ pub const WRITER: &str = "hawfinch.writer";
 pub const KIND: &str = "hawfinch.kind";
 /// Tokens that a state has consumed.
 pub const TOKENS: &str = "hawfinch.tokens";
+/// Tokens that the state had consumed at which a saved conversation began.
+pub const START_TOKENS: &str = "hawfinch.start_tokens";
 /// Identity of the model that a state belongs to.
 pub const MODEL: &str = "hawfinch.model";

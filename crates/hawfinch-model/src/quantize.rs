@@ -44,14 +44,41 @@ impl Quant {
     }
 }
 
+/// Linear weights of a model and those among them that are not quantised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unquantized {
+    /// All of them.
+    pub linear: usize,
+    /// Those that are blocks already.
+    pub blocks: usize,
+    /// Those whose rows divide into no blocks.
+    pub odd_rows: usize,
+}
+
+/// Which linear weights of a checkpoint stay as they are although `quant` is asked for.
+pub fn unquantized(quant: Quant, checkpoint: &Checkpoint, config: &Config) -> Unquantized {
+    let mut out = Unquantized::default();
+    for (name, t) in checkpoint.tensors.iter().filter(|(name, _)| is_linear(name, config)) {
+        let stays = t.shape.last().is_none_or(|i| quant.block_type(name, t.dtype, *i).is_none());
+        out.linear += 1;
+        out.blocks += usize::from(stays && t.dtype.is_quantized());
+        out.odd_rows += usize::from(stays && !t.dtype.is_quantized());
+    }
+    out
+}
+
+/// True for the weights that are quantised: those of `W x`.
+fn is_linear(name: &str, config: &Config) -> bool {
+    name != "emb.weight"
+        && names::find(config.version, name).is_some_and(|(_, param)| param.role == Role::Matrix)
+}
+
 /// Bytes that a checkpoint's weights take once they are quantised, with what quantising the largest takes meanwhile.
 pub fn held_bytes(quant: Quant, checkpoint: &Checkpoint, config: &Config) -> u64 {
     let (mut held, mut largest) = (0, 0);
     for (name, t) in &checkpoint.tensors {
-        let is_linear = name != "emb.weight"
-            && names::find(config.version, name).is_some_and(|(_, param)| param.role == Role::Matrix);
         let to = match t.shape[..] {
-            [o, i] if is_linear => {
+            [o, i] if is_linear(name, config) => {
                 quant.block_type(name, t.dtype, i).and_then(|to| to.bytes_for(i)?.checked_mul(o))
             }
             _ => None,

@@ -3,7 +3,9 @@
 //! Our file is a `.safetensors` with tensors `state.L.att_x`, `state.L.wkv`, `state.L.ffn_x` (v4:
 //! `.aa`, `.bb`, `.pp` in place of `.wkv`), f32, `.wkv` as `[head, key, value]` for v5 and v6 and
 //! `[head, value, key]` for v7. Its metadata: `hawfinch.kind` = `state`, `hawfinch.version`,
-//! `hawfinch.tokens` (consumed), `hawfinch.model` (the model's [identity](Model::identity)).
+//! `hawfinch.tokens` (consumed), `hawfinch.model` (the model's [identity](Model::identity)). A saved conversation
+//! that did not begin at the model's own state holds the one where it began as well, in tensors `start.L.…`, with
+//! `hawfinch.start_tokens`.
 //!
 //! Also read: tuned initial states (`blocks.L.att.time_state`, official `.pth` or ai00's `.state`), whose
 //! tensors are `[head, value, key]` in every version, and ai00's live states.
@@ -19,6 +21,11 @@ use crate::ops::Ops;
 use crate::state::StateLayout;
 use crate::{Config, Error, Model, Result, State, Version, format, metadata};
 
+/// What the names of the state's tensors begin with in our file.
+const STATE: &str = "state.";
+/// The same for the state where the text began.
+const START: &str = "start.";
+
 impl State {
     /// Writes the state to a file of our format, atomically. `model` is the identity of the model that
     /// it belongs to ([`Model::identity`]).
@@ -26,10 +33,11 @@ impl State {
     /// # Errors
     /// What the system says.
     pub fn save(&self, path: &Path, version: Version, model: &str) -> Result<()> {
-        self.save_with(path, version, model, &[])
+        self.save_with(path, version, model, None, &[])
     }
 
-    /// As [`State::save`], with more metadata; its keys must start with [`metadata::PREFIX`].
+    /// As [`State::save`], with the state at which the text began that led to this one, where that is not the model's
+    /// own, and with more metadata; its keys must start with [`metadata::PREFIX`].
     ///
     /// # Errors
     /// As [`State::save`].
@@ -38,14 +46,21 @@ impl State {
         path: &Path,
         version: Version,
         model: &str,
+        start: Option<&State>,
         more: &[(&str, String)],
     ) -> Result<()> {
         let mut file = Checkpoint::new(path, FileFormat::Memory);
-        for layer in 0..self.layout().layers {
-            for f in &self.layout().fields {
-                let tensor = StoredTensor::from_f32(&f.shape, self.field(layer, f.name));
-                file.insert(format!("state.{layer}.{}", f.name), tensor)?;
+        for (prefix, state) in [(STATE, Some(self)), (START, start)] {
+            let Some(state) = state else { continue };
+            for layer in 0..state.layout().layers {
+                for f in &state.layout().fields {
+                    let tensor = StoredTensor::from_f32(&f.shape, state.field(layer, f.name));
+                    file.insert(format!("{prefix}{layer}.{}", f.name), tensor)?;
+                }
             }
+        }
+        if let Some(start) = start {
+            file.metadata.insert(metadata::START_TOKENS.into(), start.tokens.to_string());
         }
         file.metadata.insert(metadata::KIND.into(), "state".into());
         file.metadata.insert(metadata::VERSION.into(), version.number().into());
@@ -83,7 +98,7 @@ impl<O: Ops + 'static> Model<O> {
     /// # Errors
     /// Not a state; a state of another model, version or size; NaN in it.
     pub fn load_state(&self, path: &Path) -> Result<State> {
-        self.state_from(&format::open(path)?)
+        self.state_from(&format::open_state(path)?)
     }
 
     /// As [`Model::load_state`], from a file already read.
@@ -93,15 +108,35 @@ impl<O: Ops + 'static> Model<O> {
     pub fn state_from(&self, file: &Checkpoint) -> Result<State> {
         if file.tensors.keys().any(|k| k.starts_with("state.")) {
             self.check_owner(file)?;
-            return read_ours(file, self.config(), self.state_layout());
+            return read_ours(file, STATE, self.config(), self.state_layout());
         }
         if file.tensors.keys().any(|k| k.ends_with(".att.time_state")) {
             return read_tuned(file, self.config(), self.state_layout());
         }
-        Err(Error::State(format!(
-            "{} holds neither `state.N.…` tensors nor `blocks.N.att.time_state`",
-            file.path.display()
-        )))
+        let why = match Config::infer(file) {
+            Ok(config) => format!("it is a model, {}", config.version),
+            Err(_) if file.tensors.keys().any(|k| k.contains(".lora_A")) => {
+                "it is a LoRA file, which --lora takes".into()
+            }
+            Err(_) => {
+                let seen: Vec<&str> = file.tensors.keys().take(3).map(String::as_str).collect();
+                format!("it holds other tensors ({})", seen.join(", "))
+            }
+        };
+        Err(Error::not_a_state(&file.path, why))
+    }
+
+    /// The state at which the text began that led to the file's state; `None` where that is the model's own
+    /// ([`Model::new_state`]).
+    ///
+    /// # Errors
+    /// As [`Model::load_state`].
+    pub fn start_from(&self, file: &Checkpoint) -> Result<Option<State>> {
+        if !file.tensors.keys().any(|k| k.starts_with(START)) {
+            return Ok(None);
+        }
+        self.check_owner(file)?;
+        read_ours(file, START, self.config(), self.state_layout()).map(Some)
     }
 
     fn check_owner(&self, file: &Checkpoint) -> Result<()> {
@@ -131,13 +166,13 @@ impl<O: Ops + 'static> Model<O> {
     }
 }
 
-/// Our format, or the same tensors without metadata.
-fn read_ours(file: &Checkpoint, config: &Config, layout: &Arc<StateLayout>) -> Result<State> {
+/// Our format, or the same tensors without metadata; `prefix` is [`STATE`] or [`START`].
+fn read_ours(file: &Checkpoint, prefix: &str, config: &Config, layout: &Arc<StateLayout>) -> Result<State> {
     let mut state = State::new(layout.clone());
     let mut known = 0;
     for layer in 0..layout.layers {
         for f in &layout.fields {
-            let name = format!("state.{layer}.{}", f.name);
+            let name = format!("{prefix}{layer}.{}", f.name);
             let tensor = file.get(&name).ok_or_else(|| {
                 Error::State(format!("it has no `{name}`, which RWKV-{} needs", config.version.number()))
             })?;
@@ -145,10 +180,11 @@ fn read_ours(file: &Checkpoint, config: &Config, layout: &Arc<StateLayout>) -> R
             known += 1;
         }
     }
-    if file.tensors.keys().filter(|k| k.starts_with("state.")).count() != known {
+    if file.tensors.keys().filter(|k| k.starts_with(prefix)).count() != known {
         return Err(Error::State(format!("it has more tensors than a model of {} layers", layout.layers)));
     }
-    if let Some(n) = file.metadata.get(metadata::TOKENS) {
+    let count = if prefix == START { metadata::START_TOKENS } else { metadata::TOKENS };
+    if let Some(n) = file.metadata.get(count) {
         state.tokens = n
             .parse()
             .map_err(|_| Error::State("its metadata does not give the number of tokens".to_string()))?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hawfinch_kernels::Isa;
-use hawfinch_model::quantize::held_bytes;
+use hawfinch_model::quantize::{Unquantized, held_bytes, unquantized};
 use hawfinch_model::{Checkpoint, Config, Cpu, Lora, Model, OpenOptions, Quant, State, format, synthetic};
 
 use crate::fail::usage;
@@ -14,6 +14,7 @@ use crate::hub;
 use crate::output;
 use crate::output::{note, printable};
 use crate::progress::Progress;
+use crate::system::cpu::threads_allowed;
 use crate::system::memory::{self, Need};
 
 /// The name that stands for the built-in stand-in model.
@@ -30,7 +31,7 @@ pub struct ModelOptions {
     #[arg(long, value_name = "EPS")]
     group_norm_eps: Option<f64>,
     /// Threads to compute with (default: all that the machine runs at once); results do not depend on it
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
     /// Quantise the weights while opening the model, where they are floats: int8 (8.5 bits a weight) or int4 (about 5)
     #[arg(long, value_name = "TYPE", value_parser = quant_parser())]
@@ -38,6 +39,15 @@ pub struct ModelOptions {
     /// Run the model even if it does not fit in memory
     #[arg(long)]
     ignore_memory: bool,
+}
+
+/// More threads than this are a slip of the finger, and more than some systems can start.
+const MAX_THREADS: usize = 4096;
+
+/// Reads a number of threads.
+fn thread_count(text: &str) -> Result<NonZeroUsize, String> {
+    let number = text.parse().ok().filter(|n: &NonZeroUsize| n.get() <= MAX_THREADS);
+    number.ok_or_else(|| format!("give a number from 1 to {MAX_THREADS}"))
 }
 
 /// Reads the name of a way to quantise.
@@ -54,10 +64,23 @@ impl ModelOptions {
     /// As [`ModelOptions::open`], to run so many sequences at once.
     pub fn open_for(&self, path: &Path, sequences: usize) -> anyhow::Result<Model> {
         self.check()?;
+        self.note_threads();
         let checkpoint = open_checkpoint(path)?;
         let need = memory_need(&checkpoint, &Config::infer(&checkpoint)?, sequences, self.quant);
         self.check_memory(&need)?;
         self.prepare(checkpoint)
+    }
+
+    /// Says so when more threads are to compute than the machine runs at once.
+    fn note_threads(&self) {
+        let asked = self.threads.or_else(|| std::env::var("HAWFINCH_THREADS").ok()?.parse().ok());
+        if let (Some(n), Some(there)) = (asked, threads_allowed())
+            && n.get() > there
+        {
+            note(format_args!(
+                "warning: {n} threads where {there} can run at once: more than these make it slower"
+            ));
+        }
     }
 
     /// Refuses options and settings of the environment that cannot be.
@@ -81,15 +104,23 @@ impl ModelOptions {
 
     /// The model of a checkpoint that was found to fit.
     pub fn prepare(&self, mut checkpoint: Checkpoint) -> anyhow::Result<Model> {
-        note_unused(&checkpoint, &Config::infer(&checkpoint)?);
+        let config = Config::infer(&checkpoint)?;
+        note_unused(&checkpoint, &config);
+        if let Some(quant) = self.quant {
+            note_not_quantized(quant, &checkpoint, &config);
+        }
         let loras = self.loras.iter().map(|s| Lora::from_spec(s)).collect::<Result<_, _>>()?;
         // They are read for the model as well: nothing may be written over them.
         let lora_file =
             |spec: &String| PathBuf::from(spec.rsplit_once(":alpha=").map_or(&**spec, |(f, _)| f));
         checkpoint.files.extend(self.loras.iter().map(lora_file));
         let options = OpenOptions { loras, group_norm_eps: self.group_norm_eps };
-        let ops = self.threads.map_or_else(Cpu::default, |n| Cpu::new(n.get()));
-        Ok(Model::from_checkpoint(checkpoint, options, ops.quantizing(self.quant))?)
+        Ok(Model::from_checkpoint(checkpoint, options, self.ops().quantizing(self.quant))?)
+    }
+
+    /// What computes, with the threads asked for.
+    pub fn ops(&self) -> Cpu {
+        self.threads.map_or_else(Cpu::default, |n| Cpu::new(n.get()))
     }
 }
 
@@ -97,9 +128,12 @@ impl ModelOptions {
 pub fn check_environment() -> anyhow::Result<()> {
     if let Ok(n) = std::env::var("HAWFINCH_THREADS")
         && !n.is_empty()
-        && n.parse::<NonZeroUsize>().is_err()
+        && thread_count(&n).is_err()
     {
-        return Err(usage(format!("HAWFINCH_THREADS must be a number from 1 up, not `{}`", printable(&n))));
+        return Err(usage(format!(
+            "HAWFINCH_THREADS must be a number from 1 to {MAX_THREADS}, not `{}`",
+            printable(&n)
+        )));
     }
     Isa::chosen().map(|_| ()).map_err(|e| usage(format!("HAWFINCH_ISA: {e}")))
 }
@@ -123,6 +157,26 @@ fn note_unused(checkpoint: &Checkpoint, config: &Config) {
             printable(first)
         ));
     }
+}
+
+/// Says so when weights stay as they are that were to be quantised.
+fn note_not_quantized(quant: Quant, checkpoint: &Checkpoint, config: &Config) {
+    let Unquantized { linear, blocks, odd_rows } = unquantized(quant, checkpoint, config);
+    let stay = match (blocks, odd_rows) {
+        (0, 0) => return,
+        (n, 0) if n == linear => "changes nothing: the weights are quantised already".into(),
+        (0, n) if n == linear => "changes nothing: the weights' rows divide into no blocks of 32".into(),
+        (n, 0) => format!("leaves {n} of {linear} weights as they are: they are quantised already"),
+        (0, n) => {
+            format!("leaves {n} of {linear} weights as they are: their rows divide into no blocks of 32")
+        }
+        (b, o) => format!(
+            "leaves {} of {linear} weights as they are: {b} are quantised already, the rows of {o} divide into no \
+             blocks of 32",
+            b + o
+        ),
+    };
+    note(format_args!("warning: --quant {quant} {stay}"));
 }
 
 /// The tensors of a model: a file, a folder, the name of a model in the models folder, or `demo` for the
@@ -157,8 +211,7 @@ impl StateOptions {
     /// may replace the state to start from.)
     pub fn load(&self, model: &Model) -> anyhow::Result<State> {
         if let Some(to) = &self.to {
-            output::can_be_file(to)?;
-            output::not_over(to, &model.checkpoint().files)?;
+            may_become_state(to, model)?;
         }
         match &self.from {
             Some(path) => load_state(model, path),
@@ -200,6 +253,24 @@ impl StateOptions {
             None => Ok(()),
         }
     }
+}
+
+/// Refuses a place for a state where no file can be, or another file is than a state: that one would be lost.
+pub fn may_become_state(path: &Path, model: &Model) -> anyhow::Result<()> {
+    output::can_be_file(path)?;
+    output::not_over(path, &model.checkpoint().files)?;
+    // A pipe or a device is written to, not replaced.
+    let Some(there) = path.metadata().ok().filter(|m| m.is_file() && m.len() > 0) else { return Ok(()) };
+    let is_state =
+        |c: Checkpoint| c.tensors.keys().any(|k| k.starts_with("state.") || k.ends_with("time_state"));
+    if format::open(path).is_ok_and(|c| Config::infer(&c).is_err() && is_state(c)) {
+        return Ok(());
+    }
+    Err(usage(format!(
+        "{} holds something else than a state ({}): give another name, or remove it first",
+        path.display(),
+        output::size(there.len())
+    )))
 }
 
 /// Loads a state of any format.

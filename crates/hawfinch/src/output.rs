@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
+use hawfinch_model::format;
 
 use crate::fail::usage;
 
@@ -85,6 +86,8 @@ pub struct NewFile {
     path: PathBuf,
     /// Where the bytes go until the file is complete; `None` when they go to `path` itself.
     beside: Option<PathBuf>,
+    /// It stays there if it is never completed.
+    kept: bool,
     out: BufWriter<File>,
 }
 
@@ -104,10 +107,16 @@ impl NewFile {
     pub fn create(path: &Path) -> anyhow::Result<NewFile> {
         let shown = || format!("cannot write {}", path.display());
         can_be_file(path)?;
+        if path.is_file() && format::is_model(path) {
+            return Err(usage(format!(
+                "{} is a model: give another name, or remove it first",
+                path.display()
+            )));
+        }
         let buffered = |file| BufWriter::with_capacity(1 << 16, file);
         if path.metadata().is_ok_and(|m| !m.is_file()) {
             let file = OpenOptions::new().write(true).open(path).with_context(shown)?;
-            return Ok(NewFile { path: path.into(), beside: None, out: buffered(file) });
+            return Ok(NewFile { path: path.into(), beside: None, kept: false, out: buffered(file) });
         }
         let target = path.canonicalize().unwrap_or_else(|_| path.into());
         let mut name = target.file_name().with_context(shown)?.to_os_string();
@@ -118,7 +127,21 @@ impl NewFile {
         let mut unfinished = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
         let file = OpenOptions::new().write(true).create_new(true).open(&beside).with_context(shown)?;
         unfinished.push(beside.clone());
-        Ok(NewFile { path: target, beside: Some(beside), out: buffered(file) })
+        Ok(NewFile { path: target, beside: Some(beside), kept: false, out: buffered(file) })
+    }
+
+    /// From now on what is written is worth keeping: where the program ends before the file is complete, it stays
+    /// beside its place, under the name of [`NewFile::beside`].
+    pub fn keep(&mut self) {
+        if let Some(beside) = &self.beside {
+            UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).retain(|p| p != beside);
+        }
+        self.kept = true;
+    }
+
+    /// Where the bytes lie until the file is complete; `None` when they go to its place at once.
+    pub fn beside(&self) -> Option<&Path> {
+        self.beside.as_deref()
     }
 
     /// Ends the file and puts it in its place.
@@ -145,7 +168,7 @@ impl Write for NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        if let Some(beside) = &self.beside {
+        if let Some(beside) = self.beside.as_ref().filter(|_| !self.kept) {
             // Nothing more can be done if this fails too.
             let _ = std::fs::remove_file(beside);
         }
@@ -174,6 +197,14 @@ impl Sink {
         match self {
             Sink::Stdout(out) => writeln!(out, "{line}"),
             Sink::File(out) => writeln!(out, "{line}"),
+        }
+    }
+
+    /// Puts out what is buffered.
+    pub fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Sink::Stdout(out) => out.flush(),
+            Sink::File(out) => out.flush(),
         }
     }
 

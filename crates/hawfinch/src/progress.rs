@@ -65,6 +65,11 @@ impl Progress {
         self.bar.inc(more);
     }
 
+    /// Does something that may write to the same terminal, with the bar out of the way.
+    pub fn aside<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.bar.suspend(work)
+    }
+
     /// How much is done.
     #[cfg(test)]
     pub fn done(&self) -> u64 {

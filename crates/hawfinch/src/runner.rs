@@ -82,6 +82,14 @@ impl<'m> Runner<'m> {
         *self.bar.borrow_mut() = None;
     }
 
+    /// Does something that may write to the terminal, with that bar out of the way.
+    pub fn aside<T>(&self, work: impl FnOnce() -> T) -> T {
+        match &*self.bar.borrow() {
+            Some(bar) => bar.aside(work),
+            None => work(),
+        }
+    }
+
     /// What was timed since the last call.
     pub fn take_timing(&self) -> Timing {
         self.timing.take()

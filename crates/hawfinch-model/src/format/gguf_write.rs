@@ -224,7 +224,7 @@ impl Maker<'_> {
             .ok_or_else(|| Error::unsupported(&self.ckpt.path, format!("GGUF has no name for `{key}`")))?;
         let (tensor, dtype) = match param.role {
             Role::Matrix => {
-                let dtype = self.matrix_type(key, &tensor);
+                let dtype = matrix_type(self.options.dtype, key, &tensor);
                 (tensor, dtype)
             }
             Role::LowRank => (swapped(tensor), DType::F32),
@@ -239,35 +239,6 @@ impl Maker<'_> {
         };
         self.entries.push(Entry { name, shape: tensor.shape.clone(), dtype, tensor });
         Ok(())
-    }
-
-    /// The type asked for, or the nearest above it that divides the row, as llama.cpp falls back; the
-    /// head of a 4- or 5-bit model has 6 bits.
-    fn matrix_type(&self, key: &str, t: &StoredTensor) -> DType {
-        let Some(mut dtype) = self.options.dtype else {
-            return match t.dtype {
-                DType::F64 => DType::F32,
-                // A scaled tensor is encoded anew, which not every block type can be.
-                d if t.scale != 1.0 && d.is_quantized() && !writable(d) => DType::F16,
-                d => d,
-            };
-        };
-        if t.dtype == dtype && t.scale == 1.0 {
-            return dtype;
-        }
-        if key == "head.weight" && dtype.is_quantized() && dtype != DType::Q8_0 {
-            dtype = DType::Q6_K;
-        }
-        let cols = t.shape.last().copied().unwrap_or(1);
-        while cols % dtype.block_len() != 0 {
-            dtype = match dtype {
-                DType::Q4_K => DType::Q5_0,
-                DType::Q5_K => DType::Q5_1,
-                DType::Q6_K => DType::Q8_0,
-                _ => DType::F16,
-            };
-        }
-        dtype
     }
 
     /// Appends one mix to the layer's fused tensor `[parts, 1, 1, D]`, which the first one makes.
@@ -377,6 +348,35 @@ impl Maker<'_> {
         }
         Ok(k)
     }
+}
+
+/// The type of a matrix in the file: the one asked for, or the nearest above it that divides the row, as llama.cpp
+/// falls back; the head of a 4- or 5-bit model has 6 bits. With none asked for, the matrix's own.
+pub(super) fn matrix_type(asked: Option<DType>, key: &str, t: &StoredTensor) -> DType {
+    let Some(mut dtype) = asked else {
+        return match t.dtype {
+            DType::F64 => DType::F32,
+            // A scaled tensor is encoded anew, which not every block type can be.
+            d if t.scale != 1.0 && d.is_quantized() && !writable(d) => DType::F16,
+            d => d,
+        };
+    };
+    if t.dtype == dtype && t.scale == 1.0 {
+        return dtype;
+    }
+    if key == "head.weight" && dtype.is_quantized() && dtype != DType::Q8_0 {
+        dtype = DType::Q6_K;
+    }
+    let cols = t.shape.last().copied().unwrap_or(1);
+    while cols % dtype.block_len() != 0 {
+        dtype = match dtype {
+            DType::Q4_K => DType::Q5_0,
+            DType::Q5_K => DType::Q5_1,
+            DType::Q6_K => DType::Q8_0,
+            _ => DType::F16,
+        };
+    }
+    dtype
 }
 
 /// Keys about how a GGUF file holds its tensors, which mean nothing elsewhere.

@@ -31,7 +31,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use crate::checkpoint::{Checkpoint, FileFormat};
-use crate::{Error, Result};
+use crate::{Config, Error, Result};
 
 /// Opens a checkpoint in whatever format it is, told from its content, never from its name: a file, or
 /// a folder with one. Tensors get official names; they stay in the mapped file.
@@ -45,6 +45,28 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     let mut ckpt = read(path, map_file(path)?)?;
     ckpt.files = vec![path.into()];
     Ok(ckpt)
+}
+
+/// Whether a file's content is a model, or would be if it were whole: a damaged one counts; a file of no known format
+/// or of other tensors, a state and a LoRA do not.
+pub fn is_model(path: &Path) -> bool {
+    let opened = open(path).and_then(|c| Config::infer(&c));
+    !matches!(opened, Err(Error::NotAModel { .. } | Error::Io { .. }))
+}
+
+/// As [`open`], for a file that should hold a state: where it is no file of any format, that is what is said.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_state(path: &Path) -> Result<Checkpoint> {
+    if path.is_dir() {
+        return Err(Error::not_a_state(path, "it is a folder"));
+    }
+    match open(path) {
+        // The format of no model is the format of no state either.
+        Err(Error::NotAModel { path, why }) => Err(Error::NotAState { path, why }),
+        other => other,
+    }
 }
 
 /// As [`open`], from a file's bytes; `path` appears in messages only.

@@ -84,7 +84,10 @@ pub fn save(path: &Path, ckpt: &Checkpoint, options: SaveOptions) -> Result<()> 
         )));
     }
     let config = Config::infer(ckpt).ok();
-    let metadata = metadata_of(ckpt, config.as_ref(), options.dtype);
+    let metadata = metadata_of(ckpt, config.as_ref(), |name, t| match options.format {
+        SaveFormat::Gguf => gguf_write::matrix_type(options.dtype, name, t),
+        _ => target_dtype(t.dtype, options.dtype),
+    });
     if options.format == SaveFormat::Gguf {
         return save_gguf(path, ckpt, options, metadata);
     }
@@ -124,8 +127,32 @@ fn target_dtype(own: DType, asked: Option<DType>) -> DType {
     }
 }
 
-/// Our metadata: what the file had of it, and what the tensors say now.
-fn metadata_of(ckpt: &Checkpoint, config: Option<&Config>, dtype: Option<DType>) -> BTreeMap<String, String> {
+/// The type that most numbers of the linear weights are written in, which need not be the one asked for: a row that
+/// divides into no blocks takes another.
+fn common_type(
+    ckpt: &Checkpoint,
+    config: &Config,
+    written: impl Fn(&str, &StoredTensor) -> DType,
+) -> Option<DType> {
+    let mut counts: Vec<(DType, usize)> = Vec::new();
+    for (name, t) in ckpt.tensors.iter().filter(|(name, _)| *name != "emb.weight") {
+        if names::find(config.version, name).is_some_and(|(_, param)| param.role == names::Role::Matrix) {
+            let dtype = written(name, t);
+            match counts.iter_mut().find(|(d, _)| *d == dtype) {
+                Some((_, n)) => *n += t.len(),
+                None => counts.push((dtype, t.len())),
+            }
+        }
+    }
+    counts.into_iter().max_by_key(|(_, n)| *n).map(|(d, _)| d)
+}
+
+/// Our metadata: what the file had of it, and what the tensors say now; `written` is the type that a matrix takes.
+fn metadata_of(
+    ckpt: &Checkpoint,
+    config: Option<&Config>,
+    written: impl Fn(&str, &StoredTensor) -> DType,
+) -> BTreeMap<String, String> {
     let ours = ckpt.metadata.iter().filter(|(k, _)| k.starts_with(metadata::PREFIX));
     let ours = ours.filter(|(k, _)| !gguf_write::is_ours_alone(k));
     let mut out: BTreeMap<String, String> = ours.map(|(k, v)| (k.clone(), v.clone())).collect();
@@ -143,7 +170,10 @@ fn metadata_of(ckpt: &Checkpoint, config: Option<&Config>, dtype: Option<DType>)
             set(metadata::SOURCE_HASH, hash);
         }
         if let Some(t) = ckpt.get("blocks.0.att.key.weight") {
-            set(metadata::DTYPE, target_dtype(t.dtype, dtype).name().into());
+            let dtype = common_type(ckpt, c, written);
+            if let Some(d) = dtype {
+                set(metadata::DTYPE, d.name().into());
+            }
             let mut schemes: Vec<String> =
                 ckpt.metadata.get(metadata::QUANTIZED).cloned().into_iter().collect();
             let steps = [(schemes.is_empty() && t.dtype.is_quantized()).then_some(t.dtype), dtype];

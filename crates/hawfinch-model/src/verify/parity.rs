@@ -4,7 +4,9 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use hawfinch_kernels::{Isa, Pool};
 use serde_json::Value;
 
 use super::{Report, max_abs, run, worse};
@@ -122,6 +124,14 @@ impl Case {
 /// # Errors
 /// A file of the folder that cannot be read or is no model.
 pub fn check(folder: &Path, double: bool) -> Result<Report> {
+    check_on(Cpu::<f32>::default().pool(), folder, double)
+}
+
+/// As [`check`], computing on these threads.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_on(pool: &Arc<Pool>, folder: &Path, double: bool) -> Result<Report> {
     let mut report = Report::default();
     if !folder.join("meta.json").exists() {
         report.absent.push("meta.json (without its tolerances nothing can be compared)".into());
@@ -139,30 +149,48 @@ pub fn check(folder: &Path, double: bool) -> Result<Report> {
         Some(case) => {
             if base.is_file() {
                 let checkpoint = format::open(&base)?;
-                check_f32(&mut report, case, &tolerances, &checkpoint)?;
+                check_f32(pool, &mut report, case, &tolerances, &checkpoint)?;
                 if double {
-                    check_f64(&mut report, case, tolerance(folder, "f64", "logits_max_abs")?, &checkpoint)?;
+                    check_f64(
+                        pool,
+                        &mut report,
+                        case,
+                        tolerance(folder, "f64", "logits_max_abs")?,
+                        &checkpoint,
+                    )?;
                 }
             }
             let bf16 = folder.join("model-bf16.pth");
             if bf16.is_file() {
-                check_bf16(&mut report, case, &tolerances, &Model::open(&bf16)?)?;
+                let m = model::<f32>(pool, &format::open(&bf16)?, Vec::new())?;
+                check_bf16(&mut report, case, &tolerances, &m)?;
             } else {
                 report.absent.push("model-bf16.pth".into());
             }
         }
     }
-    check_peft(&mut report, folder, &tolerances, &base)?;
+    check_peft(pool, &mut report, folder, &tolerances, &base)?;
     Ok(report)
 }
 
-fn model<F: hawfinch_kernels::Real>(checkpoint: &Checkpoint, loras: Vec<Lora>) -> Result<Model<Cpu<F>>> {
+fn model<F: hawfinch_kernels::Real>(
+    pool: &Arc<Pool>,
+    checkpoint: &Checkpoint,
+    loras: Vec<Lora>,
+) -> Result<Model<Cpu<F>>> {
     let options = OpenOptions { loras, ..OpenOptions::default() };
-    Model::from_checkpoint(checkpoint.clone(), options, Cpu::default())
+    let isa = Isa::chosen().unwrap_or_else(|_| Isa::best());
+    Model::from_checkpoint(checkpoint.clone(), options, Cpu::with(pool.clone(), isa))
 }
 
-fn check_f32(report: &mut Report, case: &Case, tol: &Tolerances, checkpoint: &Checkpoint) -> Result<()> {
-    let m = model::<f32>(checkpoint, Vec::new())?;
+fn check_f32(
+    pool: &Arc<Pool>,
+    report: &mut Report,
+    case: &Case,
+    tol: &Tolerances,
+    checkpoint: &Checkpoint,
+) -> Result<()> {
+    let m = model::<f32>(pool, checkpoint, Vec::new())?;
     let Some(tokens) = case.ids("tokens") else {
         report.absent.push("tokens".into());
         return Ok(());
@@ -207,8 +235,14 @@ fn check_f32(report: &mut Report, case: &Case, tol: &Tolerances, checkpoint: &Ch
     Ok(())
 }
 
-fn check_f64(report: &mut Report, case: &Case, tolerance: f64, checkpoint: &Checkpoint) -> Result<()> {
-    let m = model::<f64>(checkpoint, Vec::new())?;
+fn check_f64(
+    pool: &Arc<Pool>,
+    report: &mut Report,
+    case: &Case,
+    tolerance: f64,
+    checkpoint: &Checkpoint,
+) -> Result<()> {
+    let m = model::<f64>(pool, checkpoint, Vec::new())?;
     let (Some(tokens), Some(want)) = (case.ids("tokens"), case.values("logits_f32")) else { return Ok(()) };
     let (logits, _) = run(&m, &tokens, &[], m.new_state())?;
     // Both sides were rounded to f32 once: two of them may lie one step of f32 apart.
@@ -238,7 +272,13 @@ fn check_bf16(report: &mut Report, case: &Case, tol: &Tolerances, m: &Model) -> 
     Ok(())
 }
 
-fn check_peft(report: &mut Report, folder: &Path, tol: &Tolerances, base: &Path) -> Result<()> {
+fn check_peft(
+    pool: &Arc<Pool>,
+    report: &mut Report,
+    folder: &Path,
+    tol: &Tolerances,
+    base: &Path,
+) -> Result<()> {
     let (path, tuned, lora) =
         (folder.join("peft.safetensors"), folder.join("state.pth"), folder.join("lora.pth"));
     if !path.is_file() || !base.is_file() {
@@ -254,7 +294,7 @@ fn check_peft(report: &mut Report, folder: &Path, tol: &Tolerances, base: &Path)
         return Ok(());
     };
     if tuned.is_file() {
-        let m = model::<f32>(&checkpoint, Vec::new())?;
+        let m = model::<f32>(pool, &checkpoint, Vec::new())?;
         let (logits, state) = run(&m, &tokens, &[], m.load_state(&tuned)?)?;
         compare_logits(report, &case, "logits_state", "logits from the tuned state", &logits, tol.logits);
         let names = ["loss_state", "targets"];
@@ -272,7 +312,7 @@ fn check_peft(report: &mut Report, folder: &Path, tol: &Tolerances, base: &Path)
             }
             adapter => adapter?,
         };
-        let m = model::<f32>(&checkpoint, vec![adapter])?;
+        let m = model::<f32>(pool, &checkpoint, vec![adapter])?;
         let (logits, _) = run(&m, &tokens, &[], m.new_state())?;
         compare_logits(report, &case, "logits_lora", "logits with the LoRA", &logits, tol.logits);
         let names = ["loss_lora", "targets"];

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::fail::usage;
-use crate::model_args::model_identity;
+use crate::model_args::{may_become_state, model_identity};
 use crate::output::{Stream, colors, note, size, thousands};
 use crate::runner::{Runner, Timing, catch_up};
 use crate::sampler_args::{SETTINGS, set_one};
@@ -194,15 +194,17 @@ impl<'m> Talk<'m> {
 
     /// Saves state and conversation.
     pub fn save(&mut self, path: &Path) -> anyhow::Result<()> {
+        may_become_state(path, self.runner.model())?;
         // The state then holds the text, the whole text and nothing but the text, for whoever reads it.
         catch_up(self.chat.session_mut())?;
         let model = self.runner.model();
         let saved =
             Saved { template: self.chat.template().name().into(), messages: self.chat.history().to_vec() };
         let state = &self.chat.session().position().state;
+        // Kept where it is another than every chat of the model begins at.
+        let start = Some(&self.chat.start().state).filter(|s| **s != model.new_state());
         let more = [(CHAT, serde_json::to_string(&saved)?)];
-        crate::output::not_over(path, &model.checkpoint().files)?;
-        state.save_with(path, model.config().version, &model_identity(model)?, &more)?;
+        state.save_with(path, model.config().version, &model_identity(model)?, start, &more)?;
         note(format_args!("saved {} ({} of context)", path.display(), plural(state.tokens, "token")));
         Ok(())
     }
@@ -212,8 +214,9 @@ impl<'m> Talk<'m> {
         if !path.exists() {
             bail!("there is no file {}", path.display());
         }
-        let file = format::open(path)?;
-        let state = self.runner.model().state_from(&file)?;
+        let file = format::open_state(path)?;
+        let model = self.runner.model();
+        let state = model.state_from(&file)?;
         let context = plural(state.tokens, "token");
         let saved: Option<Saved> = file
             .metadata
@@ -240,7 +243,8 @@ impl<'m> Talk<'m> {
             ));
         }
         let said = saved.messages.len();
-        self.chat.resume(at(state), saved.messages);
+        let start = model.start_from(&file)?.unwrap_or_else(|| model.new_state());
+        self.chat.resume(at(start), at(state), saved.messages);
         note(format_args!(
             "goes on from {} ({}, {context} of context)",
             path.display(),

@@ -38,12 +38,15 @@ pub struct Args {
     /// The text, or - to read it from standard input
     #[arg(required_unless_present = "input", conflicts_with = "input")]
     text: Option<String>,
-    /// Read many texts, each line one; of a .jsonl file each line's \"text\"
+    /// Read many texts, each line one; of a .jsonl file each line's "text"
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Give the state of this layer (from 0) in place of the mean
     #[arg(long, value_name = "L")]
     state_layer: Option<usize>,
+    /// Print one JSON object a text, which is what is printed anyhow
+    #[arg(long)]
+    json: bool,
     /// Write to this file: JSON lines, or a tensor for .safetensors
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -58,6 +61,14 @@ const BATCH: usize = 32;
 
 /// Embeds every text and prints or writes the vectors.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let to_tensor =
+        args.output.as_ref().filter(|p| SaveFormat::from_extension(p) == Some(SaveFormat::Safetensors));
+    if let Some(path) = to_tensor.filter(|_| args.json) {
+        return Err(usage(format!(
+            "{} would hold a tensor, not JSON: leave --json out or name another file",
+            path.display()
+        )));
+    }
     let texts = texts(args)?;
     let model = args.options.open_for(&args.model, texts.len().min(BATCH))?;
     if let Some(layer) = args.state_layer.filter(|&l| l >= model.config().layers) {
@@ -72,8 +83,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let what = args.state_layer.map_or(Embedding::Mean, Embedding::State);
     let tokenizer = args.tokenizer.for_model(&model)?;
     let ids: Vec<Vec<u32>> = texts.iter().map(|t| tokenizer.encode(t)).collect();
-    let to_tensor =
-        args.output.as_ref().filter(|p| SaveFormat::from_extension(p) == Some(SaveFormat::Safetensors));
     let mut out = match to_tensor {
         Some(_) => None,
         None => Some(Sink::open(args.output.as_deref())?),
@@ -123,9 +132,14 @@ fn texts(args: &Args) -> anyhow::Result<Vec<Vec<u8>>> {
     let content = input::read(file)?;
     let json = file.extension().is_some_and(|e| e == "jsonl");
     let content = content.strip_suffix(b"\n").unwrap_or(&content);
+    // Some editors begin a file with a mark of its encoding; of a text it may be a part.
+    let content = if json { content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content) } else { content };
     let mut texts = Vec::new();
     for (n, line) in content.split(|&b| b == b'\n').enumerate() {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if json && line.trim_ascii().is_empty() {
+            continue;
+        }
         let text = if json {
             let value: Value = serde_json::from_slice(line)
                 .with_context(|| format!("{} line {} is not valid JSON", file.display(), n + 1))?;
@@ -140,6 +154,9 @@ fn texts(args: &Args) -> anyhow::Result<Vec<Vec<u8>>> {
             bail!("{} line {} is empty: there is nothing to embed", file.display(), n + 1);
         }
         texts.push(text);
+    }
+    if texts.is_empty() {
+        bail!("{} holds no texts: there is nothing to embed", file.display());
     }
     Ok(texts)
 }

@@ -34,7 +34,8 @@ which any text may begin. A prompt is taken as it is, byte for byte; it need not
 --input takes one JSON object a line: \"prompt\" (an empty one begins at nothing), and optionally
 \"id\", \"max_tokens\", \"stop\", \"stop_tokens\" and any sampling option by its name with _ for -
 (\"seed\", \"top_p\" …; \"logit_bias\" as in {\"261\": -1.5, \"0\": \"-inf\"}). All run as one batch;
-results come in the order of the lines, each the same as it would be alone.
+results come in the order of the lines, each the same as it would be alone, as soon as those before
+it are finished. Ctrl-C ends the batch and keeps all that is finished (\"index\" names the line).
 
 Examples:
   hawfinch generate model.pth 'The Eiffel tower is'
@@ -118,6 +119,10 @@ impl Args {
     fn setup(&self) -> anyhow::Result<Setup> {
         let defaults = SamplerConfig { top_logprobs: self.logprobs.unwrap_or(0), ..SamplerConfig::default() };
         let config = self.sampler.over(defaults)?;
+        // clap would ask for it, but not beside a prompt, which --input excludes.
+        if self.output.is_some() && self.input.is_none() {
+            return Err(usage("--output is for the results of --input: send the text to a file with > FILE"));
+        }
         if self.logprobs.is_some() && !self.json && self.input.is_none() {
             return Err(usage("--logprobs needs --json (or --input, which always writes JSON)"));
         }

@@ -83,14 +83,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 args.out.display()
             ))
         })?;
-    if args.version != Version::V4 && (args.width == 0 || !args.width.is_multiple_of(args.head_size)) {
-        return Err(usage(format!(
-            "the width {} must be a multiple of the head size {}",
-            args.width, args.head_size
-        )));
-    }
     if args.width == 0 {
         return Err(usage("the width must be at least 1"));
+    }
+    if args.version != Version::V4 && !args.width.is_multiple_of(args.head_size) {
+        return Err(usage(format!(
+            "the width {} must be a multiple of the head size {} (--head-size gives another)",
+            args.width, args.head_size
+        )));
     }
     output::may_write(&args.out, args.force)?;
     let shape = Shape {

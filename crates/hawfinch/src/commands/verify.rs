@@ -27,7 +27,8 @@ pub struct Args {
     model: Option<PathBuf>,
     /// A folder of results of an independent implementation (meta.json, model.pth, case.safetensors …), or
     /// any folder above some: compares logits, states, losses within the tolerances of each meta.json
-    #[arg(long, value_name = "DIR", conflicts_with = "model")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "tokens", "expect", "ids", "tolerance", "loras",
+        "group_norm_eps", "quant"])]
     against: Option<PathBuf>,
     /// With --against: also compute the logits in double precision and compare them within the folders'
     /// tolerance for that, about 5e-6
@@ -61,6 +62,10 @@ fn error_bound(text: &str) -> Result<f64, String> {
 
 /// Runs the checks and prints the report.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    // clap would ask for it, but not beside a model, which --against excludes.
+    if args.double && args.against.is_none() {
+        return Err(usage("--double needs --against DIR: only such folders say how near it must come"));
+    }
     let reports = match (&args.model, &args.against) {
         (_, Some(dir)) => {
             if !dir.is_dir() {
@@ -73,11 +78,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                     dir.display()
                 )));
             }
+            args.options.check()?;
+            let ops = args.options.ops();
             let mut reports = Vec::new();
             for folder in folders {
                 note(format_args!("verifying {}", folder.display()));
                 let _bar = Progress::time("comparing");
-                let report = parity::check(&folder, args.double).unwrap_or_else(|e| Report::unreadable(&e));
+                let report = parity::check_on(ops.pool(), &folder, args.double);
+                let report = report.unwrap_or_else(|e| Report::unreadable(&e));
                 reports.push((folder.display().to_string(), report));
             }
             reports

@@ -51,6 +51,9 @@ impl Entry {
     }
 }
 
+/// Models of a folder that are named where there is more than one.
+const LISTED: usize = 12;
+
 /// True for the extensions that model files have.
 pub fn is_model_extension(ext: &OsStr) -> bool {
     let known = ["pth", "pt", "st", "safetensors", "gguf", "bin"];
@@ -131,13 +134,26 @@ pub fn model_in(folder: &Path) -> anyhow::Result<PathBuf> {
     if folder.join("config.json").is_file() {
         return Ok(folder.into());
     }
-    let files = files_below(folder);
+    let mut files = files_below(folder);
+    if files.len() > 1 {
+        // By name they are; what they hold tells.
+        files.retain(|f| hawfinch_model::format::is_model(f));
+    }
     match files.as_slice() {
         [one] => Ok(one.clone()),
         [] => bail!("{} holds no model", folder.display()),
         many => {
-            let names: Vec<_> = many.iter().map(|f| f.display().to_string()).collect();
-            bail!("{} holds {} models, name one of them: {}", folder.display(), many.len(), names.join(", "))
+            let names: Vec<_> = many.iter().take(LISTED).map(|f| f.display().to_string()).collect();
+            let more = match many.len().saturating_sub(LISTED) {
+                0 => String::new(),
+                n => format!(" and {n} more"),
+            };
+            bail!(
+                "{} holds {} models, name one of them: {}{more}",
+                folder.display(),
+                many.len(),
+                names.join(", ")
+            )
         }
     }
 }

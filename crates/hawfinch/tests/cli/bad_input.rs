@@ -139,3 +139,209 @@ fn places_that_cannot_be_written() {
     }
     assert!(!place.path("l.st").exists());
 }
+
+/// Raw numbers, a state and a LoRA are named like models; what they hold tells that they are none.
+#[test]
+fn a_folder_counts_only_models() {
+    let place = Place::new();
+    std::fs::create_dir(place.path("f")).unwrap();
+    let raw: Vec<u8> = (0..256).flat_map(|i| (i as f32 / 100.0).to_le_bytes()).collect();
+    place.write("f/expected-logits.bin", &raw);
+    place.model("f/a.pth", &[]);
+    place.run(&["generate", "f/a.pth", "x", "-n", "1", "--state-out", "f/a-state.st"]).ok();
+    // The one model there is.
+    place.run(&["generate", "f", "x", "-n", "1"]).ok();
+    for n in 0..13 {
+        std::fs::copy(place.path("f/a.pth"), place.path(&format!("f/b{n:02}.pth"))).unwrap();
+    }
+    let run = place.run(&["generate", "f", "x", "-n", "1"]);
+    assert!(!run.err.contains("logits.bin") && !run.err.contains("state"), "{}", run.err);
+    run.fails(1, &["14 models", "a.pth, b00.pth", "b10.pth and 2 more"]);
+    std::fs::create_dir(place.path("g")).unwrap();
+    place.write("g/1.bin", &raw);
+    place.write("g/2.bin", &raw);
+    place.run(&["generate", "g", "x"]).fails(1, &["none of the 2 files", "named like models"]);
+    // By the name of a repository, the same.
+    let repo = place.path("models/o--r");
+    std::fs::create_dir_all(&repo).unwrap();
+    place.write("models/o--r/expected.bin", &raw);
+    std::fs::copy(place.path("f/a.pth"), repo.join("m.pth")).unwrap();
+    place.run(&["generate", "o/r", "x", "-n", "1"]).ok();
+    for n in 0..13 {
+        std::fs::copy(place.path("f/a.pth"), repo.join(format!("n{n:02}.pth"))).unwrap();
+    }
+    place.run(&["generate", "o/r", "x", "-n", "1"]).fails(1, &["14 models", "n10.pth and 2 more"]);
+}
+
+#[test]
+fn what_is_no_state() {
+    let place = Place::new();
+    place.write("text.st", "This is a text.\n");
+    place.write("empty.st", "");
+    place.model("6.pth", &["--version", "6"]);
+    place.run(&["logits", "demo", "--ids", "1", "--out", "logits.st"]).ok();
+    std::fs::create_dir(place.path("folder")).unwrap();
+    for (file, found) in [
+        ("text.st", "a text file"),
+        ("empty.st", "empty"),
+        ("6.pth", "a model, RWKV-6"),
+        ("logits.st", "other tensors (logits)"),
+        ("folder", "a folder"),
+    ] {
+        for args in [
+            &["generate", "demo", "a", "--state", file][..],
+            &["chat", "demo", "--state", file],
+            &["chat", "demo", "--load", file],
+            &["logits", "demo", "--ids", "1", "--out", "l.st", "--state", file],
+        ] {
+            let run = place.run(args);
+            assert!(!run.err.contains("not a model file"), "{args:?}: {}", run.err);
+            run.fails(1, &[file, "is not a state file", found, "a tuned state"]);
+        }
+    }
+}
+
+/// An option's wrong number: one sentence that says which there are.
+#[test]
+fn numbers_of_threads() {
+    let place = Place::new();
+    for number in ["0", "-1", "x", "5000", "99999999999999999999"] {
+        for command in [&["generate", "demo", "a", "-n", "1"][..], &["bench", "demo", "--quick"]] {
+            let run = place.run(&[command, &["--threads", number]].concat());
+            assert_eq!(run.code, 2, "{}", run.err);
+            let said = format!("invalid value '{number}' for '--threads <N>': give a number from 1 to 4096");
+            assert!(run.err.contains(&said), "{}", run.err);
+        }
+        let run =
+            place.command(&["generate", "demo", "a", "-n", "1"]).env("HAWFINCH_THREADS", number).output();
+        let run = run.unwrap();
+        let said = String::from_utf8_lossy(&run.stderr).into_owned();
+        assert_eq!(run.status.code(), Some(2), "{said}");
+        let words = format!("hawfinch: HAWFINCH_THREADS must be a number from 1 to 4096, not `{number}`");
+        assert_eq!(said.trim_end(), words);
+    }
+    // More than the machine has are taken, and one line says what they cost.
+    let there = std::thread::available_parallelism().unwrap().get();
+    let many = (there + 1).to_string();
+    let run = place.run(&["generate", "demo", "a", "-n", "1", "--threads", &many]).ok();
+    let warnings: Vec<&str> = run.err.lines().filter(|l| l.contains("warning")).collect();
+    assert_eq!(warnings.len(), 1, "{}", run.err);
+    let words = format!("warning: {many} threads where {there} can run at once");
+    assert!(warnings[0].starts_with(&words), "{}", run.err);
+    let all = place.run(&["generate", "demo", "a", "-n", "1", "--threads", &there.to_string()]).ok();
+    assert!(!all.err.contains("warning"), "{}", all.err);
+}
+
+#[test]
+fn instruction_sets_that_are_none_or_not_here() {
+    let place = Place::new();
+    let absent = if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" };
+    for (isa, words) in [("foo", "no instruction set"), ("amx", "no instruction set"), (absent, "lacks")] {
+        for args in [
+            &["generate", "demo", "a", "-n", "1"][..],
+            &["embed", "demo", "a"],
+            &["bench", "demo", "--quick"],
+            &["doctor", "--quick"],
+        ] {
+            let run = place.command(args).env("HAWFINCH_ISA", isa).output().unwrap();
+            let said = String::from_utf8_lossy(&run.stderr).into_owned();
+            assert_eq!(run.status.code(), Some(2), "{said}");
+            assert_eq!(said.lines().count(), 1, "{said}");
+            for part in ["hawfinch: HAWFINCH_ISA: ", isa, words, "scalar"] {
+                assert!(said.contains(part), "{part}: {said}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_quantised_is_told() {
+    let place = Place::new();
+    place.model("fits.pth", &[]);
+    place.run(&["convert", "fits.pth", "blocks.gguf", "--dtype", "q8_0"]).ok();
+    place.model("odd.pth", &["--width", "40", "--head-size", "40"]);
+    let warnings = |model: &str| {
+        let run = place.run(&["generate", model, "a", "-n", "1", "--quant", "int8"]).ok();
+        run.err.lines().filter(|l| l.contains("warning")).map(str::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(warnings("fits.pth"), Vec::<String>::new());
+    assert_eq!(
+        warnings("blocks.gguf"),
+        ["warning: --quant int8 changes nothing: the weights are quantised already"]
+    );
+    // Rows of 40 numbers, but those of ffn.value, which are 160 long.
+    let odd = warnings("odd.pth");
+    let words = "leaves 11 of 13 weights as they are: their rows divide into no blocks of 32";
+    assert_eq!(odd, [format!("warning: --quant int8 {words}")]);
+}
+
+/// What a comparison with given results would not heed is refused.
+#[test]
+fn options_that_given_results_exclude() {
+    let place = Place::new();
+    for option in [
+        &["--lora", "x.pth"][..],
+        &["--group-norm-eps", "1e-5"],
+        &["--quant", "int8"],
+        &["--tokens", "30"],
+        &["--tolerance", "1"],
+        &["--expect", "l.bin", "--ids", "1"],
+    ] {
+        let run = place.run(&[&["verify", "--against", "."], option].concat());
+        assert_eq!(run.code, 2, "{}", run.err);
+        let words = format!("'--against <DIR>' cannot be used with '{}", option[0]);
+        assert!(run.err.contains(&words) || run.err.contains(option[0]), "{}", run.err);
+        assert!(run.err.contains("cannot be used with"), "{}", run.err);
+    }
+    place.run(&["verify", "demo", "--double"]).fails(2, &["--double needs --against"]);
+    let Some(folder) = shared("parity/A/v7") else { return };
+    let folder = folder.to_str().unwrap();
+    place.run(&["verify", "--against", folder, "--threads", "1"]).ok();
+    let run = place.command(&["verify", "--against", folder]).env("HAWFINCH_ISA", "foo").output().unwrap();
+    assert_eq!(run.status.code(), Some(2));
+}
+
+/// A slip of the finger must not cost a model or a text: states replace states alone, results no model.
+#[test]
+fn what_is_no_state_is_not_replaced_by_one() {
+    let place = Place::new();
+    place.write("notes.txt", "precious");
+    place.model("other.pth", &[]);
+    let other = place.read("other.pth");
+    let made = ["generate", "demo", "a", "-n", "1", "--state-out"];
+    for file in ["notes.txt", "other.pth"] {
+        place.run(&[&made[..], &[file]].concat()).fails(2, &[file, "something else than a state"]);
+        let chat = place.run_with(&["chat", "demo", "-n", "1"], format!("hi\n/save {file}\n").as_bytes());
+        chat.fails(1, &[file, "something else than a state"]);
+    }
+    for args in [
+        &["embed", "demo", "a", "-o", "other.pth"][..],
+        &["logits", "demo", "--ids", "1", "--out", "other.pth"],
+    ] {
+        place.run(args).fails(2, &["other.pth is a model"]);
+    }
+    assert_eq!(place.read("notes.txt"), b"precious");
+    assert_eq!(place.read("other.pth"), other);
+    // A state gives way to the next one, and so does a file that was only made.
+    place.write("empty.st", "");
+    for file in ["empty.st", "s.st", "s.st"] {
+        place.run(&[&made[..], &[file]].concat()).ok();
+    }
+    let chat = place.run_with(&["chat", "demo", "-n", "1"], b"hi\n/save s.st\n/save s.st\n/save no/s.st\n");
+    chat.fails(1, &["there is no folder no"]);
+}
+
+/// Lists of prompts and texts as editors of other systems write them.
+#[test]
+fn marks_of_the_encoding_and_blank_lines() {
+    let place = Place::new();
+    place.write("p.jsonl", "\u{feff}{\"prompt\": \"a\"}\r\n\r\n{\"prompt\": \"b\"}\r\n");
+    let said = place.run(&["generate", "demo", "--input", "p.jsonl", "-n", "1"]).ok().json_lines();
+    assert_eq!(said.len(), 2);
+    place.write("t.jsonl", "\u{feff}{\"text\": \"a\"}\r\n\r\n{\"text\": \"b\"}\n\n");
+    assert_eq!(place.run(&["embed", "demo", "--input", "t.jsonl"]).ok().json_lines().len(), 2);
+    for empty in ["", "\n\n"] {
+        place.write("e.jsonl", empty);
+        place.run(&["embed", "demo", "--input", "e.jsonl"]).fails(1, &["e.jsonl holds no texts"]);
+    }
+}

@@ -271,3 +271,35 @@ fn a_conversation_is_not_saved_over_its_model() {
     assert!(said.err.contains("m.pth is a file to read"), "{said:?}");
     assert!(place.read("m.pth") == before && place.path("talk.st").exists());
 }
+
+/// What a saved conversation began at goes with it: going back in it does not go on from another state.
+#[test]
+fn a_loaded_conversation_goes_back_to_its_own_start() {
+    let place = Place::new();
+    place.run(&["generate", "demo", "A beginning. ", "-n", "1", "--state-out", "begin.st"]).ok();
+    let texts = |args: &[&str], lines: &str| -> Vec<String> {
+        let args = [&["--json", "--template", "world"], args].concat();
+        let all = chat(&place, &args, lines).ok().json_lines();
+        all.iter().map(|r| r["text"].as_str().unwrap().to_string()).collect()
+    };
+    let begun = ["--state", "begin.st"];
+    for after in ["/regen\n", "/undo\nthree\n", "/reset\nthree\n"] {
+        let there = texts(&begun, &format!("one\n/save talk.st\n{after}"));
+        assert_ne!(there, texts(&[], &format!("one\n{after}")), "the state makes no difference");
+        let plain = texts(&[], &format!("one\n/save plain.st\n{after}"));
+        // In a chat that began at nothing, and in one that began elsewhere.
+        for args in [&[][..], &begun] {
+            assert_eq!(texts(args, &format!("/load talk.st\n{after}")), there[1..], "{args:?} {after}");
+            assert_eq!(texts(args, &format!("/load plain.st\n{after}")), plain[1..], "{args:?} {after}");
+        }
+    }
+    // Later turns are read anew from there.
+    texts(&begun, "one\ntwo\n/save talk.st\n");
+    assert_eq!(texts(&[], "/load talk.st\n/regen\n"), texts(&begun, "/load talk.st\n/regen\n"));
+    // Saved again after it was loaded, too.
+    let there = texts(&begun, "one\n/save talk.st\n/regen\n");
+    texts(&[], "/load talk.st\n/save again.st\n");
+    assert_eq!(texts(&[], "/load again.st\n/regen\n"), there[1..]);
+    // It stays a state for others.
+    place.run(&["generate", "demo", "x", "-n", "1", "--state", "talk.st"]).ok();
+}

@@ -191,6 +191,8 @@ fn pipes_and_links_stay_what_they_are() {
     place.run(&["logits", "m.pth", "--ids", "1,2", "--out", "link.st"]).ok();
     assert!(place.path("link.st").is_symlink());
     assert_eq!(place.read("real.st"), place.read("whole.st"));
+    // A state takes the place of another, or of nothing, not of logits.
+    place.write("real.st", "");
     place.run(&["generate", "m.pth", "a", "-n", "1", "--state-out", "real.st"]).ok();
     place.run(&["generate", "m.pth", "a", "-n", "1", "--state-out", "link.st"]).ok();
     assert!(place.path("link.st").is_symlink());
@@ -395,4 +397,27 @@ fn verify_without_a_place_for_a_state_tells_the_rest() {
     let text = String::from_utf8_lossy(&out.stdout);
     assert_eq!(out.status.code(), Some(1), "{text}");
     assert!(text.contains("7 of 8 checks passed") && text.contains("nowhere"), "{text}");
+}
+
+/// Rows that fit no block take another type, and the metadata tells of that one.
+#[test]
+fn the_number_type_told_is_the_one_written() {
+    let place = Place::new();
+    let told = |file: &str| {
+        let file = hawfinch_model::format::open(&place.path(file)).unwrap();
+        let of = |key: &str| file.metadata.get(key).cloned();
+        let most = file.get("blocks.0.ffn.key.weight").unwrap().dtype;
+        assert_eq!(of("hawfinch.dtype").as_deref(), Some(most.name()));
+        of("hawfinch.quantized")
+    };
+    // Rows of 128 numbers: half a block of Q4_K.
+    place.run(&["convert", "demo", "fallen.gguf", "--dtype", "q4_k"]).ok();
+    assert_eq!(told("fallen.gguf").as_deref(), Some("q5_0"));
+    place.run(&["convert", "demo", "asked.gguf", "--dtype", "q8_0"]).ok();
+    assert_eq!(told("asked.gguf").as_deref(), Some("q8_0"));
+    place.model("odd.pth", &["--width", "40", "--head-size", "40"]);
+    place.run(&["convert", "odd.pth", "odd.gguf", "--dtype", "q8_0"]).ok();
+    assert_eq!(told("odd.gguf"), None);
+    place.run(&["convert", "asked.gguf", "back.safetensors"]).ok();
+    assert_eq!(told("back.safetensors").as_deref(), Some("q8_0"));
 }

@@ -334,3 +334,126 @@ fn real_models_write_what_they_learned() {
         Place::new().run(&["generate", model.to_str().unwrap(), "It i", "--greedy", "-n", "30"]).ok().text();
     assert!(text.contains(" the the"), "{text}");
 }
+
+#[test]
+fn a_batch_of_nothing_says_so() {
+    let place = Place::new();
+    for nothing in ["", "\n  \n"] {
+        place.write("in.jsonl", nothing);
+        let run = place.run(&["generate", "demo", "--input", "in.jsonl", "-o", "out.jsonl"]).ok();
+        assert!(run.err.contains("in.jsonl holds no prompts"), "{}", run.err);
+        assert_eq!(place.read("out.jsonl"), b"");
+        std::fs::remove_file(place.path("out.jsonl")).unwrap();
+    }
+    // A place for results without --input would be forgotten.
+    place.run(&["generate", "demo", "a", "-o", "out.txt"]).fails(2, &["--input", "> FILE"]);
+}
+
+/// Short prompts around one that takes for ever.
+#[cfg(unix)]
+fn endless_batch(place: &Place) {
+    let lines = [3, 3, 3, 100_000_000, 1].map(|n| format!("{}\n", json!({"prompt": "a", "max_tokens": n})));
+    place.write("in.jsonl", lines.concat());
+}
+
+#[cfg(unix)]
+fn indices(lines: &[u8]) -> Vec<u64> {
+    let lines = std::str::from_utf8(lines).unwrap().lines();
+    lines.map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["index"].as_u64().unwrap()).collect()
+}
+
+#[cfg(unix)]
+#[test]
+fn a_batch_that_is_ended_keeps_what_is_finished() {
+    use std::io::{BufRead, BufReader, Read};
+    let place = Place::new();
+    endless_batch(&place);
+    let mut child = place
+        .command(&["generate", "demo", "--input", "in.jsonl"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Those before the long one come although it goes on.
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    let mut lines = String::new();
+    for _ in 0..3 {
+        out.read_line(&mut lines).unwrap();
+    }
+    assert_eq!(indices(lines.as_bytes()), [0, 1, 2]);
+    // SAFETY: kill(2) with the id of a child that was not waited for.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+    let mut rest = Vec::new();
+    out.read_to_end(&mut rest).unwrap();
+    assert_eq!(indices(&rest), [4]);
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(130));
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert!(said.contains("interrupted: 4 of 5 results are written"), "{said}");
+}
+
+/// The lines of the file that is being written, once there are three.
+#[cfg(unix)]
+fn three_lines_of_the_unfinished(place: &Place) -> std::path::PathBuf {
+    let began = std::time::Instant::now();
+    loop {
+        let files = std::fs::read_dir(place.path(".")).unwrap().map(|e| e.unwrap().path());
+        let part = files.into_iter().find(|p| p.to_string_lossy().ends_with(".part"));
+        if let Some(part) = part.filter(|p| indices(&std::fs::read(p).unwrap()).len() == 3) {
+            return part;
+        }
+        assert!(began.elapsed().as_secs() < 60, "no results");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn results_in_a_file_outlive_ctrl_c_and_a_crash() {
+    let place = Place::new();
+    endless_batch(&place);
+    for signal in [libc::SIGINT, libc::SIGKILL] {
+        let mut command = place.command(&["generate", "demo", "--input", "in.jsonl", "-o", "out.jsonl"]);
+        let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let part = three_lines_of_the_unfinished(&place);
+        assert!(!place.path("out.jsonl").exists());
+        // SAFETY: kill(2) with the id of a child that was not waited for.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+        let ended = child.wait_with_output().unwrap();
+        if signal == libc::SIGINT {
+            assert_eq!(ended.status.code(), Some(130));
+            assert_eq!(indices(&place.read("out.jsonl")), [0, 1, 2, 4]);
+            assert!(!part.exists());
+            std::fs::remove_file(place.path("out.jsonl")).unwrap();
+        } else {
+            assert_eq!(indices(&std::fs::read(&part).unwrap()), [0, 1, 2]);
+        }
+    }
+}
+
+/// An error of the model ends all, but not what is finished.
+#[test]
+fn a_model_that_fails_leaves_the_results_before() {
+    let place = Place::new();
+    place.model("m.safetensors", &["--dtype", "f32"]);
+    let mut bytes = place.read("m.safetensors");
+    let n = bytes.len();
+    bytes[n - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    place.write("nan.safetensors", &bytes);
+    place.write("in.jsonl", "{\"prompt\": \"a\", \"max_tokens\": 0}\n{\"prompt\": \"b\"}\n");
+    let args = ["generate", "nan.safetensors", "--input", "in.jsonl", "-o", "out.jsonl"];
+    place.run(&args).fails(1, &["1 of 2 results are written, then it failed", "not finite"]);
+    let said = String::from_utf8(place.read("out.jsonl")).unwrap();
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("\"index\":0"), "{said}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn results_that_cannot_be_written_end_the_batch() {
+    let place = Place::new();
+    place.write("in.jsonl", "{\"prompt\": \"a\"}\n{\"prompt\": \"b\", \"max_tokens\": 100000000}\n");
+    let args = ["generate", "demo", "--input", "in.jsonl", "-n", "1", "-o", "/dev/full"];
+    place.run(&args).fails(1, &["cannot write the results", "No space left"]);
+}

@@ -125,3 +125,13 @@ fn nothing_to_embed() {
     place.run(&["embed", "demo", "--input", "texts.jsonl"]).fails(1, &["line 1", "text"]);
     place.run(&["embed", "demo", "a", "--state-layer", "3"]).fails(2, &["layer 3"]);
 }
+
+#[test]
+fn embed_takes_json_as_the_other_commands_do() {
+    let place = Place::new();
+    let plain = place.run(&["embed", "demo", "some text"]).ok().out;
+    assert_eq!(place.run(&["embed", "demo", "some text", "--json"]).ok().out, plain);
+    place
+        .run(&["embed", "demo", "a", "--json", "-o", "v.safetensors"])
+        .fails(2, &["v.safetensors", "--json"]);
+}

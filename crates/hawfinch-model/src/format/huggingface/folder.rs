@@ -17,6 +17,8 @@ const MAX_JSON: u64 = 64 << 20;
 const INDICES: [&str; 2] = ["model.safetensors.index.json", "pytorch_model.bin.index.json"];
 /// Unsharded models, likewise.
 const SINGLE: [&str; 2] = ["model.safetensors", "pytorch_model.bin"];
+/// Models of a folder that are named where there is more than one.
+const LISTED: usize = 12;
 /// Extensions of weight files.
 const EXTENSIONS: [&str; 6] = ["safetensors", "pth", "pt", "gguf", "st", "bin"];
 
@@ -44,23 +46,32 @@ fn read(dir: &Path) -> Result<Checkpoint> {
             return read_file(&path);
         }
     }
-    let models = candidates(dir)?;
+    let named = candidates(dir)?;
+    if let [one] = &named[..] {
+        return read_file(one);
+    }
+    let models: Vec<&PathBuf> = named.iter().filter(|p| format::is_model(p)).collect();
     match &models[..] {
         [one] => read_file(one),
-        [] => Err(Error::not_a_model(
+        [] if named.is_empty() => Err(Error::not_a_model(
             dir,
             "the folder holds no model file (.safetensors, .pth, .st, .gguf, .bin)",
         )),
+        [] => Err(Error::not_a_model(
+            dir,
+            format!("none of the {} files there that are named like models is one", named.len()),
+        )),
         many => {
-            let names: Vec<String> = many
-                .iter()
-                .take(12)
-                .filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned()))
-                .collect();
-            Err(Error::not_a_model(
-                dir,
-                format!("the folder holds {} models; give one of them: {}", many.len(), names.join(", ")),
-            ))
+            let names = many.iter().take(LISTED);
+            let names = names.filter_map(|p| Some(p.file_name()?.to_string_lossy().into_owned()));
+            let more = match many.len().saturating_sub(LISTED) {
+                0 => String::new(),
+                n => format!(" and {n} more"),
+            };
+            let names = names.collect::<Vec<_>>().join(", ");
+            let many = many.len();
+            let why = format!("the folder holds {many} models; give one of them: {names}{more}");
+            Err(Error::not_a_model(dir, why))
         }
     }
 }
