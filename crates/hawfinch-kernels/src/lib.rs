@@ -24,5 +24,5 @@ pub mod wkv;
 
 pub use dtype::DType;
 pub use isa::{Isa, Level};
-pub use pool::{Pool, Work};
+pub use pool::{Pool, Work, run_here};
 pub use real::Real;

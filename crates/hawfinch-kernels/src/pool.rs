@@ -31,6 +31,14 @@ pub trait Work: Sync {
     unsafe fn chunk(&self, n: usize);
 }
 
+/// Does all of some work on the calling thread: for what is over sooner than other threads would wake.
+pub fn run_here<W: Work>(works: &[W]) {
+    for work in works {
+        // SAFETY: one chunk after the other, each below the count.
+        (0..work.chunks()).for_each(|n| unsafe { work.chunk(n) });
+    }
+}
+
 /// None is no work.
 impl<W: Work> Work for Option<W> {
     fn chunks(&self) -> usize {

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Group, Kind, QUAD, ROWS, Strip};
+use super::{Group, Kind, QUAD, ROWS, STRIP, Strip};
 
 /// How far ahead of the loads each stream is fetched, in bytes: into the second cache, which has room for more
 /// lines under way than the first.
@@ -230,14 +230,20 @@ unsafe fn tile512<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
     out
 }
 
-/// P panels with T tokens, eight outputs a register.
+/// P panels with T tokens, eight outputs a register: the halves `first ..` of their sixteen outputs, H of them, into
+/// `out`.
 ///
 /// # Safety
 /// As [`tile512`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile256<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_>) -> [[[f32; ROWS]; T]; P] {
+unsafe fn tile256<const KIND: u8, const P: usize, const T: usize, const H: usize>(
+    o: Operands<'_>,
+    first: usize,
+    out: &mut [[[f32; ROWS]; T]; P],
+) {
+    assert!(first + H <= 2);
     let kind = const { kind_of(KIND) };
-    let mut sums = [[[_mm256_setzero_ps(); 2]; T]; P];
+    let mut sums = [[[_mm256_setzero_ps(); H]; T]; P];
     let (low, ones, flip) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1), _mm256_set1_epi8(-128));
     for n in 0..o.records {
         let mut at = [o.data; P];
@@ -247,7 +253,7 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
         let ahead = o.ahead(n * kind.record_bytes(), P);
         for b in 0..kind.record_blocks() {
             let block = n * kind.record_blocks() + b;
-            let mut dot = [[[_mm256_setzero_si256(); 2]; T]; P];
+            let mut dot = [[[_mm256_setzero_si256(); H]; T]; P];
             // SAFETY: all offsets lie within record n of each panel, block and quads within the group.
             unsafe {
                 if KIND == Q8 {
@@ -255,8 +261,8 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
                         for p in 0..P {
                             let from = at[p].add(64 + 512 * b + 64 * quad);
                             prefetch(from, ahead);
-                            for h in 0..2 {
-                                let w = _mm256_loadu_si256(from.add(32 * h).cast());
+                            for h in 0..H {
+                                let w = _mm256_loadu_si256(from.add(32 * (first + h)).cast());
                                 let w = _mm256_xor_si256(w, flip);
                                 let size = _mm256_abs_epi8(w);
                                 for t in 0..T {
@@ -275,8 +281,8 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
                         for p in 0..P {
                             let from = at[p].add(quants + 256 * b + 64 * quad);
                             prefetch(from, ahead);
-                            for h in 0..2 {
-                                let both = _mm256_loadu_si256(from.add(32 * h).cast());
+                            for h in 0..H {
+                                let both = _mm256_loadu_si256(from.add(32 * (first + h)).cast());
                                 let w = _mm256_and_si256(both, low);
                                 let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), low);
                                 for t in 0..T {
@@ -295,18 +301,19 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
                     for t in 0..T {
                         let start = _mm256_set1_epi32(offset(KIND).wrapping_mul(o.block(block, t).1));
                         for p in 0..P {
-                            for h in 0..2 {
+                            for h in 0..H {
                                 dot[p][t][h] = _mm256_add_epi32(_mm256_madd_epi16(dot[p][t][h], ones), start);
                             }
                         }
                     }
                 }
                 for p in 0..P {
-                    for h in 0..2 {
-                        let halves = |at: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(at.add(16 * h).cast()));
+                    for h in 0..H {
+                        let halves =
+                            |at: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(at.add(16 * (first + h)).cast()));
                         if KIND == Q4K {
                             let bytes = |at: *const u8| {
-                                let bytes = _mm_loadl_epi64(at.add(8 * h).cast());
+                                let bytes = _mm_loadl_epi64(at.add(8 * (first + h)).cast());
                                 _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))
                             };
                             let scale = _mm256_mul_ps(halves(at[p]), bytes(at[p].add(64 + 32 * b)));
@@ -333,16 +340,14 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
             }
         }
     }
-    let mut out = [[[0f32; ROWS]; T]; P];
     for p in 0..P {
         for t in 0..T {
-            for h in 0..2 {
+            for h in 0..H {
                 // SAFETY: eight numbers of sixteen.
-                unsafe { _mm256_storeu_ps(out[p][t].as_mut_ptr().add(8 * h), sums[p][t][h]) };
+                unsafe { _mm256_storeu_ps(out[p][t].as_mut_ptr().add(8 * (first + h)), sums[p][t][h]) };
             }
         }
     }
-    out
 }
 
 /// Where sums go: `put(panel, token, sums)`.
@@ -412,33 +417,33 @@ pub fn avx2(w: Strip<'_>, x: Group<'_>, put: Put<'_>) {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn group256<const KIND: u8>(w: Strip<'_>, x: Group<'_>, put: Put<'_>) {
     let count = w.width;
-    if x.width == 1 {
-        for p in (0..count).step_by(2) {
-            let n = 2.min(count - p);
-            let o = Operands::new(w, p, n, x, 0);
-            // SAFETY: the operands are of so many panels and one token.
-            unsafe {
-                if n == 2 {
-                    give(p, 0, &tile256::<KIND, 2, 1>(o), put);
-                } else {
-                    give(p, 0, &tile256::<KIND, 1, 1>(o), put);
-                }
+    let mut p = 0;
+    while p < count {
+        // One token: as many streams as the strip has panels. More: half a panel, whose sums fit the 16 registers.
+        let n = if x.width == 1 && p + STRIP <= count { STRIP } else { 1 };
+        for token in (0..x.width).step_by(6) {
+            let o = Operands::new(w, p, n, x, token);
+            macro_rules! run {
+                ($panels:expr, $tokens:literal, $halves:literal) => {{
+                    let mut sums = [[[0f32; ROWS]; $tokens]; $panels];
+                    for first in (0..2).step_by($halves) {
+                        // SAFETY: the operands are of so many panels, and so many tokens are left.
+                        unsafe { tile256::<KIND, { $panels }, $tokens, $halves>(o, first, &mut sums) };
+                    }
+                    give(p, token, &sums, put);
+                }};
+            }
+            match x.width - token {
+                1 if n == STRIP => run!(STRIP, 1, 2),
+                1 => run!(1, 1, 2),
+                2 => run!(1, 2, 1),
+                3 => run!(1, 3, 1),
+                4 => run!(1, 4, 1),
+                5 => run!(1, 5, 1),
+                _ => run!(1, 6, 1),
             }
         }
-        return;
-    }
-    for p in 0..count {
-        for token in (0..x.width).step_by(2) {
-            let o = Operands::new(w, p, 1, x, token);
-            // SAFETY: the operands are of one panel, and so many tokens are left.
-            unsafe {
-                if token + 2 <= x.width {
-                    give(p, token, &tile256::<KIND, 1, 2>(o), put);
-                } else {
-                    give(p, token, &tile256::<KIND, 1, 1>(o), put);
-                }
-            }
-        }
+        p += n;
     }
 }
 

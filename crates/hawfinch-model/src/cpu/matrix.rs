@@ -5,12 +5,15 @@ use std::sync::Mutex;
 
 use hawfinch_kernels::panel::sparse::{self, Sparse};
 use hawfinch_kernels::panel::{self, Activations, Panels};
-use hawfinch_kernels::{DType, Isa, Real, Work, block, linear};
+use hawfinch_kernels::{DType, Isa, Real, Work, block, linear, run_here};
 
 use super::Cpu;
 use crate::checkpoint::StoredTensor;
 use crate::ops::Apply;
 use crate::{Error, Result};
+
+/// Activations that are rounded on the calling thread: some microseconds.
+const ROUNDED_HERE: usize = 1 << 13;
 
 /// A weight on the CPU.
 pub struct Matrix {
@@ -165,10 +168,15 @@ impl<F: Real> Cpu<F> {
         let mut scratch: [Option<Activations>; N] =
             products.map(|(_, w)| w.blocks().map(|_| self.activations.take()));
         let mut rounded = scratch.iter_mut().zip(&products);
-        self.pool().run_all(&array::from_fn::<_, N, _>(|_| {
+        let rounding = array::from_fn::<_, N, _>(|_| {
             let (a, (x, w)) = rounded.next()?;
             Some(a.as_mut()?.of(isa, only_f32(F::as_f32s(x)), w.inputs, w.blocks()?))
-        }));
+        });
+        if products.iter().map(|(x, _)| x.len()).sum::<usize>() <= ROUNDED_HERE {
+            run_here(&rounding);
+        } else {
+            self.pool().run_all(&rounding);
+        }
         let mut operands = ys.into_iter().zip(products).zip(&scratch);
         self.pool().run_all(&array::from_fn::<_, N, _>(|_| {
             let ((y, (x, w)), a) = operands.next()?;

@@ -79,15 +79,15 @@ impl<F: Real> Default for Cpu<F> {
     }
 }
 
-/// Buffers that no tensor uses any more.
-struct Buffers<F>(Mutex<Vec<Vec<F>>>);
+/// Buffers that no tensor uses any more, with the counters of their handles, so that a step allocates nothing.
+struct Buffers<F>(Mutex<Vec<Arc<Vec<F>>>>);
 
 /// Free buffers beyond this many are given back to the system.
 const POOLED: usize = 64;
 
 impl<F: Real> Buffers<F> {
     /// A buffer of at least `len` numbers of no particular value.
-    fn take(&self, len: usize) -> Vec<F> {
+    fn take(&self, len: usize) -> Arc<Vec<F>> {
         let mut free = self.0.lock().unwrap_or_else(|e| e.into_inner());
         // The smallest buffer that is large enough without wasting more than half.
         let fits = |b: &Vec<F>| b.len() >= len && b.len() / 2 <= len;
@@ -95,38 +95,46 @@ impl<F: Real> Buffers<F> {
             free.iter().enumerate().filter(|(_, b)| fits(b)).min_by_key(|(_, b)| b.len()).map(|(i, _)| i);
         match best {
             Some(i) => free.swap_remove(i),
-            None => vec![F::ZERO; len],
+            None => Arc::new(vec![F::ZERO; len]),
+        }
+    }
+
+    /// Takes a buffer back, if its handle is the last.
+    fn give(&self, mut buffer: Arc<Vec<F>>) {
+        if Arc::get_mut(&mut buffer).is_some() {
+            let mut free = self.0.lock().unwrap_or_else(|e| e.into_inner());
+            if free.len() < POOLED {
+                free.push(buffer);
+            }
         }
     }
 }
 
-struct Buffer<F: Real> {
-    /// As long as when it was made; a tensor may use less of it.
-    data: Vec<F>,
-    home: Arc<Buffers<F>>,
-}
-
-impl<F: Real> Drop for Buffer<F> {
-    fn drop(&mut self) {
-        let mut free = self.home.0.lock().unwrap_or_else(|e| e.into_inner());
-        if free.len() < POOLED {
-            free.push(std::mem::take(&mut self.data));
-        }
-    }
+/// The numbers of a buffer that was just taken.
+fn own<F>(buffer: &mut Arc<Vec<F>>) -> &mut [F] {
+    Arc::get_mut(buffer).expect("buffers are given back by their last handle")
 }
 
 /// Handle of `[rows, channels]` values on the CPU.
 #[derive(Clone)]
 pub struct Tensor<F: Real> {
-    buffer: Arc<Buffer<F>>,
+    /// As long as when it was made; a tensor may use less of it. There until the handle is dropped.
+    buffer: Option<Arc<Vec<F>>>,
+    home: Arc<Buffers<F>>,
     len: usize,
     channels: usize,
+}
+
+impl<F: Real> Drop for Tensor<F> {
+    fn drop(&mut self) {
+        self.buffer.take().into_iter().for_each(|buffer| self.home.give(buffer));
+    }
 }
 
 impl<F: Real> Tensor<F> {
     /// The values, row-major.
     pub fn data(&self) -> &[F] {
-        &self.buffer.data[..self.len]
+        self.buffer.as_ref().map_or(&[], |buffer| &buffer[..self.len])
     }
     fn rows(&self) -> usize {
         self.data().len() / self.channels
@@ -145,14 +153,13 @@ impl<F: Real> Cpu<F> {
     fn make(&self, rows: usize, channels: usize, fill: impl FnOnce(&mut [F])) -> Tensor<F> {
         let len = rows * channels;
         let mut data = self.buffers.take(len);
-        fill(&mut data[..len]);
+        fill(&mut own(&mut data)[..len]);
         self.tensor(data, rows, channels)
     }
 
     /// The tensor of the first `rows × channels` numbers of a buffer.
-    fn tensor(&self, data: Vec<F>, rows: usize, channels: usize) -> Tensor<F> {
-        let buffer = Arc::new(Buffer { data, home: self.buffers.clone() });
-        Tensor { buffer, len: rows * channels, channels }
+    fn tensor(&self, buffer: Arc<Vec<F>>, rows: usize, channels: usize) -> Tensor<F> {
+        Tensor { buffer: Some(buffer), home: self.buffers.clone(), len: rows * channels, channels }
     }
 
     /// The same, filled row by row on all threads: `fill(range, part)` fills `part`, which holds the numbers
@@ -225,7 +232,7 @@ impl<F: Real> Ops for Cpu<F> {
 
     fn linears<const N: usize>(&self, products: [(&Tensor<F>, &Matrix); N]) -> [Tensor<F>; N] {
         let mut made = products.map(|(x, w)| (self.buffers.take(x.rows() * w.outputs()), x, w));
-        let ys = made.each_mut().map(|(y, x, w)| &mut y[..x.rows() * w.outputs()]);
+        let ys = made.each_mut().map(|(y, x, w)| &mut own(y)[..x.rows() * w.outputs()]);
         self.multiply_all(ys, products.map(|(x, w)| (x.data(), w)));
         made.map(|(y, x, w)| self.tensor(y, x.rows(), w.outputs()))
     }
