@@ -6,7 +6,9 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use hawfinch_engine::template::{Segment, SegmentKind};
-use hawfinch_engine::{Chat, ChatReply, Message, Position, Role, Sampler, Session, StopReason, Template};
+use hawfinch_engine::{
+    Chat, ChatReply, Message, Position, Role, Sampler, Session, Speculation, StopReason, Template,
+};
 use hawfinch_model::{Model, State, format, metadata};
 use hawfinch_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
@@ -72,6 +74,11 @@ impl<'m> Talk<'m> {
         }
     }
 
+    /// Replies are written with this speculation from now on.
+    pub fn speculate(&mut self, speculation: Option<Speculation>) {
+        self.chat.session_mut().speculation = speculation;
+    }
+
     /// The branch's name for the prompt; empty for the first.
     pub fn branch(&self) -> &str {
         if self.branch == MAIN { "" } else { &self.branch }
@@ -99,7 +106,7 @@ impl<'m> Talk<'m> {
         ) -> hawfinch_engine::Result<ChatReply>,
     ) -> anyhow::Result<()> {
         signal::clear();
-        self.runner.take_timing();
+        self.take_timing();
         let options = self.chat.options(self.max_tokens);
         let mut printer = Printer { stream: Stream::new(), reasoning: false, json: self.json, failed: None };
         let result = draw(&mut self.chat, &options, &mut |segment| printer.piece(segment));
@@ -114,7 +121,7 @@ impl<'m> Talk<'m> {
             }
             Err(e) => return Err(e.into()),
         };
-        let timing = self.runner.take_timing();
+        let timing = self.take_timing();
         if self.json {
             let line = json!({
                 "text": reply.reply.text,
@@ -137,10 +144,16 @@ impl<'m> Talk<'m> {
         Ok(())
     }
 
+    /// What was timed since the last call.
+    fn take_timing(&mut self) -> Timing {
+        let guesses = self.chat.session_mut().speculation.as_mut().map(Speculation::take_statistics);
+        self.runner.take_timing().speculated(guesses)
+    }
+
     fn pace(&self) -> String {
         match &self.last {
             None => "[nothing was said yet]".into(),
-            Some((t, _, _)) => format!("[read {}, wrote {}]", t.read.shown(), t.written.shown()),
+            Some((t, _, _)) => format!("[{}]", t.shown()),
         }
     }
 
@@ -223,8 +236,10 @@ impl<'m> Talk<'m> {
             .with_context(|| format!("the conversation in {} is damaged", path.display()))?;
         let session = self.chat.session();
         let (tokenizer, sampler) = (session.tokenizer().clone(), session.sampler.clone());
+        let speculation = session.speculation.clone();
         let Some(saved) = saved else {
-            let session = Session::with_state(self.runner, tokenizer, sampler, state);
+            let mut session = Session::with_state(self.runner, tokenizer, sampler, state);
+            session.speculation = speculation;
             let system = self.system().map(str::to_owned);
             self.chat = Chat::new(session, self.chat.template().clone());
             // As after /reset.

@@ -93,8 +93,7 @@ pub fn run(args: &Args, setup: &Setup) -> anyhow::Result<ExitCode> {
     }
     out.complete()?;
     if args.stats {
-        let t = runner.take_timing();
-        note(format_args!("[read {}, wrote {}]", t.read.shown(), t.written.shown()));
+        note(format_args!("[{}]", runner.take_timing().shown()));
     }
     if failed > 0 {
         bail!("{failed} of {} prompts failed: see \"error\" in their lines", results.len());
