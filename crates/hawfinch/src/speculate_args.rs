@@ -35,15 +35,28 @@ impl SpeculateOptions {
     }
 
     /// What was asked for, for this model, which was opened with these options.
-    pub fn open(&self, options: &ModelOptions, model: &Model) -> anyhow::Result<Option<Speculation>> {
+    pub fn open(&self, options: &ModelOptions, model: &Model) -> anyhow::Result<Option<Guessing>> {
         let Some(what) = &self.speculate else { return Ok(None) };
         let most = usize::from(self.draft_tokens);
         if what.as_os_str() == NGRAM {
-            return Ok(Some(Speculation::new(NgramDrafter::new(), most)));
+            return Ok(Some(Guessing {
+                speculation: Speculation::new(NgramDrafter::new(), most),
+                files: Vec::new(),
+            }));
         }
-        let draft = Draft(Arc::new(options.open_draft(what, model)?));
-        Ok(Some(Speculation::new(ModelDrafter::new(draft, model.config().vocab)?, most)))
+        let draft = options.open_draft(what, model)?;
+        let files = draft.checkpoint().files.clone();
+        let drafter = ModelDrafter::new(Draft(Arc::new(draft)), model.config().vocab)?;
+        Ok(Some(Guessing { speculation: Speculation::new(drafter, most), files }))
     }
+}
+
+/// What guesses.
+pub struct Guessing {
+    /// For the session.
+    pub speculation: Speculation,
+    /// The draft model's files, which are read while it runs: nothing may be written over them.
+    pub files: Vec<PathBuf>,
 }
 
 /// A draft model as the commands run it: Ctrl-C stops its reading, and a long one shows a bar.

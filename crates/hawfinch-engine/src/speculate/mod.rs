@@ -12,8 +12,9 @@
 //! How often is a draft right? A draft that is certain (a look-up) is right with probability p(draft), as with the rule
 //! of Leviathan et al. 2023 and Chen et al. 2023. A draft model is given a copy of the sampler, *random numbers
 //! included*, and draws from its own logits what the sampler would: where the two distributions agree, so do the two
-//! draws. The rule of these papers accepts with probability Σ min(p, q), which no rule can exceed, but it draws other
-//! random numbers and so another text; the shared numbers come near it (`acceptance` in the tests measures both).
+//! draws. The rule of these papers accepts with probability Σ min(p, q), which no rule exceeds. It is not used: it makes
+//! a text depend on where steps end, and so on the clock that decides how many drafts are worth it, and it has no answer
+//! for samplers with a memory. Shared random numbers give back most of the difference (`acceptance.rs` measures both).
 //!
 //! **Going back.** A state cannot be unread, but it is small. A step with drafts runs on a copy of the state; if some
 //! draft was wrong, the copy is dropped, and the tokens that were right are read again *in front of the next drafts,
@@ -23,7 +24,23 @@
 //! **How many.** A further token in a step is not free: on a CPU it costs a seventh of a step (8-bit weights) to a third
 //! (16 bits). The speculation times its steps, counts what was right and asks for as many drafts as promise the most
 //! tokens a second, or none: then it tries again after a while. What it asks for never changes the text.
+//!
+//! ```no_run
+//! use hawfinch_engine::{ModelDrafter, Session, Speculation};
+//! use hawfinch_model::Model;
+//! use std::sync::Arc;
+//!
+//! # fn speculate(mut session: Session<Arc<Model>>) -> Result<(), Box<dyn std::error::Error>> {
+//! let small = Arc::new(Model::open("small.pth")?);
+//! let drafter = ModelDrafter::new(small, session.model().config().vocab)?;
+//! session.speculation = Some(Speculation::new(drafter, 16));
+//! // From here on session.generate(…) says what it would have said.
+//! # Ok(())
+//! # }
+//! ```
 
+#[cfg(test)]
+mod acceptance;
 mod length;
 mod model;
 mod ngram;

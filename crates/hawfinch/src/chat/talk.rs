@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use hawfinch_engine::template::{Segment, SegmentKind};
@@ -20,6 +20,7 @@ use crate::output::{Stream, colors, note, size, thousands};
 use crate::runner::{Runner, Timing, catch_up};
 use crate::sampler_args::{SETTINGS, set_one};
 use crate::signal;
+use crate::speculate_args::Guessing;
 
 /// Metadata of a state file that holds the conversation which led to the state.
 const CHAT: &str = "hawfinch.chat";
@@ -45,6 +46,8 @@ pub struct Talk<'m> {
     pub json: bool,
     /// Tokens and speed after each reply.
     pub stats: bool,
+    /// Files of a draft model, which are not to be written over.
+    draft_files: Vec<PathBuf>,
 }
 
 /// The branch that every chat begins in.
@@ -71,12 +74,14 @@ impl<'m> Talk<'m> {
             last: None,
             json: false,
             stats: false,
+            draft_files: Vec::new(),
         }
     }
 
-    /// Replies are written with this speculation from now on.
-    pub fn speculate(&mut self, speculation: Option<Speculation>) {
-        self.chat.session_mut().speculation = speculation;
+    /// Replies are written with guesses from now on.
+    pub fn speculate(&mut self, guessing: Guessing) {
+        self.chat.session_mut().speculation = Some(guessing.speculation);
+        self.draft_files = guessing.files;
     }
 
     /// The branch's name for the prompt; empty for the first.
@@ -214,7 +219,7 @@ impl<'m> Talk<'m> {
             Saved { template: self.chat.template().name().into(), messages: self.chat.history().to_vec() };
         let state = &self.chat.session().position().state;
         let more = [(CHAT, serde_json::to_string(&saved)?)];
-        crate::output::not_over(path, &model.checkpoint().files)?;
+        crate::output::not_over(path, model.checkpoint().files.iter().chain(&self.draft_files))?;
         state.save_with(path, model.config().version, &model_identity(model)?, &more)?;
         note(format_args!("saved {} ({} of context)", path.display(), plural(state.tokens, "token")));
         Ok(())

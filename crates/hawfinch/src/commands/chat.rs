@@ -79,7 +79,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(path) => load_state(&model, path)?,
         None => model.new_state(),
     };
-    let speculation = args.speculate.open(&args.options, &model)?;
+    let guessing = args.speculate.open(&args.options, &model)?;
     let mut lines = Lines::open()?;
     if model.checkpoint().metadata.contains_key("hawfinch.untrained") {
         note(DEMO_NOTE);
@@ -92,7 +92,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     signal::catch(3);
     let runner = Runner::new(&model);
     let mut talk = Talk::new(&runner, tokenizer, sampler, template, state, args.max_tokens);
-    talk.speculate(speculation);
+    if let Some(guessing) = guessing {
+        talk.speculate(guessing);
+    }
     talk.json = args.json;
     talk.stats = args.stats;
     if let Some(system) = &args.system {

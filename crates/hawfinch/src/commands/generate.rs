@@ -205,7 +205,10 @@ fn one(args: &Args, setup: &Setup, prompt: Option<Vec<u8>>) -> anyhow::Result<Ex
     let sampler = Sampler::new(setup.config.clone(), setup.uncounted.clone())?;
     let seed = sampler.seed();
     let mut session = Session::with_state(&runner, tokenizer.clone(), sampler, args.state.load(model)?);
-    session.speculation = args.speculate.open(&args.options, model)?;
+    if let Some(guessing) = args.speculate.open(&args.options, model)? {
+        guessing.files.iter().try_for_each(|f| args.state.not_to(Some(f)))?;
+        session.speculation = Some(guessing.speculation);
+    }
     let speculates = session.speculation.is_some();
     let tokens = prompt.as_ref().map_or_else(Vec::new, |p| tokenizer.encode(p));
     let mut stream = Stream::new();

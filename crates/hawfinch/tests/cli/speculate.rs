@@ -16,7 +16,7 @@ fn guesses(err: &str) -> (u64, u64) {
 fn text_and_state_are_the_same() {
     let place = Place::new();
     place.model("m.pth", &["--version", "6"]);
-    place.model("small.pth", &["--layers", "1", "--width", "32"]);
+    place.model("small.pth", &["--layers", "1"]);
     // Random weights repeat themselves when greedy: much of it can be looked up.
     for sampling in [&["--greedy"][..], &["--seed", "3"], &["--seed", "4", "--mirostat-tau", "3"]] {
         let run = |more: &[&str], state: &str| {
@@ -123,6 +123,13 @@ fn what_cannot_guess_is_said() {
     place
         .run(&["generate", "demo", "--input", "in.jsonl", "--speculate", "ngram"])
         .fails(2, &["--speculate is for one text"]);
+    // What guesses is read while it does: nothing is written over it.
+    place.model("small.pth", &["--layers", "1"]);
+    let kept = place.read("small.pth");
+    says(&["--speculate", "small.pth", "--state-out", "small.pth"], 2, &["is a file to read"]);
+    let chat = place.run_with(&["chat", "demo", "--speculate", "small.pth"], b"/save small.pth\n");
+    chat.fails(1, &["is a file to read"]);
+    assert!(place.read("small.pth") == kept);
     for wrong in [&["--draft-tokens", "3"][..], &["--speculate", "ngram", "--draft-tokens", "0"]] {
         let run = place.run(&[&["generate", "demo", "x"][..], wrong].concat());
         assert_eq!(run.code, 2, "{}", run.err);
