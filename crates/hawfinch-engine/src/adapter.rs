@@ -24,14 +24,14 @@ impl LanguageModel for Model {
             .map(|f| Sequence {
                 tokens: f.tokens,
                 state: &mut *f.state,
-                logits: if f.logits.is_some() { Rows::Last } else { Rows::None },
+                logits: Rows::Tail(f.logits.rows()),
                 hidden: Rows::None,
             })
             .collect();
         let outputs = Model::forward(self, &mut sequences).map_err(|e| Error::Model(e.to_string()))?;
         for (feed, output) in feeds.iter_mut().zip(outputs) {
-            if let Some(logits) = &mut feed.logits {
-                **logits = output.logits;
+            if let Some(logits) = feed.logits.buffer() {
+                *logits = output.logits;
             }
         }
         Ok(())
@@ -41,10 +41,14 @@ impl LanguageModel for Model {
 #[cfg(test)]
 mod tests {
     use crate::testing::sampler;
-    use crate::{BatchRequest, GenerateOptions, SamplerConfig, Session, generate_batch};
-    use hawfinch_model::{Cpu, Model, OpenOptions, synthetic};
+    use crate::{
+        BatchRequest, GenerateOptions, Generation, ModelDrafter, NgramDrafter, Position, SamplerConfig,
+        Session, Speculation, generate_batch,
+    };
+    use hawfinch_model::{Cpu, Model, OpenOptions, State, Version, synthetic};
     use hawfinch_tokenizer::Tokenizer;
     use std::ops::ControlFlow;
+    use std::sync::Arc;
 
     #[test]
     fn a_model_in_a_batch_says_what_it_says_alone() {
@@ -80,5 +84,45 @@ mod tests {
         s.restore(fork);
         s.feed_text(" brown fox").unwrap();
         assert_eq!(s.generate(&options, |_| ControlFlow::Continue(())).unwrap(), alone[2]);
+    }
+
+    /// Text and state, bit for bit, of every version, greedy and drawn, whatever guesses.
+    #[test]
+    fn speculation_changes_no_bit() {
+        let open = |c| Arc::new(Model::from_checkpoint(c, OpenOptions::default(), Cpu::new(2)).unwrap());
+        let f32s = synthetic::demo().get("emb.weight").unwrap().dtype;
+        let draft = open(synthetic::demo());
+        let tokenizer = Tokenizer::bytes();
+        let versions = [Version::V4, Version::V5_2, Version::V6, Version::V7];
+        for version in versions {
+            let sizes =
+                synthetic::Shape { version, layers: 2, width: 64, vocab: 256, head_size: 16 }.config();
+            let model = open(synthetic::checkpoint(&sizes, f32s, 3));
+            for config in [SamplerConfig::greedy(), SamplerConfig::default()] {
+                let run = |speculation: Option<Speculation>| -> (Generation, Position<State>, u64) {
+                    let mut s = Session::new(&*model, tokenizer.clone(), sampler(config.clone(), 5));
+                    s.speculation = speculation;
+                    s.feed_text("abcabcabcab").unwrap();
+                    let options = GenerateOptions::new(150, &tokenizer);
+                    let g = s.generate(&options, |_| ControlFlow::Continue(())).unwrap();
+                    let right = s.speculation.as_mut().map_or(0, |s| s.take_statistics().accepted);
+                    (g, s.position().clone(), right)
+                };
+                let (text, position, _) = run(None);
+                let drafter = |model: &Arc<Model>| ModelDrafter::new(model.clone(), 256).unwrap();
+                for (name, speculation) in [
+                    ("n-gram", Speculation::fixed(NgramDrafter::new(), 5)),
+                    ("another model", Speculation::fixed(drafter(&draft), 3)),
+                    // More drafts than tokens of a step.
+                    ("itself", Speculation::fixed(drafter(&model), 200)),
+                    ("itself, as it pays", Speculation::new(drafter(&model), 16)),
+                ] {
+                    let got = run(Some(speculation));
+                    assert_eq!(got.0, text, "{version} {name}");
+                    assert!(got.1 == position, "{version} {name}: the positions differ");
+                    assert!(name != "itself" || got.2 == 148, "{} of 148", got.2);
+                }
+            }
+        }
     }
 }

@@ -87,6 +87,19 @@ pub enum Error {
     /// The model refused or failed a step.
     #[error("{0}")]
     Model(String),
+    /// A draft model of another vocabulary.
+    #[error(
+        "the draft model has a vocabulary of {draft} tokens, the model one of {target}: a draft model must use the model's tokenizer, so choose one of the same family"
+    )]
+    DraftVocab {
+        /// Vocabulary size of the draft model.
+        draft: usize,
+        /// Vocabulary size of the model it drafts for.
+        target: usize,
+    },
+    /// The draft model refused or failed a step.
+    #[error("the draft model failed ({0}); without it the text is the same")]
+    Draft(String),
     /// The tokenizer has no text for an id, or cannot encode.
     #[error("{0}")]
     Tokenizer(String),

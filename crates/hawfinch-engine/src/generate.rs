@@ -1,6 +1,6 @@
 //! From logits to text, token by token: what one sequence does after each step, and many sequences as one batch.
 
-use crate::{Error, Feed, LanguageModel, Result, Sampled, Sampler, StopMatcher, StopRules};
+use crate::{Error, Feed, LanguageModel, Result, Sampled, Sampler, StopMatcher, StopRules, Wanted};
 use hawfinch_tokenizer::{StreamDecoder, Tokenizer};
 use std::ops::ControlFlow;
 
@@ -108,9 +108,14 @@ impl Run {
         self.text_bytes
     }
 
+    /// How many tokens may still come.
+    pub(crate) fn room(&self) -> usize {
+        self.max_tokens.saturating_sub(self.generation.tokens.len())
+    }
+
     /// Whether no token may be generated at all.
     pub(crate) fn is_full(&self) -> bool {
-        self.generation.tokens.len() >= self.max_tokens
+        self.room() == 0
     }
 
     /// Samples a token and does everything up to the next step of the model.
@@ -261,7 +266,7 @@ pub fn generate_batch_each<M: LanguageModel>(
         }
         let mut feeds: Vec<Feed<'_, M::State>> = active
             .iter_mut()
-            .map(|a| Feed { tokens: &a.feed, state: &mut a.state, logits: Some(&mut a.logits) })
+            .map(|a| Feed { tokens: &a.feed, state: &mut a.state, logits: Wanted::Last(&mut a.logits) })
             .collect();
         model.forward(&mut feeds)?;
         active.retain_mut(|a| {

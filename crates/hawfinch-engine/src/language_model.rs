@@ -9,8 +9,53 @@ pub struct Feed<'a, S> {
     pub tokens: &'a [u32],
     /// The state they continue from; afterwards the state that includes them.
     pub state: &'a mut S,
-    /// Receives the logits after the last token (replacing what it holds, `vocab` long), when they are wanted.
-    pub logits: Option<&'a mut Vec<f32>>,
+    /// The logits that are wanted.
+    pub logits: Wanted<'a>,
+}
+
+/// Which logits of a step are wanted, and where they go, replacing what is there.
+#[derive(Debug)]
+pub enum Wanted<'a> {
+    /// None: only the state.
+    Nothing,
+    /// Those after the last token: `[vocab]`.
+    Last(&'a mut Vec<f32>),
+    /// Those after each of the last `rows` tokens (at least one, at most as many as are fed): `[rows, vocab]`. Asked
+    /// for when drafts are verified ([`crate::speculate`]).
+    Tail {
+        /// How many.
+        rows: usize,
+        /// Receives them.
+        logits: &'a mut Vec<f32>,
+    },
+}
+
+impl Wanted<'_> {
+    /// Of how many last tokens the logits are wanted.
+    pub fn rows(&self) -> usize {
+        match self {
+            Wanted::Nothing => 0,
+            Wanted::Last(_) => 1,
+            Wanted::Tail { rows, .. } => *rows,
+        }
+    }
+
+    /// Where they go; `None` when none are wanted.
+    pub fn buffer(&mut self) -> Option<&mut Vec<f32>> {
+        match self {
+            Wanted::Nothing => None,
+            Wanted::Last(logits) | Wanted::Tail { logits, .. } => Some(logits),
+        }
+    }
+
+    /// The same wish, to pass on.
+    pub fn reborrow(&mut self) -> Wanted<'_> {
+        match self {
+            Wanted::Nothing => Wanted::Nothing,
+            Wanted::Last(logits) => Wanted::Last(logits),
+            Wanted::Tail { rows, logits } => Wanted::Tail { rows: *rows, logits },
+        }
+    }
 }
 
 /// A model with a state of constant size.

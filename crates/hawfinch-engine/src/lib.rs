@@ -5,6 +5,7 @@
 //! * [`template`]: conversations to text and replies back, for every family of models.
 //! * [`Session`]: one sequence that reads, writes, forks and goes back; [`Chat`]: a conversation over it;
 //!   [`generate_batch`]: many sequences in one ragged step.
+//! * [`speculate`]: tokens that are guessed ahead and verified together: the same text in fewer steps.
 //! * [`embed()`]: a vector for a text.
 //!
 //! Models come in through [`LanguageModel`], which `hawfinch_model::Model` implements (`adapter.rs`). What belongs
@@ -37,6 +38,7 @@ mod generate;
 mod language_model;
 pub mod sampler;
 mod session;
+pub mod speculate;
 mod stop;
 pub mod template;
 #[cfg(test)]
@@ -49,8 +51,9 @@ pub use generate::{
     BatchRequest, EMPTY_CONTEXT, Event, GenerateOptions, Generation, StopReason, generate_batch,
     generate_batch_each,
 };
-pub use language_model::{Feed, LanguageModel};
+pub use language_model::{Feed, LanguageModel, Wanted};
 pub use sampler::{Mirostat, Rng, Sampled, Sampler, SamplerConfig, SamplerState, Uncounted};
 pub use session::{Position, Session};
+pub use speculate::{Drafter, ModelDrafter, NgramDrafter, Speculation};
 pub use stop::{StopMatcher, StopRules};
 pub use template::{Message, Role, Template};

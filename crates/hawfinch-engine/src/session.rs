@@ -1,7 +1,8 @@
 //! One sequence: what it has read and written, and going on from there, back, or in two directions.
 
 use crate::generate::{EMPTY_CONTEXT, Event, GenerateOptions, Generation, Next, Run, check_ids};
-use crate::{Feed, LanguageModel, Result, Sampler, StopReason};
+use crate::speculate::Verifier;
+use crate::{Feed, LanguageModel, Result, Sampler, Speculation, StopReason, Wanted};
 use hawfinch_tokenizer::Tokenizer;
 use std::ops::ControlFlow;
 
@@ -58,7 +59,7 @@ struct Retreat<S> {
 /// #     fn forward(&self, feeds: &mut [Feed<'_, u32>]) -> Result<()> {
 /// #         for f in feeds {
 /// #             *f.state = *f.tokens.last().unwrap();
-/// #             if let Some(l) = &mut f.logits { **l = (0..256).map(|i| -(i as f32 - *f.state as f32 - 1.0).abs()).collect(); }
+/// #             if let Some(l) = f.logits.buffer() { *l = (0..256).map(|i| -(i as f32 - *f.state as f32 - 1.0).abs()).collect(); }
 /// #         }
 /// #         Ok(())
 /// #     }
@@ -81,6 +82,8 @@ pub struct Session<M: LanguageModel> {
     tokenizer: Tokenizer,
     /// How tokens are drawn; settings may change at any time.
     pub sampler: Sampler,
+    /// Guesses tokens ahead, when there is one: the same text in fewer steps of the model.
+    pub speculation: Option<Speculation>,
     position: Position<M::State>,
     retreat: Option<Box<Retreat<M::State>>>,
 }
@@ -94,7 +97,8 @@ impl<M: LanguageModel> Session<M> {
 
     /// A sequence that starts from a state: a tuned one, or one that was saved.
     pub fn with_state(model: M, tokenizer: Tokenizer, sampler: Sampler, state: M::State) -> Self {
-        Self { model, tokenizer, sampler, position: Position::new(state), retreat: None }
+        let position = Position::new(state);
+        Self { model, tokenizer, sampler, speculation: None, position, retreat: None }
     }
 
     /// The model.
@@ -187,11 +191,15 @@ impl<M: LanguageModel> Session<M> {
             return Ok(());
         }
         self.sampler.observe(tokens);
-        let feed = Feed { tokens: &p.tokens[start..], state: &mut p.state, logits: Some(&mut p.logits) };
+        let logits = Wanted::Last(&mut p.logits);
+        let feed = Feed { tokens: &p.tokens[start..], state: &mut p.state, logits };
         self.model.forward(&mut [feed])
     }
 
     /// Generates a reply, telling `on_event` each token and each piece of text; it may break to cancel.
+    ///
+    /// With [`Session::speculation`] the reply, the tokens told and where the session stands afterwards are the same; it
+    /// takes fewer steps.
     ///
     /// Counts of the presence and frequency penalties start anew, as in the reference. Afterwards the session stands
     /// at the end of the reply. An empty session first reads [`EMPTY_CONTEXT`]. After an error the position is
@@ -217,21 +225,29 @@ impl<M: LanguageModel> Session<M> {
         // The state before the reply is needed only if a stop string ends it.
         let before = (!options.stops.strings.is_empty()).then(|| self.position.clone());
         let mut fed_bytes = 0;
-        let model = &self.model;
+        let Self { model, tokenizer, sampler, speculation, position: p, .. } = self;
         let mut tell = |event: Event<'_>| {
             let token = matches!(event, Event::Token(_));
             on_event(event)?;
             // Once a token: text of a reply that has ended comes out in any case.
             if token && model.cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
-        while let Next::Feed(id) =
-            run.step(&mut self.sampler, &self.position.logits, &self.tokenizer, &mut tell)?
-        {
-            let p = &mut self.position;
+        let mut ahead = speculation.as_mut().map(|s| Verifier::new(s, model, p));
+        loop {
+            let logits = ahead.as_ref().map_or(&p.logits[..], Verifier::logits);
+            let Next::Feed(id) = run.step(sampler, logits, tokenizer, &mut tell)? else { break };
             p.tokens.push(id);
-            let feed = Feed { tokens: &[id], state: &mut p.state, logits: Some(&mut p.logits) };
-            self.model.forward(&mut [feed])?;
+            match &mut ahead {
+                Some(verifier) => verifier.next(p, run.room(), sampler, &options.stops.tokens)?,
+                None => {
+                    let logits = Wanted::Last(&mut p.logits);
+                    model.forward(&mut [Feed { tokens: &[id], state: &mut p.state, logits }])?;
+                }
+            }
             fed_bytes = run.bytes.len();
+        }
+        if let Some(verifier) = ahead {
+            verifier.end(p)?;
         }
         self.settle(&run, fed_bytes, before);
         Ok(run.generation)
@@ -434,6 +450,7 @@ mod tests {
                     model: Silent(&model),
                     tokenizer: s.tokenizer.clone(),
                     sampler: s.sampler.clone(),
+                    speculation: None,
                     position: s.position.clone(),
                     retreat: s.retreat.clone(),
                 };

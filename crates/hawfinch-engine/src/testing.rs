@@ -19,13 +19,19 @@ impl LanguageModel for HashModel {
     fn forward(&self, feeds: &mut [Feed<'_, u64>]) -> Result<()> {
         for f in feeds {
             assert!(!f.tokens.is_empty());
-            for &t in f.tokens {
-                *f.state = Rng::new(f.state.wrapping_mul(31).wrapping_add(u64::from(t))).next_u64();
+            let unwanted = f.tokens.len() - f.logits.rows();
+            let mut logits = f.logits.buffer();
+            if let Some(l) = &mut logits {
+                l.clear();
             }
-            if let Some(logits) = &mut f.logits {
-                let mut rng = Rng::new(*f.state);
-                logits.clear();
-                logits.extend((0..self.0).map(|_| rng.next_f64() as f32 * 6.0));
+            for (i, &t) in f.tokens.iter().enumerate() {
+                *f.state = Rng::new(f.state.wrapping_mul(31).wrapping_add(u64::from(t))).next_u64();
+                if let Some(l) = &mut logits
+                    && i >= unwanted
+                {
+                    let mut rng = Rng::new(*f.state);
+                    l.extend((0..self.0).map(|_| rng.next_f64() as f32 * 6.0));
+                }
             }
         }
         Ok(())
@@ -62,22 +68,40 @@ impl LanguageModel for ScriptModel {
     fn forward(&self, feeds: &mut [Feed<'_, Vec<u32>>]) -> Result<()> {
         for f in feeds {
             assert!(!f.tokens.is_empty());
-            f.state.extend_from_slice(f.tokens);
+            let unwanted = f.tokens.len() - f.logits.rows();
+            let mut logits = f.logits.buffer();
+            if let Some(l) = &mut logits {
+                l.clear();
+            }
             self.fed.fetch_add(f.tokens.len(), Ordering::Relaxed);
-            if let Some(logits) = &mut f.logits {
-                let text = read_text(&self.tokenizer, f.state);
-                // A character may be half read; the script then continues from the bytes that are there.
-                let valid = text.iter().rposition(|&b| b < 0x80).map_or(0, |at| at + 1);
-                let whole = std::str::from_utf8(&text).map_or(valid, str::len);
-                let rest = (self.script)(std::str::from_utf8(&text[..whole]).unwrap());
-                let half = text.len() - whole;
-                let next = self.tokenizer.encode(&rest.as_bytes()[half..]).first().copied().unwrap_or(0);
-                logits.clear();
-                logits.resize(self.vocab(), 0.0);
-                logits[next as usize] = 60.0;
+            for (i, &t) in f.tokens.iter().enumerate() {
+                f.state.push(t);
+                if let Some(l) = &mut logits
+                    && i >= unwanted
+                {
+                    l.extend(self.after(f.state));
+                }
             }
         }
         Ok(())
+    }
+}
+
+impl ScriptModel {
+    /// The logits after these tokens.
+    fn after(&self, read: &[u32]) -> Vec<f32> {
+        let text = read_text(&self.tokenizer, read);
+        // A character may be half read; the script then continues from the bytes that are there.
+        let valid = text.iter().rposition(|&b| b < 0x80).map_or(0, |at| at + 1);
+        let whole = std::str::from_utf8(&text).map_or(valid, str::len);
+        let rest = (self.script)(std::str::from_utf8(&text[..whole]).unwrap());
+        let half = text.len() - whole;
+        // What a script cannot go on from (a wrong draft) ends the document.
+        let rest = rest.as_bytes().get(half..).unwrap_or_default();
+        let next = self.tokenizer.encode(rest).first().copied().unwrap_or(0);
+        let mut logits = vec![0.0; self.vocab()];
+        logits[next as usize] = 60.0;
+        logits
     }
 }
 

@@ -24,6 +24,8 @@ pub enum Rows {
     None,
     /// The last token's.
     Last,
+    /// Those of so many last tokens (of all, where there are fewer).
+    Tail(usize),
     /// Every token's.
     All,
 }
@@ -217,7 +219,7 @@ impl<O: Ops + 'static> Model<O> {
                     tokens.extend_from_slice(&s.tokens[done[i]..done[i] + take]);
                     parts.push(Part {
                         sequence: i,
-                        last: done[i] + take == s.tokens.len(),
+                        rest: s.tokens.len() - done[i] - take,
                         len: take,
                         logits: s.logits,
                         hidden: s.hidden,
@@ -287,8 +289,8 @@ struct Part {
     /// Its first token's index in the call.
     first: usize,
     len: usize,
-    /// The sequence ends with this step.
-    last: bool,
+    /// The sequence's tokens that come after this step.
+    rest: usize,
     logits: Rows,
     hidden: Rows,
 }
@@ -297,12 +299,15 @@ struct Part {
 fn chosen(parts: &[Part], want: impl Fn(&Part) -> Rows) -> (Vec<usize>, Vec<&Part>) {
     let (mut rows, mut of, mut at) = (Vec::new(), Vec::new(), 0);
     for p in parts {
+        // Of the sequence's last tokens, those that are in this step.
+        let last = |n: usize| n.saturating_sub(p.rest).min(p.len);
         let wanted = match want(p) {
-            Rows::None => at..at,
-            Rows::Last if p.last => at + p.len - 1..at + p.len,
-            Rows::Last => at..at,
-            Rows::All => at..at + p.len,
+            Rows::None => 0,
+            Rows::Last => last(1),
+            Rows::Tail(n) => last(n),
+            Rows::All => p.len,
         };
+        let wanted = at + p.len - wanted..at + p.len;
         of.extend(wanted.clone().map(|_| p));
         rows.extend(wanted);
         at += p.len;

@@ -86,13 +86,26 @@ impl StateLayout {
 }
 
 /// The state of one sequence, in f32 (f64 when checking). Cloning it is forking the conversation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug, PartialEq)]
 pub struct State<F: Real = f32> {
     layout: Arc<StateLayout>,
     data: Vec<F>,
     /// Tokens that led here from the empty context (from a tuned state, since it); [`crate::Model::forward`]
     /// counts them.
     pub tokens: u64,
+}
+
+impl<F: Real> Clone for State<F> {
+    fn clone(&self) -> Self {
+        State { layout: self.layout.clone(), data: self.data.clone(), tokens: self.tokens }
+    }
+
+    /// Into the memory that is there: what takes snapshots again and again allocates once.
+    fn clone_from(&mut self, source: &Self) {
+        self.layout.clone_from(&source.layout);
+        self.data.clone_from(&source.data);
+        self.tokens = source.tokens;
+    }
 }
 
 impl<F: Real> State<F> {

@@ -127,6 +127,17 @@ fn long_and_ragged_calls_change_nothing() {
             assert!(alone.0 == out.logits && alone.1 == *state, "{version}");
             assert_eq!(out.hidden.len(), 64);
         }
+        // The last rows alone, from one step, from several, more than there are, none.
+        for n in [0, 1, 2, 150, 1000] {
+            let mut states = vec![m.new_state(); texts.len()];
+            let call = |(t, state)| Sequence { tokens: t, state, logits: Rows::Tail(n), hidden: Rows::None };
+            let mut calls: Vec<_> = texts.iter().map(|t| &t[..]).zip(&mut states).map(call).collect();
+            let tails = m.forward(&mut calls).unwrap();
+            for (all, tail) in out.iter().zip(&tails) {
+                let from = all.logits.len().saturating_sub(n * m.config().vocab);
+                assert!(all.logits[from..] == tail.logits, "{version} {n}");
+            }
+        }
     }
 }
 

@@ -22,6 +22,7 @@ mod runner;
 mod sampler_args;
 mod shapes;
 mod signal;
+mod speculate_args;
 mod system;
 mod tokenizer_args;
 

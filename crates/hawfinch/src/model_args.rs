@@ -4,7 +4,9 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use hawfinch_engine::Error;
 use hawfinch_kernels::Isa;
 use hawfinch_model::quantize::{Unquantized, held_bytes, unquantized};
 use hawfinch_model::{Checkpoint, Config, Cpu, Lora, Model, OpenOptions, Quant, State, format, synthetic};
@@ -81,6 +83,26 @@ impl ModelOptions {
                 "warning: {n} threads where {there} can run at once: more than these make it slower"
             ));
         }
+    }
+
+    /// A draft model for `model`, which was opened with these options: with its threads, quantised as it is, without
+    /// its LoRA files. Refused when its vocabulary is another, or when both do not fit the memory.
+    pub fn open_draft(&self, path: &Path, model: &Model) -> anyhow::Result<Model> {
+        let checkpoint = open_checkpoint(path)?;
+        let config = Config::infer(&checkpoint)?;
+        let (draft, target) = (config.vocab, model.config().vocab);
+        if draft != target {
+            return Err(Error::DraftVocab { draft, target }.into());
+        }
+        let mut need = memory_need(&checkpoint, &config, 1, self.quant);
+        if self.quant.is_none() {
+            // What is mapped is still counted as free.
+            need.weights = need.weights.saturating_add(model.checkpoint().file_bytes);
+        }
+        self.check_memory(&need).context("the model and its draft model together")?;
+        note_unused(&checkpoint, &config);
+        let ops = Cpu::with(model.ops().pool().clone(), model.ops().isa()).quantizing(self.quant);
+        Ok(Model::from_checkpoint(checkpoint, OpenOptions::default(), ops)?)
     }
 
     /// Refuses options and settings of the environment that cannot be.

@@ -122,13 +122,29 @@ pub struct Sampled {
 /// sampler.accept(sampled.id);
 /// # Ok::<(), hawfinch_engine::Error>(())
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Sampler {
     config: SamplerConfig,
     uncounted: Uncounted,
     seed: u64,
     state: SamplerState,
     scratch: Scratch,
+}
+
+impl Clone for Sampler {
+    fn clone(&self) -> Self {
+        let Self { config, uncounted, seed, state, scratch } = self;
+        let (config, uncounted, state) = (config.clone(), uncounted.clone(), state.clone());
+        Self { config, uncounted, seed: *seed, state, scratch: scratch.clone() }
+    }
+
+    /// Keeps the buffers that are there.
+    fn clone_from(&mut self, source: &Self) {
+        self.config.clone_from(&source.config);
+        self.uncounted.clone_from(&source.uncounted);
+        self.seed = source.seed;
+        self.state.clone_from(&source.state);
+    }
 }
 
 impl Sampler {
@@ -313,7 +329,7 @@ impl Sampler {
 
     /// The candidates and probabilities that [`Sampler::sample`] would draw from, for tests.
     #[cfg(test)]
-    fn distribution(&mut self, logits: &[f32]) -> Vec<(u32, f64)> {
+    pub(crate) fn distribution(&mut self, logits: &[f32]) -> Vec<(u32, f64)> {
         self.sample(logits).unwrap();
         let weight = |c: &Candidate| f64::from(c.weight);
         let total: f64 = self.scratch.candidates.iter().map(weight).sum();

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use hawfinch_engine::template::{Segment, SegmentKind};
-use hawfinch_engine::{Chat, ChatReply, Message, Position, Role, Sampler, Session, StopReason, Template};
+use hawfinch_engine::{
+    Chat, ChatReply, Message, Position, Role, Sampler, Session, Speculation, StopReason, Template,
+};
 use hawfinch_model::{Model, State, format, metadata};
 use hawfinch_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,7 @@ use crate::output::{Stream, colors, note, size, thousands};
 use crate::runner::{Runner, Timing, catch_up};
 use crate::sampler_args::{SETTINGS, set_one};
 use crate::signal;
+use crate::speculate_args::Guessing;
 
 /// Metadata of a state file that holds the conversation which led to the state.
 const CHAT: &str = "hawfinch.chat";
@@ -43,6 +46,8 @@ pub struct Talk<'m> {
     pub json: bool,
     /// Tokens and speed after each reply.
     pub stats: bool,
+    /// Files of a draft model, which are not to be written over.
+    draft_files: Vec<PathBuf>,
 }
 
 /// The branch that every chat begins in.
@@ -69,7 +74,14 @@ impl<'m> Talk<'m> {
             last: None,
             json: false,
             stats: false,
+            draft_files: Vec::new(),
         }
+    }
+
+    /// Replies are written with guesses from now on.
+    pub fn speculate(&mut self, guessing: Guessing) {
+        self.chat.session_mut().speculation = Some(guessing.speculation);
+        self.draft_files = guessing.files;
     }
 
     /// The branch's name for the prompt; empty for the first.
@@ -99,7 +111,7 @@ impl<'m> Talk<'m> {
         ) -> hawfinch_engine::Result<ChatReply>,
     ) -> anyhow::Result<()> {
         signal::clear();
-        self.runner.take_timing();
+        self.take_timing();
         let options = self.chat.options(self.max_tokens);
         let mut printer = Printer { stream: Stream::new(), reasoning: false, json: self.json, failed: None };
         let result = draw(&mut self.chat, &options, &mut |segment| printer.piece(segment));
@@ -114,7 +126,7 @@ impl<'m> Talk<'m> {
             }
             Err(e) => return Err(e.into()),
         };
-        let timing = self.runner.take_timing();
+        let timing = self.take_timing();
         if self.json {
             let line = json!({
                 "text": reply.reply.text,
@@ -137,10 +149,16 @@ impl<'m> Talk<'m> {
         Ok(())
     }
 
+    /// What was timed since the last call.
+    fn take_timing(&mut self) -> Timing {
+        let guesses = self.chat.session_mut().speculation.as_mut().map(Speculation::take_statistics);
+        self.runner.take_timing().speculated(guesses)
+    }
+
     fn pace(&self) -> String {
         match &self.last {
             None => "[nothing was said yet]".into(),
-            Some((t, _, _)) => format!("[read {}, wrote {}]", t.read.shown(), t.written.shown()),
+            Some((t, _, _)) => format!("[{}]", t.shown()),
         }
     }
 
@@ -204,6 +222,7 @@ impl<'m> Talk<'m> {
         // Kept where it is another than every chat of the model begins at.
         let start = Some(&self.chat.start().state).filter(|s| **s != model.new_state());
         let more = [(CHAT, serde_json::to_string(&saved)?)];
+        crate::output::not_over(path, model.checkpoint().files.iter().chain(&self.draft_files))?;
         state.save_with(path, model.config().version, &model_identity(model)?, start, &more)?;
         note(format_args!("saved {} ({} of context)", path.display(), plural(state.tokens, "token")));
         Ok(())
@@ -226,8 +245,10 @@ impl<'m> Talk<'m> {
             .with_context(|| format!("the conversation in {} is damaged", path.display()))?;
         let session = self.chat.session();
         let (tokenizer, sampler) = (session.tokenizer().clone(), session.sampler.clone());
+        let speculation = session.speculation.clone();
         let Some(saved) = saved else {
-            let session = Session::with_state(self.runner, tokenizer, sampler, state);
+            let mut session = Session::with_state(self.runner, tokenizer, sampler, state);
+            session.speculation = speculation;
             let system = self.system().map(str::to_owned);
             self.chat = Chat::new(session, self.chat.template().clone());
             // As after /reset.

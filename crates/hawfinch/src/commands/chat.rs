@@ -14,6 +14,7 @@ use crate::model_args::{DEMO, ModelOptions, load_state};
 use crate::output::{Stream, note};
 use crate::runner::Runner;
 use crate::sampler_args::SamplerOptions;
+use crate::speculate_args::SpeculateOptions;
 use crate::tokenizer_args::TokenizerOption;
 use crate::{family, signal};
 
@@ -28,6 +29,7 @@ Earlier text is never read again: the model's state is kept, and /regen goes bac
 
 Examples:
   hawfinch chat RWKV-x070-World-0.4B.pth
+  hawfinch chat RWKV-x070-World-2.9B.pth --speculate RWKV-x070-World-0.1B.pth
   hawfinch chat model.gguf --template g1-think --system 'Answer briefly.'
   printf 'Hello!\\n/save hello.safetensors\\n' | hawfinch chat model.pth --seed 1"
 )]
@@ -60,6 +62,8 @@ pub struct Args {
     #[command(flatten)]
     sampler: SamplerOptions,
     #[command(flatten)]
+    speculate: SpeculateOptions,
+    #[command(flatten)]
     options: ModelOptions,
 }
 
@@ -75,6 +79,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(path) => load_state(&model, path)?,
         None => model.new_state(),
     };
+    let guessing = args.speculate.open(&args.options, &model)?;
     let mut lines = Lines::open()?;
     if model.checkpoint().metadata.contains_key("hawfinch.untrained") {
         note(DEMO_NOTE);
@@ -87,6 +92,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     signal::catch(3);
     let runner = Runner::new(&model);
     let mut talk = Talk::new(&runner, tokenizer, sampler, template, state, args.max_tokens);
+    if let Some(guessing) = guessing {
+        talk.speculate(guessing);
+    }
     talk.json = args.json;
     talk.stats = args.stats;
     if let Some(system) = &args.system {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use hawfinch_engine::{
-    Event, GenerateOptions, Generation, Sampled, Sampler, SamplerConfig, Session, StopReason,
+    Event, GenerateOptions, Generation, Sampled, Sampler, SamplerConfig, Session, Speculation, StopReason,
 };
 use hawfinch_engine::{StopRules, Uncounted};
 use hawfinch_model::Model;
@@ -22,6 +22,7 @@ use crate::output::{self, Stream, note};
 use crate::runner::{Runner, catch_up};
 use crate::sampler_args::SamplerOptions;
 use crate::signal;
+use crate::speculate_args::SpeculateOptions;
 use crate::system::stdout;
 use crate::tokenizer_args::TokenizerOption;
 
@@ -40,6 +41,7 @@ it are finished. Ctrl-C ends the batch and keeps all that is finished (\"index\"
 Examples:
   hawfinch generate model.pth 'The Eiffel tower is'
   hawfinch generate model.pth --prompt-file story.txt --max-tokens 500 --seed 1
+  hawfinch generate model.pth --prompt-file code.py --speculate ngram
   git diff | hawfinch generate model.pth - --temperature 0
   hawfinch generate model.pth --input prompts.jsonl -o answers.jsonl"
 )]
@@ -89,6 +91,8 @@ pub struct Args {
     tokenizer: TokenizerOption,
     #[command(flatten)]
     pub(super) sampler: SamplerOptions,
+    #[command(flatten)]
+    speculate: SpeculateOptions,
     #[command(flatten)]
     options: ModelOptions,
     #[command(flatten)]
@@ -168,6 +172,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if prompt.is_none() && args.input.is_none() && args.state.is_given() {
         return Err(usage("--state needs a prompt to go on with"));
     }
+    if args.input.is_some() && args.speculate.is_given() {
+        return Err(usage(
+            "--speculate is for one text: with --input many texts share a step, which reads the weights once already",
+        ));
+    }
     let setup = args.setup()?;
     if args.model.is_none() || setup.model.checkpoint().metadata.contains_key("hawfinch.untrained") {
         note(DEMO_NOTE);
@@ -201,6 +210,11 @@ fn one(args: &Args, setup: &Setup, prompt: Option<Vec<u8>>) -> anyhow::Result<Ex
     let sampler = Sampler::new(setup.config.clone(), setup.uncounted.clone())?;
     let seed = sampler.seed();
     let mut session = Session::with_state(&runner, tokenizer.clone(), sampler, args.state.load(model)?);
+    if let Some(guessing) = args.speculate.open(&args.options, model)? {
+        guessing.files.iter().try_for_each(|f| args.state.not_to(Some(f)))?;
+        session.speculation = Some(guessing.speculation);
+    }
+    let speculates = session.speculation.is_some();
     let tokens = prompt.as_ref().map_or_else(Vec::new, |p| tokenizer.encode(p));
     let mut stream = Stream::new();
     if args.echo
@@ -222,6 +236,9 @@ fn one(args: &Args, setup: &Setup, prompt: Option<Vec<u8>>) -> anyhow::Result<Ex
     let mut failed = None;
     let mut top = Vec::new();
     let generation = session.generate(&options, |event| {
+        if speculates && matches!(event, Event::Token(_)) {
+            runner.count_written(1);
+        }
         match event {
             Event::Token(sampled) if args.logprobs.is_some() => top.push(sampled.clone()),
             Event::Text(text) if !args.json => {
@@ -247,13 +264,9 @@ fn one(args: &Args, setup: &Setup, prompt: Option<Vec<u8>>) -> anyhow::Result<Ex
         stream.end_line()?;
     }
     if args.stats {
-        let t = runner.take_timing();
-        note(format_args!(
-            "[read {}, wrote {}, {}, seed {seed}]",
-            t.read.shown(),
-            t.written.shown(),
-            stop_words(&generation.stop)
-        ));
+        let guesses = session.speculation.as_mut().map(Speculation::take_statistics);
+        let timing = runner.take_timing().speculated(guesses);
+        note(format_args!("[{}, {}, seed {seed}]", timing.shown(), stop_words(&generation.stop)));
     }
     let interrupted = signal::pressed();
     if args.state.is_saved() {

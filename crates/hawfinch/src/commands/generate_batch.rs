@@ -124,8 +124,7 @@ pub fn run(args: &Args, setup: &Setup) -> anyhow::Result<ExitCode> {
     }
     let (written, failed) = results.complete()?;
     if args.stats {
-        let t = runner.take_timing();
-        note(format_args!("[read {}, wrote {}]", t.read.shown(), t.written.shown()));
+        note(format_args!("[{}]", runner.take_timing().shown()));
     }
     let total = lines.len();
     if signal::pressed() && written < total {

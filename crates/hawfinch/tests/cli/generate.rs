@@ -229,7 +229,8 @@ fn a_reader_that_goes_away_is_no_failure() {
 fn every_sampling_option_is_a_key_of_a_line() {
     let place = Place::new();
     let help = place.run(&["generate", "--help"]).ok().text();
-    let section = help.split("Sampling options:").nth(1).unwrap().split("Model options:").next().unwrap();
+    let section =
+        help.split("Sampling options:").nth(1).unwrap().split("Speculation options:").next().unwrap();
     let options =
         section.split_whitespace().filter_map(|w| w.strip_prefix("--")).map(|w| w.replace('-', "_"));
     let options: Vec<String> = options.collect();
