@@ -32,7 +32,8 @@ pub struct ModelOptions {
     /// Threads to compute with (default: all that the machine runs at once); results do not depend on it
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
-    /// Quantise the weights while opening the model, where they are floats: int8 (8.5 bits a weight) or int4 (about 5)
+    /// Quantise the weights while opening the model, where they are floats: int8 (8.5 bits a weight), int4 (about 4.8)
+    /// or mixed (int4, but what costs most in 8 bits: about 5.5)
     #[arg(long, value_name = "TYPE", value_parser = quant_parser())]
     quant: Option<Quant>,
     /// Run the model even if it does not fit in memory
