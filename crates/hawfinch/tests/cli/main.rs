@@ -7,5 +7,6 @@ mod chat;
 mod files;
 mod generate;
 mod help;
+mod quantize;
 mod text;
 mod util;
