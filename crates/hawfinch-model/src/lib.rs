@@ -23,6 +23,6 @@ pub use config::{Config, Version};
 pub use cpu::Cpu;
 pub use error::{Error, Printable, Result};
 pub use lora::Lora;
-pub use model::{Model, OpenOptions, Output, Rows, STEP_TOKENS, Sequence};
+pub use model::{Model, OpenOptions, Output, Rows, STEP_TOKENS, Sequence, Trace};
 pub use quantize::Quant;
 pub use state::{State, StateLayout};

@@ -15,8 +15,8 @@ pub const VOCABULARY: &str = "hawfinch.vocabulary";
 pub const DTYPE: &str = "hawfinch.dtype";
 /// Hash of the model that this one was made from, with its scheme (`sha256:…`).
 pub const SOURCE_HASH: &str = "hawfinch.source_hash";
-/// Block types that the matrices went through since that model, in order (`q8_0`, or `q8_0, q4_0`); kept when
-/// they become floating-point numbers again.
+/// Block types that the matrices went through since that model, in order (`q8_0`, or `q8_0, q4_0`; `mixed of
+/// q4_k/q8_0` where they differ by tensor); kept when they become floating-point numbers again.
 pub const QUANTIZED: &str = "hawfinch.quantized";
 /// Version of hawfinch that wrote the file.
 pub const WRITER: &str = "hawfinch.writer";

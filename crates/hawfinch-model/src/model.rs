@@ -1,6 +1,10 @@
 //! A model: weights plus state plus tokens gives logits. One call serves prefill, decode and any mixture
 //! of sequences.
 
+mod trace;
+
+pub use trace::Trace;
+
 use std::path::Path;
 use std::sync::Arc;
 

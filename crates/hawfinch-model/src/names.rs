@@ -225,7 +225,7 @@ const V7_FFN: &[Param] = &[
 ///
 /// v5.0 and v5.1 files may hold `att.time_first` (the bonus as a logarithm) in place of
 /// `att.time_faaaa`; the list names the latter.
-pub fn block_params(version: Version) -> impl Iterator<Item = &'static Param> {
+pub fn block_params(version: Version) -> impl Iterator<Item = &'static Param> + Clone {
     let (att, ffn) = match version {
         Version::V4 => (V4_ATT, V4_FFN),
         Version::V5_0 => (V5_0_ATT, V4_FFN),

@@ -1,4 +1,9 @@
-//! Which block type a weight is quantised to.
+//! Which block type a weight is quantised to: by rule while a model is opened, by measurement for a file.
+
+pub mod choose;
+pub mod quality;
+pub mod rounding;
+pub mod weights;
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,24 +24,33 @@ pub enum Quant {
     /// Every linear weight as Q4_K, 4.6 bits a weight in memory (Q4_0 where rows are no whole blocks of 256), but the
     /// head as Q8_0.
     Int4,
+    /// As `Int4`, but the receptance and the output of the time mix as Q8_0: the two that cost trained models most for
+    /// their size (docs/quantization.md).
+    Mixed,
 }
 
 impl Quant {
     /// Every way, as on the command line.
-    pub const ALL: [Quant; 2] = [Quant::Int8, Quant::Int4];
+    pub const ALL: [Quant; 3] = [Quant::Int8, Quant::Int4, Quant::Mixed];
 
     /// As on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Quant::Int8 => "int8",
             Quant::Int4 => "int4",
+            Quant::Mixed => "mixed",
         }
     }
 
     /// The block type for a weight with rows of `inputs` numbers stored as `from`, or `None` when it stays as it is.
     pub fn block_type(self, name: &str, from: DType, inputs: usize) -> Option<DType> {
+        // The embedding is quantised in files alone; narrow it costs as much as the head.
+        let is_end = matches!(name, "head.weight" | "emb.weight");
+        let is_sensitive =
+            || name.ends_with(".att.receptance.weight") || name.ends_with(".att.output.weight");
         let wish: &[DType] = match self {
-            Quant::Int4 if name != "head.weight" => &[DType::Q4_K, DType::Q4_0],
+            Quant::Int4 if !is_end => &[DType::Q4_K, DType::Q4_0],
+            Quant::Mixed if !is_end && !is_sensitive() => &[DType::Q4_K, DType::Q4_0],
             _ => &[DType::Q8_0],
         };
         let fits = |d: &&DType| from.is_float() && d.bytes_for(inputs).is_some();
@@ -102,7 +116,7 @@ impl FromStr for Quant {
         Quant::ALL
             .into_iter()
             .find(|q| q.name() == s)
-            .ok_or_else(|| format!("`{s}` is neither int8 nor int4"))
+            .ok_or_else(|| format!("`{s}` is none of int8, int4 and mixed"))
     }
 }
 
@@ -113,20 +127,31 @@ mod tests {
 
     #[test]
     fn what_becomes_what() {
-        let of = |q: Quant, name, from, inputs| q.block_type(name, from, inputs);
+        let of = |q: Quant, name: &str, from, inputs| q.block_type(name, from, inputs);
         assert_eq!(of(Quant::Int8, "blocks.0.att.key.weight", DType::BF16, 2048), Some(DType::Q8_0));
         assert_eq!(of(Quant::Int4, "blocks.0.att.key.weight", DType::BF16, 2048), Some(DType::Q4_K));
         assert_eq!(of(Quant::Int4, "blocks.0.att.key.weight", DType::F32, 96), Some(DType::Q4_0));
         assert_eq!(of(Quant::Int4, "head.weight", DType::BF16, 2048), Some(DType::Q8_0));
         assert_eq!(of(Quant::Int8, "blocks.0.att.key.weight", DType::BF16, 40), None);
         assert_eq!(of(Quant::Int8, "blocks.0.att.key.weight", DType::Q5_0, 2048), None);
+        for (name, wide) in
+            [("key", false), ("value", false), ("gate", false), ("receptance", true), ("output", true)]
+        {
+            let want = if wide { DType::Q8_0 } else { DType::Q4_K };
+            let name = format!("blocks.3.att.{name}.weight");
+            assert_eq!(of(Quant::Mixed, &name, DType::F16, 512), Some(want), "{name}");
+        }
+        assert_eq!(of(Quant::Mixed, "blocks.3.ffn.receptance.weight", DType::F16, 512), Some(DType::Q4_K));
+        assert_eq!(of(Quant::Mixed, "head.weight", DType::F16, 512), Some(DType::Q8_0));
+        assert_eq!(of(Quant::Int4, "emb.weight", DType::F16, 512), Some(DType::Q8_0));
         assert_eq!("int4".parse(), Ok(Quant::Int4));
         // Half of bf16, or little more; a model of blocks takes what it takes.
         let shape = Shape { version: crate::Version::V7, layers: 2, width: 256, vocab: 300, head_size: 64 };
         let ckpt = synthetic::checkpoint(&shape.config(), DType::BF16, 1);
         let all: u64 = ckpt.tensors.values().map(|t| t.data.len() as u64).sum();
-        let [eight, four] = Quant::ALL.map(|q| held_bytes(q, &ckpt, &shape.config()));
+        let [eight, four, mixed] = Quant::ALL.map(|q| held_bytes(q, &ckpt, &shape.config()));
         assert!(eight < all * 8 / 10 && four < eight && four > all / 4, "{all} {eight} {four}");
+        assert!(four < mixed && mixed < eight, "{four} {mixed} {eight}");
         assert!("int3".parse::<Quant>().is_err());
     }
 }

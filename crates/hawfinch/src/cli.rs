@@ -35,6 +35,8 @@ enum Command {
     Inspect(commands::inspect::Args),
     /// Write a checkpoint in another format or number type
     Convert(commands::convert::Args),
+    /// Quantise a model weight by weight, as each can bear, and report what it costs
+    Quantize(commands::quantize::Args),
     /// Compute the logits of given token ids and write them to a file
     Logits(commands::logits::Args),
     /// Turn text into token ids
@@ -69,6 +71,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Chat(args)) => commands::chat::run(&args),
         Some(Command::Inspect(args)) => commands::inspect::run(&args),
         Some(Command::Convert(args)) => commands::convert::run(&args),
+        Some(Command::Quantize(args)) => commands::quantize::run(&args),
         Some(Command::Logits(args)) => commands::logits::run(&args),
         Some(Command::Tokenize(args)) => commands::tokenize::run(&args),
         Some(Command::Detokenize(args)) => commands::detokenize::run(&args),

@@ -18,6 +18,7 @@ mod measure;
 mod model_args;
 mod output;
 mod progress;
+mod quantize;
 mod runner;
 mod sampler_args;
 mod shapes;

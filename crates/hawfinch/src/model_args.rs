@@ -35,7 +35,8 @@ pub struct ModelOptions {
     /// Threads to compute with (default: all that the machine runs at once); results do not depend on it
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
-    /// Quantise the weights while opening the model, where they are floats: int8 (8.5 bits a weight) or int4 (about 5)
+    /// Quantise the weights while opening the model, where they are floats: int8 (8.5 bits a weight), int4 (about 4.8)
+    /// or mixed (int4, but what costs most in 8 bits: about 5.5)
     #[arg(long, value_name = "TYPE", value_parser = quant_parser())]
     quant: Option<Quant>,
     /// Run the model even if it does not fit in memory
@@ -103,6 +104,19 @@ impl ModelOptions {
         note_unused(&checkpoint, &config);
         let ops = Cpu::with(model.ops().pool().clone(), model.ops().isa()).quantizing(self.quant);
         Ok(Model::from_checkpoint(checkpoint, OpenOptions::default(), ops)?)
+    }
+
+    /// Refuses options that would change a model, with the reason why not here.
+    pub fn as_it_is(&self, why: &str) -> anyhow::Result<()> {
+        let given = [
+            (!self.loras.is_empty(), "--lora"),
+            (self.group_norm_eps.is_some(), "--group-norm-eps"),
+            (self.quant.is_some(), "--quant"),
+        ];
+        match given.iter().find(|(given, _)| *given) {
+            Some((_, option)) => Err(usage(format!("{option} cannot be used here: {why}"))),
+            None => Ok(()),
+        }
     }
 
     /// Refuses options and settings of the environment that cannot be.

@@ -108,21 +108,25 @@ impl<O: Ops> Loader<'_, O> {
     where
         O: 'static,
     {
-        (0..self.config.layers)
-            .map(|l| {
-                let block: Box<dyn Block<O>> = match self.config.version {
-                    Version::V4 => Box::new(v4::V4::load(self, l)?),
-                    Version::V5_0 | Version::V5_1 | Version::V5_2 => Box::new(v5::V5::load(self, l)?),
-                    Version::V6 => Box::new(v6::V6::load(self, l)?),
-                    Version::V7 => Box::new(v7::V7::load(self, l)?),
-                };
-                Ok(Layer {
-                    ln1: self.layer_norm(&format!("blocks.{l}.ln1"))?,
-                    ln2: self.layer_norm(&format!("blocks.{l}.ln2"))?,
-                    block,
-                })
-            })
-            .collect()
+        (0..self.config.layers).map(|l| self.layer(l)).collect()
+    }
+
+    /// One layer.
+    pub fn layer(&self, l: usize) -> Result<Layer<O>>
+    where
+        O: 'static,
+    {
+        let block: Box<dyn Block<O>> = match self.config.version {
+            Version::V4 => Box::new(v4::V4::load(self, l)?),
+            Version::V5_0 | Version::V5_1 | Version::V5_2 => Box::new(v5::V5::load(self, l)?),
+            Version::V6 => Box::new(v6::V6::load(self, l)?),
+            Version::V7 => Box::new(v7::V7::load(self, l)?),
+        };
+        Ok(Layer {
+            ln1: self.layer_norm(&format!("blocks.{l}.ln1"))?,
+            ln2: self.layer_norm(&format!("blocks.{l}.ln2"))?,
+            block,
+        })
     }
 
     /// A LoRA file's tensor in place of the checkpoint's; the last file wins.

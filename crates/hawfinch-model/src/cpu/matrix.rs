@@ -145,7 +145,7 @@ impl<F: Real> Cpu<F> {
     }
 
     /// Rows of floats as blocks of `dtype`, on all threads.
-    fn quantized(&self, weight: &StoredTensor, inputs: usize, dtype: DType) -> Vec<u8> {
+    pub(crate) fn quantized(&self, weight: &StoredTensor, inputs: usize, dtype: DType) -> Vec<u8> {
         let from = weight.dtype.bytes_for(inputs).expect("a float type");
         let to = dtype.bytes_for(inputs).expect("whole blocks");
         let mut out = vec![0u8; weight.data.len() / from * to];

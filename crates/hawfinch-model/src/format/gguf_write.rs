@@ -299,14 +299,27 @@ impl Maker<'_> {
         Ok(own.then_some(rank))
     }
 
+    /// The type of most numbers in the linear weights of the blocks.
+    fn main_type(&self) -> Option<DType> {
+        let matrices = names::block_params(self.config.version).filter(|p| p.role == Role::Matrix);
+        let names: Vec<String> = (0..self.config.layers)
+            .flat_map(|l| matrices.clone().map(move |p| format!("blocks.{l}.{}", p.name)))
+            .filter_map(|key| gguf::to_gguf(self.arch, &key))
+            .collect();
+        let mut numbers: BTreeMap<DType, usize> = BTreeMap::new();
+        for e in self.entries.iter().filter(|e| names.contains(&e.name)) {
+            *numbers.entry(e.dtype).or_default() += e.tensor.len();
+        }
+        numbers.into_iter().max_by_key(|(_, n)| *n).map(|(d, _)| d)
+    }
+
     fn keys(&self, metadata: &BTreeMap<String, String>) -> Result<Keys> {
         let c = self.config;
         let mut k = Keys::default();
         k.string("general.architecture", self.arch.name());
         k.string("general.type", "model");
         k.string("general.name", &self.options.name);
-        let main = self.entries.iter().find(|e| e.name == "blk.0.time_mix_key.weight");
-        k.u32("general.file_type", main.map_or(0, |e| file_type(e.dtype)));
+        k.u32("general.file_type", self.main_type().map_or(0, file_type));
         if self.entries.iter().any(|e| e.dtype.is_quantized()) {
             k.u32("general.quantization_version", 2);
         }

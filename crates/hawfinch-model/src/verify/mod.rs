@@ -194,6 +194,40 @@ fn divisions_agree(
 /// channels reach 9e-4 with 8-bit and 0.025 with 4-bit weights.
 const ROUNDED_KL: f64 = 0.1;
 
+/// Largest mean KL of a model to the one it was made from, in nats, by the bits of its narrowest weights. Trained
+/// models of 64 to 128 channels, where a block is half a row, stay within (docs/quantization.md); wide ones stay far
+/// below.
+const KL_OF_FLOATS: f64 = 1e-3;
+const KL_OF_8_BITS: f64 = 0.01;
+const KL_OF_4_BITS: f64 = 0.25;
+
+/// The report of a model compared with the one it was made from. What is allowed depends on the types of its weights.
+pub fn against_model(model: &Model, quality: &crate::quantize::quality::Quality) -> Report {
+    use crate::quantize::Quant;
+    let stored = model.checkpoint().tensors.values().filter(|t| t.dtype.is_quantized());
+    let stored = stored.map(|t| t.dtype.bits()).fold(f64::MAX, f64::min);
+    let on_load = match model.ops().quant() {
+        None => f64::MAX,
+        Some(Quant::Int8) => 8.5,
+        Some(_) => 4.5,
+    };
+    let (tolerance, types) = match stored.min(on_load) {
+        b if b >= 16.0 => (KL_OF_FLOATS, "floats"),
+        b if b >= 8.0 => (KL_OF_8_BITS, "8 bits"),
+        _ => (KL_OF_4_BITS, "fewer than 8 bits"),
+    };
+    let mut report = Report::default();
+    let change = 100.0 * (quality.rounded_perplexity / quality.perplexity - 1.0);
+    let note = format!(
+        "nats over {} tokens, allowed for {types}; same likeliest token {:.1} %, largest {:.1e}, perplexity {change:+.2} %",
+        quality.tokens,
+        100.0 * quality.same_top,
+        quality.largest_kl
+    );
+    report.add("next tokens: mean KL to the other model", quality.kl, tolerance, note);
+    report
+}
+
 /// Whether some products run on activations of 8 bits.
 fn rounds_activations(model: &Model) -> bool {
     let in_panels = |t: &crate::StoredTensor| hawfinch_kernels::panel::Kind::of(t.dtype).is_some();

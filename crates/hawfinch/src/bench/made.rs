@@ -147,7 +147,7 @@ mod tests {
         let of = shapes::find("goose-0.1b").unwrap();
         let mut config = of.shape.config();
         (config.layers, config.vocab) = (2, 3000);
-        for quant in [None, Some(Quant::Int8), Some(Quant::Int4)] {
+        for quant in [None, Some(Quant::Int8), Some(Quant::Int4), Some(Quant::Mixed)] {
             let made = checkpoint(&of, &config, quant);
             let found = Config::infer(&made).unwrap();
             assert_eq!((found.layers, found.width, found.vocab), (2, 768, 3000));
@@ -157,9 +157,11 @@ mod tests {
             let [block, head] = match quant {
                 None => [DType::BF16; 2],
                 Some(Quant::Int8) => [DType::Q8_0; 2],
-                Some(Quant::Int4) => [DType::Q4_K, DType::Q8_0],
+                Some(Quant::Int4 | Quant::Mixed) => [DType::Q4_K, DType::Q8_0],
             };
             assert_eq!(types, [block, head, DType::BF16, DType::BF16]);
+            let output = if quant == Some(Quant::Mixed) { DType::Q8_0 } else { block };
+            assert_eq!(made.get("blocks.1.att.output.weight").unwrap().dtype, output);
             let key = made.get("blocks.1.att.key.weight").unwrap().to_f32();
             let (low, high) = key.iter().fold((0f32, 0f32), |(l, h), &v| (l.min(v), h.max(v)));
             let bound = (3.0f32 / 768.0).sqrt();

@@ -104,7 +104,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     {
         return Err(e.into());
     }
-    let vocabulary = if format == SaveFormat::Gguf { world_tokens(args, &ckpt)? } else { None };
+    let vocabulary = if format == SaveFormat::Gguf { world_tokens(&args.tokenizer, &ckpt)? } else { None };
     signal::end_cleanly();
     let began = Instant::now();
     let mut bar = None;
@@ -140,9 +140,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The World vocabulary, for a model that was trained with it: GGUF files carry theirs.
-fn world_tokens(args: &Args, ckpt: &Checkpoint) -> anyhow::Result<Option<Vec<Vec<u8>>>> {
+pub fn world_tokens(asked: &TokenizerOption, ckpt: &Checkpoint) -> anyhow::Result<Option<Vec<Vec<u8>>>> {
     let Ok(config) = Config::infer(ckpt) else { return Ok(None) };
-    let tokenizer = match args.tokenizer.asked()? {
+    let tokenizer = match asked.asked()? {
         Some(t) => t,
         None if (65_529..=65_536).contains(&config.vocab) => Tokenizer::world(),
         None => return Ok(None),

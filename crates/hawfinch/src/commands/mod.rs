@@ -14,6 +14,7 @@ pub mod logits;
 pub mod man;
 pub mod models;
 pub mod pull;
+pub mod quantize;
 pub mod synthesize;
 pub mod tokenize;
 pub mod verify;

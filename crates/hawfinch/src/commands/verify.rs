@@ -1,15 +1,19 @@
 //! `hawfinch verify`: proof that a model is computed right.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use hawfinch_model::quantize::quality::Reference;
 use hawfinch_model::verify::{self, Report, parity};
+use hawfinch_model::{Config, Cpu, Model, OpenOptions};
 
 use crate::fail::usage;
 use crate::ids;
-use crate::model_args::ModelOptions;
+use crate::model_args::{ModelOptions, open_checkpoint};
 use crate::output::{self, note};
 use crate::progress::Progress;
+use crate::quantize::{measure, sample};
+use crate::tokenizer_args::TokenizerOption;
 
 /// Arguments of `verify`.
 #[derive(clap::Args, Debug)]
@@ -17,6 +21,7 @@ use crate::progress::Progress;
 Examples:
   hawfinch verify model.pth
   hawfinch verify --against fixtures/parity
+  hawfinch verify model.gguf --against model.pth
   hawfinch verify model.bin --ids 34,105,110 --expect logits.bin --tolerance 1e-5
 
 Exit code: 0 when every check passed, 1 when one failed, 2 when there was nothing to check.")]
@@ -26,13 +31,13 @@ pub struct Args {
     #[arg(required_unless_present = "against")]
     model: Option<PathBuf>,
     /// A folder of results of an independent implementation (meta.json, model.pth, case.safetensors …), or
-    /// any folder above some: compares logits, states, losses within the tolerances of each meta.json
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["model", "tokens", "expect", "ids", "tolerance", "loras",
-        "group_norm_eps", "quant"])]
+    /// any folder above some: compares logits, states, losses within the tolerances of each meta.json. With a
+    /// model before it, another model: the one that it was converted or quantised from
+    #[arg(long, value_name = "DIR|MODEL", conflicts_with_all = ["tokens", "expect", "ids", "tolerance"])]
     against: Option<PathBuf>,
     /// With --against: also compute the logits in double precision and compare them within the folders'
     /// tolerance for that, about 5e-6
-    #[arg(long, requires = "against")]
+    #[arg(long, requires = "against", conflicts_with = "model")]
     double: bool,
     /// Tokens to feed a model that is checked against itself
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(2..=4096))]
@@ -49,6 +54,8 @@ pub struct Args {
     tolerance: f64,
     #[command(flatten)]
     options: ModelOptions,
+    #[command(flatten)]
+    tokenizer: TokenizerOption,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -67,7 +74,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Err(usage("--double needs --against DIR: only such folders say how near it must come"));
     }
     let reports = match (&args.model, &args.against) {
-        (_, Some(dir)) => {
+        (Some(path), Some(other)) => vec![(path.display().to_string(), against_model(args, path, other)?)],
+        (None, Some(dir)) => {
             if !dir.is_dir() {
                 return Err(usage(format!("nothing to verify: there is no folder {}", dir.display())));
             }
@@ -78,6 +86,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                     dir.display()
                 )));
             }
+            args.options.as_it_is("the models of a folder are compared as they are")?;
             args.options.check()?;
             let ops = args.options.ops();
             let mut reports = Vec::new();
@@ -136,6 +145,35 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
+
+/// The model compared with another, over a text that both read.
+fn against_model(args: &Args, path: &Path, other: &Path) -> anyhow::Result<Report> {
+    // Before it is opened: a wrong pair should not take a minute.
+    let configs = [path, other].map(|p| Ok(Config::infer(&open_checkpoint(p)?)?));
+    let [config, of_other]: [anyhow::Result<Config>; 2] = configs;
+    let (config, of_other) = (config?, of_other?);
+    if config.vocab != of_other.vocab {
+        return Err(usage(format!(
+            "{} knows {} tokens and {} {}: only models of one vocabulary can be compared",
+            path.display(),
+            config.vocab,
+            other.display(),
+            of_other.vocab
+        )));
+    }
+    let model = args.options.open(path)?;
+    let full = Model::from_checkpoint(open_checkpoint(other)?, OpenOptions::default(), Cpu::default())?;
+    note(format_args!("comparing {} with {}", path.display(), other.display()));
+    let tokenizer = args.tokenizer.for_vocab(config.vocab, &model.checkpoint().path)?;
+    let sample = sample::sample(&[], &tokenizer, config.vocab, COMPARED)?;
+    let _bar = Progress::time("comparing");
+    let trace = measure::trace(&full, &sample.judging)?;
+    let quality = Reference::new(&trace)?.compare_model(full.ops().pool(), &model)?;
+    Ok(verify::against_model(&model, &quality))
+}
+
+/// Tokens that two models are compared on.
+const COMPARED: usize = 512;
 
 /// A line a check: verdict, error, tolerance, what, note.
 fn table(report: &Report) -> String {

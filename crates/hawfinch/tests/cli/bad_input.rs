@@ -279,6 +279,8 @@ fn what_cannot_be_quantised_is_told() {
 #[test]
 fn options_that_given_results_exclude() {
     let place = Place::new();
+    // Fixtures of the model crate, as an independent implementation wrote them.
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../hawfinch-model/tests/data/parity");
     for option in [
         &["--lora", "x.pth"][..],
         &["--group-norm-eps", "1e-5"],
@@ -287,15 +289,11 @@ fn options_that_given_results_exclude() {
         &["--tolerance", "1"],
         &["--expect", "l.bin", "--ids", "1"],
     ] {
-        let run = place.run(&[&["verify", "--against", "."], option].concat());
+        let run = place.run(&[&["verify", "--against", folder], option].concat());
         assert_eq!(run.code, 2, "{}", run.err);
-        let words = format!("'--against <DIR>' cannot be used with '{}", option[0]);
-        assert!(run.err.contains(&words) || run.err.contains(option[0]), "{}", run.err);
-        assert!(run.err.contains("cannot be used with"), "{}", run.err);
+        assert!(run.err.contains(option[0]) && run.err.contains("cannot be used"), "{}", run.err);
     }
     place.run(&["verify", "demo", "--double"]).fails(2, &["--double needs --against"]);
-    let Some(folder) = shared("parity/A/v7") else { return };
-    let folder = folder.to_str().unwrap();
     place.run(&["verify", "--against", folder, "--threads", "1"]).ok();
     let run = place.command(&["verify", "--against", folder]).env("HAWFINCH_ISA", "foo").output().unwrap();
     assert_eq!(run.status.code(), Some(2));

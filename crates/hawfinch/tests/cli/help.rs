@@ -14,11 +14,12 @@ fn snapshot(name: &str, text: &str) {
     assert!(kept == text, "{} is not what the program says now:\n{text}", path.display());
 }
 
-const COMMANDS: [&str; 10] = [
+const COMMANDS: [&str; 11] = [
     "generate",
     "chat",
     "inspect",
     "convert",
+    "quantize",
     "logits",
     "tokenize",
     "detokenize",
