@@ -169,14 +169,13 @@ fn metadata_of(
         if let Ok(hash) = crate::hash::identity(ckpt, None) {
             set(metadata::SOURCE_HASH, hash);
         }
-        if let Some(t) = ckpt.get("blocks.0.att.key.weight") {
-            let dtype = common_type(ckpt, c, written);
-            if let Some(d) = dtype {
-                set(metadata::DTYPE, d.name().into());
-            }
+        if let Some(dtype) = common_type(ckpt, c, written) {
+            set(metadata::DTYPE, dtype.name().into());
+            let before = common_type(ckpt, c, |_, t| t.dtype);
             let mut schemes: Vec<String> =
                 ckpt.metadata.get(metadata::QUANTIZED).cloned().into_iter().collect();
-            let steps = [(schemes.is_empty() && t.dtype.is_quantized()).then_some(t.dtype), dtype];
+            let steps =
+                [before.filter(|_| schemes.is_empty()), Some(dtype).filter(|_| before != Some(dtype))];
             for step in steps.into_iter().flatten().filter(|d| d.is_quantized()) {
                 if schemes.last().is_none_or(|s| !s.ends_with(step.name())) {
                     schemes.push(step.name().into());

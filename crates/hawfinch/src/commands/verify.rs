@@ -37,7 +37,7 @@ pub struct Args {
     against: Option<PathBuf>,
     /// With --against: also compute the logits in double precision and compare them within the folders'
     /// tolerance for that, about 5e-6
-    #[arg(long, requires = "against", conflicts_with = "model")]
+    #[arg(long)]
     double: bool,
     /// Tokens to feed a model that is checked against itself
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(2..=4096))]
@@ -69,8 +69,7 @@ fn error_bound(text: &str) -> Result<f64, String> {
 
 /// Runs the checks and prints the report.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    // clap would ask for it, but not beside a model, which --against excludes.
-    if args.double && args.against.is_none() {
+    if args.double && (args.against.is_none() || args.model.is_some()) {
         return Err(usage("--double needs --against DIR: only such folders say how near it must come"));
     }
     let reports = match (&args.model, &args.against) {

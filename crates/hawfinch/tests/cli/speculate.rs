@@ -128,9 +128,13 @@ fn what_cannot_guess_is_said() {
     // What guesses is read while it does: nothing is written over it.
     place.model("small.pth", &["--layers", "1"]);
     let kept = place.read("small.pth");
-    says(&["--speculate", "small.pth", "--state-out", "small.pth"], 2, &["is a file to read"]);
+    says(
+        &["--speculate", "small.pth", "--state-out", "small.pth"],
+        2,
+        &["holds something else than a state"],
+    );
     let chat = place.run_with(&["chat", "demo", "--speculate", "small.pth"], b"/save small.pth\n");
-    chat.fails(1, &["is a file to read"]);
+    chat.fails(1, &["holds something else than a state"]);
     assert!(place.read("small.pth") == kept);
     for wrong in [&["--draft-tokens", "3"][..], &["--speculate", "ngram", "--draft-tokens", "0"]] {
         let run = place.run(&[&["generate", "demo", "x"][..], wrong].concat());
