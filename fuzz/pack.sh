@@ -8,6 +8,7 @@ cd "$(dirname "$0")"
 target=$1
 # The crate whose checks the target calls; `ids` is part of the binary, whose own tests cover it.
 crate=$(sed -n 's|.*"../../crates/\(.*\)/tests/fuzz_checks/mod.rs".*|\1|p' "fuzz_targets/$target.rs")
+[ -n "$crate" ] || { echo "$target calls the checks of no crate: nothing replays a sample" >&2; exit 2; }
 bin=target/$(rustc -vV | sed -n 's/^host: //p')/release/$target
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
