@@ -169,10 +169,9 @@ macro_rules! width {
                         macro_rules! run {
                             ($tokens:literal) => {
                                 if pieces == 1 {
-                                    let x = x.as_ptr();
+                                    let (x, dtype) = (x.as_ptr(), w.dtype);
                                     // SAFETY: one piece is left of each row, so many tokens are in x.
-                                    let out =
-                                        unsafe { tiles::<1, $tokens>(w.dtype, from, stride, x, k, last) };
+                                    let out = unsafe { tiles::<1, $tokens>(dtype, from, stride, x, k, last) };
                                     out[0]
                                         .iter()
                                         .enumerate()

@@ -192,7 +192,10 @@ pub fn product<'a>(isa: Isa, y: &'a mut [f32], w: &'a Panels, a: &'a Activations
         y.fill(0.0);
         return None;
     }
-    assert!(a.is_for(y.len() / w.outputs, w.blocks()) && y.len() % w.outputs == 0, "panels: activations");
+    assert!(
+        a.is_for(y.len() / w.outputs, w.blocks()) && y.len().is_multiple_of(w.outputs),
+        "panels: activations"
+    );
     let alone = y.len() * w.inputs <= ALONE;
     Some(Product { isa, w, a, alone, y: Parts::new(y), borrowed: PhantomData })
 }
