@@ -48,6 +48,7 @@ for target in $targets; do
     case $target in # the seeds' sizes
         pth) max_len=40960 ;;
         gguf) max_len=32768 ;;
+        template) max_len=4096 ;;
         *) max_len=20480 ;;
     esac
     dictionary=()
