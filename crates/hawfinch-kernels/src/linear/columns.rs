@@ -1,5 +1,6 @@
 //! Products with weights that lie input by input, `[i, o]`: the low-rank ones, `y = x W`.
 //!
+//! They are copied into tiles of neighbouring outputs, one after the other, so that a thread reads one stream.
 //! Registers hold neighbouring outputs, so nothing is added across a register, and short inputs or few outputs cost
 //! no more than their multiply-adds. Each output is a sum over the inputs in order: [`RUN`] at a time by fused
 //! multiply-adds, these added up in f64 (what is small here, mixes and decays, is amplified by every layer after). The
@@ -8,27 +9,90 @@
 use std::marker::PhantomData;
 
 use super::{ALONE, Matrix, rows::Out, tokens};
+use crate::buffer::Buffer;
 use crate::isa::compiled_for_each;
-use crate::{Isa, Pool, Real, Work};
+use crate::{DType, Isa, Pool, Real, Work};
 
-/// Outputs of a chunk of work, and of one with few inputs, up to [`FLAT`].
-const WIDE: [usize; 2] = [64, 256];
-/// Inputs up to which a chunk is several tiles side by side.
-pub const FLAT: usize = 256;
+/// Outputs of a tile.
+const TILE: usize = 64;
+/// Inputs up to which a chunk of work is several tiles: some ten microseconds.
+const FLAT: usize = 256;
+/// Tiles of such a chunk.
+const TILES: usize = 4;
 /// Inputs that are added up in the activations' own precision.
 pub const RUN: usize = 16;
 /// Tokens of a chunk of work.
 const TOKENS: usize = 24;
 
+/// A weight matrix `[i, o]` in tiles `[tile, i, outputs of the tile]`.
+pub struct Columns {
+    dtype: DType,
+    outputs: usize,
+    inputs: usize,
+    scale: f32,
+    /// Outputs of a tile; the last may have fewer.
+    width: usize,
+    data: Buffer,
+}
+
+impl Columns {
+    /// Copies rows `[i, o]` of `dtype`.
+    ///
+    /// # Panics
+    /// When the bytes are not as many as the shape asks for.
+    pub fn pack(dtype: DType, rows: &[u8], outputs: usize, inputs: usize, scale: f32) -> Self {
+        let row = dtype.bytes_for(outputs);
+        assert_eq!(Some(rows.len()), row.map(|row| row * inputs), "columns: bytes of [{inputs}, {outputs}]");
+        // Blocks of several numbers stay together.
+        let width = if dtype.block_len() == 1 { TILE } else { outputs.max(1) };
+        let mut data = Buffer::new(rows.len());
+        let (number, row) = (dtype.block_bytes(), row.unwrap_or(0));
+        let mut to = data.bytes_mut();
+        for first in (0..outputs).step_by(width) {
+            let from = if dtype.block_len() == 1 { first * number } else { 0 };
+            let bytes = if dtype.block_len() == 1 { width.min(outputs - first) * number } else { row };
+            for row in rows.chunks_exact(row) {
+                let (tile, rest) = to.split_at_mut(bytes);
+                tile.copy_from_slice(&row[from..from + bytes]);
+                to = rest;
+            }
+        }
+        Columns { dtype, outputs, inputs, scale, width, data }
+    }
+
+    /// o
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// i
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Bytes that a product reads.
+    pub fn bytes(&self) -> usize {
+        self.dtype.bytes_for(self.outputs).unwrap_or(0) * self.inputs
+    }
+
+    /// Tile `n`, as a matrix of its own.
+    fn tile(&self, n: usize) -> Matrix<'_> {
+        let first = n * self.width;
+        let outputs = self.width.min(self.outputs - first);
+        let bytes = |outputs| self.dtype.bytes_for(outputs).expect("whole blocks") * self.inputs;
+        let data = &self.data.bytes()[bytes(first)..][..bytes(outputs)];
+        Matrix { dtype: self.dtype, outputs, inputs: self.inputs, scale: self.scale, data }
+    }
+}
+
 /// y = x W, times the scale.
 ///
 /// * `y`: `[t, o]`, overwritten
 /// * `x`: `[t, i]`
-/// * `w`: the bytes of `[i, o]`
 ///
 /// # Panics
 /// When the lengths disagree with the matrix.
-pub fn linear<F: Real>(isa: Isa, pool: &Pool, y: &mut [F], x: &[F], w: Matrix<'_>) {
+pub fn linear<F: Real>(isa: Isa, pool: &Pool, y: &mut [F], x: &[F], w: &Columns) {
     pool.run_all(&[product(isa, y, x, w)]);
 }
 
@@ -36,19 +100,18 @@ pub fn linear<F: Real>(isa: Isa, pool: &Pool, y: &mut [F], x: &[F], w: Matrix<'_
 ///
 /// # Panics
 /// As [`linear`].
-pub fn product<'a, F: Real>(isa: Isa, y: &'a mut [F], x: &'a [F], w: Matrix<'a>) -> Option<Product<'a, F>> {
+pub fn product<'a, F: Real>(isa: Isa, y: &'a mut [F], x: &'a [F], w: &'a Columns) -> Option<Product<'a, F>> {
     let (o, i) = (w.outputs, w.inputs);
     let t = tokens(y, x, o, i)?;
-    assert_eq!(Some(w.data.len()), w.dtype.bytes_for(o).map(|row| row * i), "linear: bytes of [{i}, {o}]");
     let alone = t * o * i <= ALONE;
     Some(Product { isa, x, w, tokens: t, alone, y: Out::new(y, o), borrowed: PhantomData })
 }
 
-/// A product with weights that lie input by input: a chunk is some outputs of some tokens.
+/// A product with weights that lie input by input: a chunk is some tiles with some tokens.
 pub struct Product<'a, F: Real> {
     isa: Isa,
     x: &'a [F],
-    w: Matrix<'a>,
+    w: &'a Columns,
     tokens: usize,
     /// All of it is one chunk.
     alone: bool,
@@ -57,20 +120,24 @@ pub struct Product<'a, F: Real> {
 }
 
 impl<F: Real> Product<'_, F> {
-    fn parts(&self) -> (usize, usize) {
-        (self.w.outputs.div_ceil(self.wide()), self.tokens.div_ceil(TOKENS))
+    /// Tiles in all, and of a chunk.
+    fn tiles(&self) -> (usize, usize) {
+        (self.w.outputs.div_ceil(self.w.width), if self.w.inputs <= FLAT { TILES } else { 1 })
     }
 
-    fn wide(&self) -> usize {
-        WIDE[usize::from(self.w.inputs <= FLAT)]
+    /// Chunks across the outputs and down the tokens.
+    fn parts(&self) -> (usize, usize) {
+        let (all, of) = self.tiles();
+        (all.div_ceil(of), self.tokens.div_ceil(TOKENS))
     }
 
     fn part(&self, n: usize) {
-        let (o, i) = (self.w.outputs, self.w.inputs);
-        let across = self.parts().0;
-        let (first, from) = (n % across * self.wide(), n / across * TOKENS);
+        let (across, (all, of), i) = (self.parts().0, self.tiles(), self.w.inputs);
+        let (first, from) = (n % across * of, n / across * TOKENS);
         let x = &self.x[from * i..(from + TOKENS.min(self.tokens - from)) * i];
-        block(self.isa, &self.y, x, self.w, first, self.wide().min(o - first), from);
+        for tile in first..all.min(first + of) {
+            block(self.isa, &self.y, x, self.w.tile(tile), tile * self.w.width, from);
+        }
     }
 }
 
@@ -90,19 +157,20 @@ impl<F: Real> Work for Product<'_, F> {
     }
 }
 
-/// Outputs `first .. first + count` of the tokens `x`, the first of which is token `from` of `y`.
-fn block<F: Real>(isa: Isa, y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize, count: usize, from: usize) {
+/// The outputs of a tile, the first of which is output `first` of `y`, for the tokens `x`, the first of which is token
+/// `from` of `y`.
+fn block<F: Real>(isa: Isa, y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize, from: usize) {
     #[cfg(target_arch = "x86_64")]
     if let Some(x) = F::as_f32s(x)
-        && super::columns_x86::block(isa, x, w, first, count, &mut |t, j, v| {
+        && super::columns_x86::block(isa, x, w, &mut |t, j, v| {
             // SAFETY: each chunk has outputs and tokens of its own.
-            let y = unsafe { y.part(from + t, j, v.len()) };
+            let y = unsafe { y.part(from + t, first + j, v.len()) };
             y.iter_mut().zip(v).for_each(|(y, v)| *y = F::from_f32(v * w.scale));
         })
     {
         return;
     }
-    portable(isa, y, x, w, first, count, from);
+    portable(isa, y, x, w, first, from);
 }
 
 compiled_for_each! {
@@ -112,24 +180,23 @@ compiled_for_each! {
         x: &[F],
         w: Matrix<'_>,
         first: usize,
-        count: usize,
         from: usize,
     ) = body
 }
 
 #[inline(always)]
-fn body<F: Real>(y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize, count: usize, from: usize) {
-    let (o, i) = (w.outputs, w.inputs);
+fn body<F: Real>(y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize, from: usize) {
+    let (count, i) = (w.outputs, w.inputs);
     let tokens = x.len() / i;
-    let mut row = vec![F::ZERO; o];
+    let mut row = vec![F::ZERO; count];
     let mut narrow = Vec::new();
     let mut runs = vec![F::ZERO; tokens * count];
     let mut sums = vec![0f64; tokens * count];
-    let w = Matrix { outputs: i, inputs: o, ..w }; // its rows are inputs
+    let w = Matrix { outputs: i, inputs: count, ..w }; // its rows are inputs
     for k in 0..i {
         w.decode_row(k, &mut row, &mut narrow);
         for (runs, x) in runs.chunks_exact_mut(count).zip(x.chunks_exact(i)) {
-            for (run, w) in runs.iter_mut().zip(&row[first..]) {
+            for (run, w) in runs.iter_mut().zip(&row) {
                 *run = w.mul_add(x[k], *run);
             }
         }

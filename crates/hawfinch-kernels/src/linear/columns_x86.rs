@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::columns::{FLAT, RUN};
+use super::columns::RUN;
 use super::rows::decode_number;
 use super::{Matrix, widen_x86 as widen};
 use crate::{DType, Isa, Level};
@@ -11,27 +11,20 @@ use crate::{DType, Isa, Level};
 const PIECE: usize = 16;
 /// Tokens held in registers.
 const MOST: usize = 6;
-/// Rows that are asked for ahead where nothing but rows follows.
+/// Rows that are asked for ahead; behind the last row of a tile the next tile begins.
 const AHEAD: usize = 24;
 
-/// Outputs `first .. first + count` of all tokens before scaling, given to `put(token, first output, values)`. False when this
-/// instruction set or number format has no loops of its own.
-pub fn block(
-    isa: Isa,
-    x: &[f32],
-    w: Matrix<'_>,
-    first: usize,
-    count: usize,
-    put: &mut dyn FnMut(usize, usize, &[f32]),
-) -> bool {
+/// Outputs of all tokens before scaling, given to `put(token, first output, values)`. False when this instruction set
+/// or number format has no loops of its own.
+pub fn block(isa: Isa, x: &[f32], w: Matrix<'_>, put: &mut dyn FnMut(usize, usize, &[f32])) -> bool {
     if !matches!(w.dtype, DType::BF16 | DType::F16 | DType::F32) {
         return false;
     }
     match isa.level() {
         // SAFETY: an Isa exists only where the machine has the instructions.
-        Level::Avx512 => unsafe { avx512::block(x, w, first, count, put) },
+        Level::Avx512 => unsafe { avx512::block(x, w, put) },
         // SAFETY: as above.
-        Level::Avx2 => unsafe { avx2::block(x, w, first, count, put) },
+        Level::Avx2 => unsafe { avx2::block(x, w, put) },
         _ => return false,
     }
     true
@@ -61,7 +54,6 @@ macro_rules! width {
                 x: *const f32,
                 k: usize,
                 len: usize,
-                ahead: usize,
                 load: impl Fn(*const u8) -> $reg,
                 fma: impl Fn($reg, f32, $reg) -> $reg,
                 zero: $reg,
@@ -69,7 +61,7 @@ macro_rules! width {
                 let mut sums = [[[zero; N]; T]; P];
                 for j in 0..len {
                     for line in (0..P * PIECE * SIZE).step_by(64) {
-                        let at = w.wrapping_add(j * stride + ahead + line);
+                        let at = w.wrapping_add((j + AHEAD) * stride + line);
                         // SAFETY: a prefetch may name any address.
                         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
                     }
@@ -100,11 +92,7 @@ macro_rules! width {
                 stride: usize,
                 x: *const f32,
                 k: usize,
-                last: bool,
             ) -> [[[f32; PIECE]; T]; P] {
-                // What is read next: the tile beside this one, or rows further down.
-                let beside = P * PIECE * dtype.block_bytes();
-                let ahead = if k <= FLAT && !last { beside } else { AHEAD * stride };
                 let fma = |w, x, sum| $fma(w, $set1(x), sum);
                 let mut sums = [[[0f64; PIECE]; T]; P];
                 for from in (0..k).step_by(RUN) {
@@ -113,23 +101,9 @@ macro_rules! width {
                     let run = unsafe {
                         let (w, x) = (w.add(from * stride), x.add(from));
                         match dtype {
-                            DType::BF16 => {
-                                tile::<P, T, 2>(w, stride, x, k, len, ahead, |p| $bf16(p), fma, $zero())
-                            }
-                            DType::F16 => {
-                                tile::<P, T, 2>(w, stride, x, k, len, ahead, |p| $f16(p), fma, $zero())
-                            }
-                            _ => tile::<P, T, 4>(
-                                w,
-                                stride,
-                                x,
-                                k,
-                                len,
-                                ahead,
-                                |p| $loadu(p.cast()),
-                                fma,
-                                $zero(),
-                            ),
+                            DType::BF16 => tile::<P, T, 2>(w, stride, x, k, len, |p| $bf16(p), fma, $zero()),
+                            DType::F16 => tile::<P, T, 2>(w, stride, x, k, len, |p| $f16(p), fma, $zero()),
+                            _ => tile::<P, T, 4>(w, stride, x, k, len, |p| $loadu(p.cast()), fma, $zero()),
                         }
                     };
                     for p in 0..P {
@@ -149,29 +123,22 @@ macro_rules! width {
             }
 
             #[target_feature(enable = $features)]
-            pub fn block(
-                x: &[f32],
-                w: Matrix<'_>,
-                first: usize,
-                count: usize,
-                put: &mut dyn FnMut(usize, usize, &[f32]),
-            ) {
+            pub fn block(x: &[f32], w: Matrix<'_>, put: &mut dyn FnMut(usize, usize, &[f32])) {
                 let k = w.inputs;
                 let size = w.dtype.block_bytes();
                 let stride = size * w.outputs;
-                assert!(w.data.len() >= k * stride && first + count <= w.outputs);
-                let mut j = first;
-                while j + PIECE <= first + count {
-                    let pieces = if j + $pieces * PIECE <= first + count { $pieces } else { 1 };
+                assert!(w.data.len() >= k * stride);
+                let mut j = 0;
+                while j + PIECE <= w.outputs {
+                    let pieces = if j + $pieces * PIECE <= w.outputs { $pieces } else { 1 };
                     let from = w.data.as_ptr().wrapping_add(j * size);
-                    let last = j + (pieces + 1) * PIECE > first + count;
                     for (n, x) in x.chunks(MOST * k).enumerate() {
                         macro_rules! run {
                             ($tokens:literal) => {
                                 if pieces == 1 {
                                     let (x, dtype) = (x.as_ptr(), w.dtype);
                                     // SAFETY: one piece is left of each row, so many tokens are in x.
-                                    let out = unsafe { tiles::<1, $tokens>(dtype, from, stride, x, k, last) };
+                                    let out = unsafe { tiles::<1, $tokens>(dtype, from, stride, x, k) };
                                     out[0]
                                         .iter()
                                         .enumerate()
@@ -179,7 +146,7 @@ macro_rules! width {
                                 } else {
                                     // SAFETY: as above, for all pieces.
                                     let out = unsafe {
-                                        tiles::<$pieces, $tokens>(w.dtype, from, stride, x.as_ptr(), k, last)
+                                        tiles::<$pieces, $tokens>(w.dtype, from, stride, x.as_ptr(), k)
                                     };
                                     for (p, out) in out.iter().enumerate() {
                                         for (t, sums) in out.iter().enumerate() {
@@ -201,7 +168,7 @@ macro_rules! width {
                     j += pieces * PIECE;
                 }
                 // Outputs that fill no register.
-                for j in j..first + count {
+                for j in j..w.outputs {
                     for (t, x) in x.chunks_exact(k).enumerate() {
                         let number = |r: usize| decode_number(w.dtype, &w.data[r * stride + j * size..]);
                         let run = |(n, x): (usize, &[f32])| {

@@ -98,7 +98,8 @@ fn columns_agree_to_the_bit() {
             assert!(block::encode(dtype, &w, &mut data));
             let run = |isa, threads, x: &[f32]| {
                 let mut y = vec![f32::NAN; x.len() / i * o];
-                columns::linear(isa, &Pool::new(threads), &mut y, x, matrix(dtype, o, i, &data));
+                let w = columns::Columns::pack(dtype, &data, o, i, matrix(dtype, o, i, &data).scale);
+                columns::linear(isa, &Pool::new(threads), &mut y, x, &w);
                 y
             };
             let want = run(Isa::SCALAR, 1, &x);

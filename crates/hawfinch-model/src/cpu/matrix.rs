@@ -3,6 +3,7 @@
 use std::array;
 use std::sync::Mutex;
 
+use hawfinch_kernels::linear::columns::{self, Columns};
 use hawfinch_kernels::panel::sparse::{self, Sparse};
 use hawfinch_kernels::panel::{self, Activations, Panels};
 use hawfinch_kernels::{DType, Isa, Real, Work, block, linear, run_here};
@@ -25,8 +26,8 @@ pub struct Matrix {
 enum Form {
     /// Row after row in the bytes of the file: a row is an output.
     Rows(StoredTensor),
-    /// Low-rank weights: a row is an input.
-    Columns(StoredTensor),
+    /// Low-rank weights, in tiles.
+    Columns(Columns),
     /// Quantised, repacked for the kernels.
     Panels(Panels),
     /// The same for inputs that are mostly zero.
@@ -47,7 +48,8 @@ impl Matrix {
     /// Bytes that a product with it reads.
     pub fn bytes(&self) -> usize {
         match &self.form {
-            Form::Rows(weight) | Form::Columns(weight) => weight.data.len(),
+            Form::Rows(weight) => weight.data.len(),
+            Form::Columns(tiles) => tiles.bytes(),
             Form::Panels(panels) => panels.bytes(),
             Form::Sparse(strips) => strips.bytes(),
         }
@@ -81,7 +83,7 @@ impl Matrix {
     ) -> Option<Product<'a, F>> {
         match &self.form {
             Form::Rows(w) => linear::product(isa, y, x, self.view(w)).map(Product::Rows),
-            Form::Columns(w) => linear::columns::product(isa, y, x, self.view(w)).map(Product::Columns),
+            Form::Columns(w) => columns::product(isa, y, x, w).map(Product::Columns),
             Form::Panels(w) => panel::product(isa, only_f32(F::as_f32_slice(y)), w, a?).map(Product::Panels),
             Form::Sparse(w) => sparse::product(isa, only_f32(F::as_f32_slice(y)), w, a?).map(Product::Sparse),
         }
@@ -123,7 +125,8 @@ impl<F: Real> Cpu<F> {
             (weight.dtype, weight.data, weight.transposed) = (dtype, data.into(), false);
         }
         if apply == Apply::Right {
-            return Ok(Matrix { outputs, inputs, form: Form::Columns(weight) });
+            let tiles = Columns::pack(weight.dtype, &weight.data, outputs, inputs, weight.scale);
+            return Ok(Matrix { outputs, inputs, form: Form::Columns(tiles) });
         }
         if matches!(apply, Apply::Linear | Apply::AfterRelu)
             && let Some(dtype) = self.quant.and_then(|q| q.block_type(name, weight.dtype, inputs))
@@ -194,7 +197,7 @@ fn only_f32<T>(slice: Option<T>) -> T {
 /// A product of any form.
 enum Product<'a, F: Real> {
     Rows(linear::Product<'a, F>),
-    Columns(linear::columns::Product<'a, F>),
+    Columns(columns::Product<'a, F>),
     Panels(panel::Product<'a>),
     Sparse(sparse::Product<'a>),
 }
