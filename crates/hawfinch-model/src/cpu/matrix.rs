@@ -125,6 +125,9 @@ impl<F: Real> Cpu<F> {
             (weight.dtype, weight.data, weight.transposed) = (dtype, data.into(), false);
         }
         if apply == Apply::Right {
+            if let Some(data) = narrowed(&weight) {
+                (weight.dtype, weight.data) = (DType::BF16, data.into());
+            }
             let tiles = Columns::pack(weight.dtype, &weight.data, outputs, inputs, weight.scale);
             return Ok(Matrix { outputs, inputs, form: Form::Columns(tiles) });
         }
@@ -189,6 +192,14 @@ impl<F: Real> Cpu<F> {
     }
 }
 
+/// The same numbers in half the bytes, where nothing is lost: GGUF files hold low-rank weights in f32 that were trained
+/// and published in bf16.
+fn narrowed(weight: &StoredTensor) -> Option<Vec<u8>> {
+    let numbers = weight.data.chunks_exact(4);
+    let fits = weight.dtype == DType::F32 && numbers.clone().all(|b| b[..2] == [0, 0]);
+    fits.then(|| numbers.flat_map(|b| [b[2], b[3]]).collect())
+}
+
 /// What quantised weights are prepared for.
 fn only_f32<T>(slice: Option<T>) -> T {
     slice.expect("such weights are made for f32 alone")
@@ -234,5 +245,25 @@ impl Scratch {
 
     fn give(&self, a: Activations) {
         self.0.lock().unwrap_or_else(|e| e.into_inner()).push(a);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn low_rank_weights_are_narrowed_only_where_nothing_is_lost() {
+        let cpu = Cpu::<f32>::new(1);
+        let exact = [1.5f32, -0.0, 2f32.powi(127), f32::MIN_POSITIVE, -2.0, 0.25];
+        let prepared = |values: &[f32]| {
+            cpu.prepare("w", &StoredTensor::from_f32(&[3, 2], values), Apply::Right).unwrap().bytes()
+        };
+        assert_eq!(prepared(&exact), 12);
+        assert_eq!(prepared(&exact.map(|v| v * (1.0 + f32::EPSILON))), 24);
+        let bytes = narrowed(&StoredTensor::from_f32(&[3, 2], &exact)).unwrap();
+        let mut back = [0f32; 6];
+        block::decode(DType::BF16, &bytes, &mut back);
+        assert_eq!(back.map(f32::to_bits), exact.map(f32::to_bits));
     }
 }
