@@ -30,11 +30,12 @@ pub fn block(isa: Isa, x: &[f32], w: Matrix<'_>, put: &mut dyn FnMut(usize, usiz
     true
 }
 
-/// The loops for one register width: `$pieces` pieces of sixteen outputs at a time. `$load` widens as many numbers
-/// of a format as a register holds.
+/// The loops for one register width: `$few` pieces of sixteen outputs at a time for one or two tokens, `$many` for more,
+/// so that the sums of a run stay in registers.
 macro_rules! width {
-    ($name:ident, $features:literal, $reg:ty, $per:literal, $pieces:literal, $zero:ident, $set1:ident, $loadu:ident,
-     $storeu:ident, $fma:ident, $bf16:path, $f16:path) => {
+    ($name:ident, $features:literal, $reg:ty, $wide:ty, $per:literal, $few:literal, $many:literal, $zero:ident,
+     $set1:ident, $loadu:ident, $storeu:ident, $fma:ident, $zero_wide:ident, $add_wide:ident, $widen:path,
+     $narrow:path, $bf16:path, $f16:path) => {
         mod $name {
             use super::*;
 
@@ -85,6 +86,10 @@ macro_rules! width {
                 sums
             }
 
+            /// The sums of P pieces with T tokens, `[t, output]`.
+            ///
+            /// # Safety
+            /// As `tile`, with `k` rows.
             #[target_feature(enable = $features)]
             unsafe fn tiles<const P: usize, const T: usize>(
                 dtype: DType,
@@ -92,9 +97,9 @@ macro_rules! width {
                 stride: usize,
                 x: *const f32,
                 k: usize,
-            ) -> [[[f32; PIECE]; T]; P] {
+            ) -> [[[f32; PIECE]; P]; T] {
                 let fma = |w, x, sum| $fma(w, $set1(x), sum);
-                let mut sums = [[[0f64; PIECE]; T]; P];
+                let mut sums = [[[[$zero_wide(); 2]; N]; T]; P];
                 for from in (0..k).step_by(RUN) {
                     let len = RUN.min(k - from);
                     // SAFETY: the caller's promise, from input `from` on.
@@ -108,18 +113,24 @@ macro_rules! width {
                     };
                     for p in 0..P {
                         for t in 0..T {
-                            let mut lanes = [0f32; PIECE];
                             for n in 0..N {
-                                // SAFETY: as many numbers as `lanes` has from there.
-                                unsafe { $storeu(lanes.as_mut_ptr().add(n * $per), run[p][t][n]) };
-                            }
-                            for l in 0..PIECE {
-                                sums[p][t][l] += f64::from(lanes[l]);
+                                let [low, high] = $widen(run[p][t][n]);
+                                sums[p][t][n][0] = $add_wide(sums[p][t][n][0], low);
+                                sums[p][t][n][1] = $add_wide(sums[p][t][n][1], high);
                             }
                         }
                     }
                 }
-                sums.map(|tokens| tokens.map(|sums| sums.map(|sum| sum as f32)))
+                let mut out = [[[0f32; PIECE]; P]; T];
+                for p in 0..P {
+                    for t in 0..T {
+                        for n in 0..N {
+                            // SAFETY: as many numbers as a piece has from there.
+                            unsafe { $storeu(out[t][p].as_mut_ptr().add(n * $per), $narrow(sums[p][t][n])) };
+                        }
+                    }
+                }
+                out
             }
 
             #[target_feature(enable = $features)]
@@ -128,47 +139,43 @@ macro_rules! width {
                 let size = w.dtype.block_bytes();
                 let stride = size * w.outputs;
                 assert!(w.data.len() >= k * stride);
-                let mut j = 0;
-                while j + PIECE <= w.outputs {
-                    let pieces = if j + $pieces * PIECE <= w.outputs { $pieces } else { 1 };
-                    let from = w.data.as_ptr().wrapping_add(j * size);
-                    for (n, x) in x.chunks(MOST * k).enumerate() {
+                for (n, x) in x.chunks(MOST * k).enumerate() {
+                    let tokens = x.len() / k;
+                    let most = if tokens <= 2 { $few } else { $many };
+                    let mut j = 0;
+                    while j + PIECE <= w.outputs {
+                        let pieces = if j + most * PIECE <= w.outputs { most } else { 1 };
+                        let from = w.data.as_ptr().wrapping_add(j * size);
                         macro_rules! run {
-                            ($tokens:literal) => {
-                                if pieces == 1 {
-                                    let (x, dtype) = (x.as_ptr(), w.dtype);
-                                    // SAFETY: one piece is left of each row, so many tokens are in x.
-                                    let out = unsafe { tiles::<1, $tokens>(dtype, from, stride, x, k) };
-                                    out[0]
-                                        .iter()
-                                        .enumerate()
-                                        .for_each(|(t, sums)| put(n * MOST + t, j, sums));
-                                } else {
-                                    // SAFETY: as above, for all pieces.
-                                    let out = unsafe {
-                                        tiles::<$pieces, $tokens>(w.dtype, from, stride, x.as_ptr(), k)
-                                    };
-                                    for (p, out) in out.iter().enumerate() {
-                                        for (t, sums) in out.iter().enumerate() {
-                                            put(n * MOST + t, j + p * PIECE, sums);
-                                        }
-                                    }
-                                }
-                            };
+                            ($pieces:literal, $tokens:literal) => {{
+                                // SAFETY: so many pieces are left of each row, so many tokens are in x.
+                                let out = unsafe {
+                                    tiles::<$pieces, $tokens>(w.dtype, from, stride, x.as_ptr(), k)
+                                };
+                                out.iter()
+                                    .enumerate()
+                                    .for_each(|(t, sums)| put(n * MOST + t, j, sums.as_flattened()));
+                            }};
                         }
-                        match x.len() / k {
-                            1 => run!(1),
-                            2 => run!(2),
-                            3 => run!(3),
-                            4 => run!(4),
-                            5 => run!(5),
-                            _ => run!(6),
+                        match (pieces > 1, tokens) {
+                            (true, 1) => run!($few, 1),
+                            (true, 2) => run!($few, 2),
+                            (true, 3) => run!($many, 3),
+                            (true, 4) => run!($many, 4),
+                            (true, 5) => run!($many, 5),
+                            (true, _) => run!($many, 6),
+                            (false, 1) => run!(1, 1),
+                            (false, 2) => run!(1, 2),
+                            (false, 3) => run!(1, 3),
+                            (false, 4) => run!(1, 4),
+                            (false, 5) => run!(1, 5),
+                            (false, _) => run!(1, 6),
                         }
+                        j += pieces * PIECE;
                     }
-                    j += pieces * PIECE;
                 }
                 // Outputs that fill no register.
-                for j in j..w.outputs {
+                for j in w.outputs / PIECE * PIECE..w.outputs {
                     for (t, x) in x.chunks_exact(k).enumerate() {
                         let number = |r: usize| decode_number(w.dtype, &w.data[r * stride + j * size..]);
                         let run = |(n, x): (usize, &[f32])| {
@@ -184,17 +191,47 @@ macro_rules! width {
     };
 }
 
+/// Sixteen numbers in f64.
+#[target_feature(enable = "avx512f,avx512dq")]
+fn widen_512(v: __m512) -> [__m512d; 2] {
+    [_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(v))]
+}
+
+/// Back.
+#[target_feature(enable = "avx512f,avx512dq")]
+fn narrow_512([low, high]: [__m512d; 2]) -> __m512 {
+    _mm512_insertf32x8::<1>(_mm512_castps256_ps512(_mm512_cvtpd_ps(low)), _mm512_cvtpd_ps(high))
+}
+
+/// Eight numbers in f64.
+#[target_feature(enable = "avx2")]
+fn widen_256(v: __m256) -> [__m256d; 2] {
+    [_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v))]
+}
+
+/// Back.
+#[target_feature(enable = "avx2")]
+fn narrow_256([low, high]: [__m256d; 2]) -> __m256 {
+    _mm256_set_m128(_mm256_cvtpd_ps(high), _mm256_cvtpd_ps(low))
+}
+
 width!(
     avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c",
     __m512,
+    __m512d,
     16,
+    4,
     4,
     _mm512_setzero_ps,
     _mm512_set1_ps,
     _mm512_loadu_ps,
     _mm512_storeu_ps,
     _mm512_fmadd_ps,
+    _mm512_setzero_pd,
+    _mm512_add_pd,
+    widen_512,
+    narrow_512,
     widen::bf16_512,
     widen::f16_512
 );
@@ -202,13 +239,19 @@ width!(
     avx2,
     "avx2,fma,f16c",
     __m256,
+    __m256d,
     8,
+    2,
     1,
     _mm256_setzero_ps,
     _mm256_set1_ps,
     _mm256_loadu_ps,
     _mm256_storeu_ps,
     _mm256_fmadd_ps,
+    _mm256_setzero_pd,
+    _mm256_add_pd,
+    widen_256,
+    narrow_256,
     widen::bf16_256,
     widen::f16_256
 );
