@@ -1,9 +1,9 @@
 //! Operations that look at one channel of one token at a time. An operand with one row stands for every
 //! row: `[1, c]` beside `[t, c]`.
 
-use crate::Real;
 use crate::isa::compiled_for_each;
 use crate::reduce::dot3;
+use crate::{Isa, Real};
 
 /// A function of one number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +104,60 @@ fn lerp_body<F: Real>(y: &mut [F], from: &[F], to: &[F], weight: &[F]) {
     }
 }
 
+/// Which row a mix of a row with the one before it gives at weight 1; at weight 0 it gives the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Toward {
+    /// The row itself: RWKV-4 and 5.
+    Row,
+    /// The row before: RWKV-6 and 7.
+    Before,
+}
+
+/// Mixes of a row with the row before it: each [`lerp`] with a weight of its own, every number read once.
+///
+/// * `ys`, `weights`: as many rows `[c]` each
+/// * `row`, `before`: `[c]`
+pub fn mixes<F: Real>(
+    isa: Isa,
+    ys: &mut [&mut [F]],
+    row: &[F],
+    before: &[F],
+    weights: &[&[F]],
+    toward: Toward,
+) {
+    let (from, to) = if toward == Toward::Row { (before, row) } else { (row, before) };
+    mixes_between(isa, ys, from, to, weights);
+}
+
+compiled_for_each! {
+    fn mixes_between<F: Real>(ys: &mut [&mut [F]], from: &[F], to: &[F], weights: &[&[F]]) = mixes_body
+}
+
+#[inline(always)]
+fn mixes_body<F: Real>(ys: &mut [&mut [F]], from: &[F], to: &[F], weights: &[&[F]]) {
+    const LANES: usize = 16;
+    let c = from.len();
+    assert!(to.len() == c && ys.len() == weights.len(), "mixes: shapes");
+    assert!(ys.iter().all(|y| y.len() == c) && weights.iter().all(|w| w.len() == c), "mixes: rows");
+    let (from_parts, from_rest) = from.as_chunks::<LANES>();
+    let (to_parts, to_rest) = to.as_chunks::<LANES>();
+    for (n, (from, to)) in from_parts.iter().zip(to_parts).enumerate() {
+        let at = n * LANES..(n + 1) * LANES;
+        for (y, weight) in ys.iter_mut().zip(weights) {
+            let (y, weight) = (&mut y[at.clone()], &weight[at.clone()]);
+            for l in 0..LANES {
+                y[l] = (to[l] - from[l]).mul_add(weight[l], from[l]);
+            }
+        }
+    }
+    let whole = from_parts.len() * LANES;
+    for (y, weight) in ys.iter_mut().zip(weights) {
+        for (j, (from, to)) in from_rest.iter().zip(to_rest).enumerate() {
+            y[whole + j] = (*to - *from).mul_add(weight[whole + j], *from);
+        }
+    }
+}
+
 compiled_for_each! {
     /// RWKV-7's key: `y = k * (1 + (a - 1) * k_a)`; `k`, `a`, `y` `[t, c]`, `k_a` `[c]`.
     pub fn scale_key<F: Real>(y: &mut [F], k: &[F], a: &[F], k_a: &[F]) = scale_key_body
@@ -155,7 +209,6 @@ pub fn token_shift<F: Real>(y: &mut [F], x: &[F], previous: &mut [F]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Isa;
 
     #[test]
     fn shift_carries_over_any_split() {
@@ -179,6 +232,28 @@ mod tests {
         unary(Isa::best(), Unary::ReluSquared, &mut y, &[-1.0, 2.0, 0.0, f64::NAN]);
         assert_eq!(y[..3], [0.0, 4.0, 0.0]);
         assert!(y[3].is_nan());
+    }
+
+    #[test]
+    fn mixes_are_lerps() {
+        for c in [1, 15, 16, 37] {
+            let numbers = |k: usize| (0..c).map(|j| ((j * k) % 11) as f32 - 3.7).collect::<Vec<_>>();
+            let (row, before, weights) = (numbers(3), numbers(5), [numbers(2), numbers(7)]);
+            for isa in Isa::available() {
+                for toward in [Toward::Row, Toward::Before] {
+                    let mut ys = [vec![0.0; c], vec![0.0; c]];
+                    let [a, b] = &mut ys;
+                    mixes(isa, &mut [a, b], &row, &before, &[&weights[0], &weights[1]], toward);
+                    for (y, weight) in ys.iter().zip(&weights) {
+                        let mut one = vec![0.0; c];
+                        let (from, to) =
+                            if toward == Toward::Row { (&before, &row) } else { (&row, &before) };
+                        lerp(Isa::SCALAR, &mut one, from, to, weight);
+                        assert_eq!(*y, one, "{c} {isa} {toward:?}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod dtype;
 pub mod elementwise;
 mod isa;
 pub mod linear;
+pub mod mixes;
 pub mod norm;
 pub mod panel;
 pub mod peak;

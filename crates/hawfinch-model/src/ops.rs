@@ -7,7 +7,7 @@
 //! and an operand of one row stands for every row. Operations that look across tokens take the
 //! [`Batch`], which knows where sequences begin and owns their states; no other operation sees it.
 
-use hawfinch_kernels::elementwise::{Binary, Unary};
+use hawfinch_kernels::elementwise::{Binary, Toward, Unary};
 
 use crate::checkpoint::StoredTensor;
 use crate::{Result, State, StateLayout};
@@ -110,6 +110,23 @@ pub trait Ops {
         layer: usize,
         field: &str,
     ) -> Self::Tensor;
+
+    /// Layer norm, [`Ops::token_shift`] of what it gives, and mixes of each row with the one before it, by `weights` of
+    /// one row: what every half of a block begins with. An implementor may do all of it in one pass.
+    fn norm_mixes<const N: usize>(
+        &self,
+        x: &Self::Tensor,
+        norm: &Norm<Self::Tensor>,
+        (weights, toward): ([&Self::Tensor; N], Toward),
+        batch: &mut Batch<'_, Self::State>,
+        layer: usize,
+        field: &str,
+    ) -> [Self::Tensor; N] {
+        let x = self.layer_norm(x, norm);
+        let before = self.token_shift(&x, batch, layer, field);
+        let (from, to) = if toward == Toward::Row { (&before, &x) } else { (&x, &before) };
+        weights.map(|weight| self.lerp(from, to, weight))
+    }
 
     /// RWKV-4 (state `aa`, `bb`, `pp`); see [`hawfinch_kernels::wkv::wkv4`].
     fn wkv4(

@@ -8,7 +8,7 @@ mod v7;
 
 use std::cell::Cell;
 
-use hawfinch_kernels::elementwise::Binary;
+use hawfinch_kernels::elementwise::{Binary, Toward};
 
 use crate::checkpoint::{Checkpoint, DecayForm, StoredTensor};
 use crate::config::{Config, LAYER_NORM_EPS, Version, present_name};
@@ -16,11 +16,42 @@ use crate::lora::Lora;
 use crate::ops::{Apply, Batch, Norm, Ops, Weight};
 use crate::{Error, Result};
 
-/// The two halves of a version's block. `x` is the normalised input of the half, `[t, d]`; the result is
-/// added to the residual stream by the caller.
+/// The two halves of a version's block. The result is added to the residual stream by the caller.
 pub(crate) trait Block<O: Ops>: Send + Sync {
-    fn time_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor;
-    fn channel_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor;
+    fn time_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor;
+    fn channel_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor;
+}
+
+/// What goes into half a block.
+pub(crate) struct Input<'a, O: Ops> {
+    /// The residual stream, `[t, d]`.
+    x: &'a O::Tensor,
+    /// The norm before this half.
+    norm: &'a Norm<O::Tensor>,
+    /// Which layer the block is.
+    pub layer: usize,
+    /// The state field that holds the last normalised row.
+    field: &'static str,
+}
+
+impl<O: Ops> Input<'_, O> {
+    /// Normalised and mixed with the row before.
+    pub fn mixes<const N: usize>(
+        &self,
+        o: &O,
+        step: &mut Step<'_, '_, O>,
+        weights: [&O::Tensor; N],
+        toward: Toward,
+    ) -> [O::Tensor; N] {
+        o.norm_mixes(self.x, self.norm, (weights, toward), step.batch, self.layer, self.field)
+    }
+
+    /// Normalised, and the row before each.
+    pub fn shifted(&self, o: &O, step: &mut Step<'_, '_, O>) -> [O::Tensor; 2] {
+        let x = o.layer_norm(self.x, self.norm);
+        let before = o.token_shift(&x, step.batch, self.layer, self.field);
+        [x, before]
+    }
 }
 
 /// What one step carries from block to block beside the residual stream.
@@ -40,10 +71,10 @@ pub(crate) struct Layer<O: Ops> {
 impl<O: Ops> Layer<O> {
     /// The residual stream through one block.
     pub fn forward(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
-        let mixed = self.block.time_mix(o, layer, &o.layer_norm(x, &self.ln1), step);
-        let x = o.binary(Binary::Add, x, &mixed);
-        let mixed = self.block.channel_mix(o, layer, &o.layer_norm(&x, &self.ln2), step);
-        o.binary(Binary::Add, &x, &mixed)
+        let mixed = self.block.time_mix(o, Input { x, norm: &self.ln1, layer, field: "att_x" }, step);
+        let x = &o.binary(Binary::Add, x, &mixed);
+        let mixed = self.block.channel_mix(o, Input { x, norm: &self.ln2, layer, field: "ffn_x" }, step);
+        o.binary(Binary::Add, x, &mixed)
     }
 }
 

@@ -1,8 +1,8 @@
 //! RWKV-4 (spec section 1).
 
-use hawfinch_kernels::elementwise::{Binary, Unary};
+use hawfinch_kernels::elementwise::{Binary, Toward, Unary};
 
-use super::{Block, Linear, Loader, Step};
+use super::{Block, Input, Linear, Loader, Step};
 use crate::Result;
 use crate::ops::Ops;
 
@@ -38,23 +38,17 @@ impl<O: Ops> V4<O> {
 }
 
 impl<O: Ops> Block<O> for V4<O> {
-    fn time_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
-        let last = o.token_shift(x, step.batch, layer, "att_x");
-        let mix = |mu| o.lerp(&last, x, mu); // mu weights the current token
-        let [r, k, v] = Linear::forward_all(
-            o,
-            [
-                (&self.receptance, &mix(&self.mix_r)),
-                (&self.key, &mix(&self.mix_k)),
-                (&self.value, &mix(&self.mix_v)),
-            ],
-        );
-        let y = o.wkv4(&k, &v, &self.time_decay, &self.time_first, step.batch, layer);
+    fn time_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
+        let mixes = [&self.mix_r, &self.mix_k, &self.mix_v];
+        let [x_r, x_k, x_v] = x.mixes(o, step, mixes, Toward::Row);
+        let rkv = [(&self.receptance, &x_r), (&self.key, &x_k), (&self.value, &x_v)];
+        let [r, k, v] = Linear::forward_all(o, rkv);
+        let y = o.wkv4(&k, &v, &self.time_decay, &self.time_first, step.batch, x.layer);
         self.output.forward(o, &o.binary(Binary::SigmoidMul, &r, &y))
     }
 
-    fn channel_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
-        self.ffn.forward(o, layer, x, step)
+    fn channel_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
+        self.ffn.forward(o, x, step)
     }
 }
 
@@ -79,11 +73,9 @@ impl<O: Ops> ChannelMix<O> {
         })
     }
 
-    pub fn forward(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
-        let last = o.token_shift(x, step.batch, layer, "ffn_x");
-        let mix = |mu| o.lerp(&last, x, mu);
-        let [k, r] =
-            Linear::forward_all(o, [(&self.key, &mix(&self.mix_k)), (&self.receptance, &mix(&self.mix_r))]);
+    pub fn forward(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
+        let [x_k, x_r] = x.mixes(o, step, [&self.mix_k, &self.mix_r], Toward::Row);
+        let [k, r] = Linear::forward_all(o, [(&self.key, &x_k), (&self.receptance, &x_r)]);
         let kv = self.value.forward(o, &o.unary(Unary::ReluSquared, &k));
         o.binary(Binary::SigmoidMul, &r, &kv)
     }

@@ -1,10 +1,10 @@
 //! RWKV-5.0, 5.1 and 5.2 (Eagle): spec sections 2 and 3. They differ in the shapes of decay and bonus
 //! and in whether there is a gate.
 
-use hawfinch_kernels::elementwise::Binary;
+use hawfinch_kernels::elementwise::{Binary, Toward};
 
 use super::v4::ChannelMix;
-use super::{Block, Linear, Loader, Step};
+use super::{Block, Input, Linear, Loader, Step};
 use crate::Result;
 use crate::config::Version;
 use crate::ops::{Norm, Ops};
@@ -54,20 +54,22 @@ impl<O: Ops> V5<O> {
 }
 
 impl<O: Ops> Block<O> for V5<O> {
-    fn time_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
-        let last = o.token_shift(x, step.batch, layer, "att_x");
-        let mix = |mu| o.lerp(&last, x, mu); // mu weights the current token
-        let (x_r, x_k, x_v) = (mix(&self.mix_r), mix(&self.mix_k), mix(&self.mix_v));
-        let rkv = [(&self.receptance, &x_r), (&self.key, &x_k), (&self.value, &x_v)];
+    fn time_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
+        let (r, k, v) = (&self.receptance, &self.key, &self.value);
+        let mixes = [&self.mix_r, &self.mix_k, &self.mix_v];
         let (g, [r, k, v]) = match &self.gate {
-            Some((mix_g, gate)) => {
-                let [r, k, v] = rkv;
-                let [r, k, v, g] = Linear::forward_all(o, [r, k, v, (gate, &mix(mix_g))]);
+            Some((mix_g, g)) => {
+                let [m_r, m_k, m_v] = mixes;
+                let [x_r, x_k, x_v, x_g] = x.mixes(o, step, [m_r, m_k, m_v, mix_g], Toward::Row);
+                let [r, k, v, g] = Linear::forward_all(o, [(r, &x_r), (k, &x_k), (v, &x_v), (g, &x_g)]);
                 (Some(g), [r, k, v])
             }
-            None => (None, Linear::forward_all(o, rkv)),
+            None => {
+                let [x_r, x_k, x_v] = x.mixes(o, step, mixes, Toward::Row);
+                (None, Linear::forward_all(o, [(r, &x_r), (k, &x_k), (v, &x_v)]))
+            }
         };
-        let y = o.wkv5([&r, &k, &v], &self.time_decay, &self.bonus, step.batch, layer);
+        let y = o.wkv5([&r, &k, &v], &self.time_decay, &self.bonus, step.batch, x.layer);
         let mut y = o.group_norm(&y, &self.ln_x, self.heads);
         if let Some(g) = g {
             y = o.binary(Binary::SiluMul, &g, &y);
@@ -75,7 +77,7 @@ impl<O: Ops> Block<O> for V5<O> {
         self.output.forward(o, &y)
     }
 
-    fn channel_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
-        self.ffn.forward(o, layer, x, step)
+    fn channel_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
+        self.ffn.forward(o, x, step)
     }
 }

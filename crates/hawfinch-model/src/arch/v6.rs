@@ -2,9 +2,9 @@
 
 use std::array;
 
-use hawfinch_kernels::elementwise::{Binary, Unary};
+use hawfinch_kernels::elementwise::{Binary, Toward, Unary};
 
-use super::{Block, Linear, Loader, Step};
+use super::{Block, Input, Linear, Loader, Step};
 use crate::Result;
 use crate::ops::{Norm, Ops};
 
@@ -66,13 +66,14 @@ impl<O: Ops> V6<O> {
 }
 
 impl<O: Ops> Block<O> for V6<O> {
-    fn time_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
-        let last = o.token_shift(x, step.batch, layer, "att_x");
+    fn time_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
+        let layer = x.layer;
+        let [x, last] = x.shifted(o, step);
         // Five mixes, each a static one plus a low-rank function of the tokens.
-        let m = o.unary(Unary::Tanh, &o.linear(&o.lerp(x, &last, &self.maa_x), &self.maa_w1));
+        let m = o.unary(Unary::Tanh, &o.linear(&o.lerp(&x, &last, &self.maa_x), &self.maa_w1));
         let m = array::from_fn::<_, 5, _>(|z| o.columns(&m, z * self.mix_rank, self.mix_rank));
         let m = o.linears(array::from_fn::<_, 5, _>(|z| (&m[z], &self.maa_w2[z])));
-        let mix = |z: usize| o.lerp(x, &last, &o.binary(Binary::Add, &m[z], &self.maa[z]));
+        let mix = |z: usize| o.lerp(&x, &last, &o.binary(Binary::Add, &m[z], &self.maa[z]));
         let [w, x_k, x_v, x_r, x_g] = array::from_fn(mix);
         let [k, v, r, g] = Linear::forward_all(
             o,
@@ -85,13 +86,9 @@ impl<O: Ops> Block<O> for V6<O> {
         self.output.forward(o, &o.binary(Binary::SiluMul, &g, &y))
     }
 
-    fn channel_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
-        let last = o.token_shift(x, step.batch, layer, "ffn_x");
-        let mix = |mu| o.lerp(x, &last, mu);
-        let [k, r] = Linear::forward_all(
-            o,
-            [(&self.ffn_key, &mix(&self.ffn_maa_k)), (&self.ffn_receptance, &mix(&self.ffn_maa_r))],
-        );
+    fn channel_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
+        let [x_k, x_r] = x.mixes(o, step, [&self.ffn_maa_k, &self.ffn_maa_r], Toward::Before);
+        let [k, r] = Linear::forward_all(o, [(&self.ffn_key, &x_k), (&self.ffn_receptance, &x_r)]);
         let kv = self.ffn_value.forward(o, &o.unary(Unary::ReluSquared, &k));
         o.binary(Binary::SigmoidMul, &r, &kv)
     }

@@ -1,9 +1,9 @@
 //! RWKV-7, Goose (spec section 5): the state is edited by a delta rule with a learning rate of its own
 //! for every channel.
 
-use hawfinch_kernels::elementwise::{Binary, Unary};
+use hawfinch_kernels::elementwise::{Binary, Toward, Unary};
 
-use super::{Block, Linear, Loader, Step};
+use super::{Block, Input, Linear, Loader, Step};
 use crate::Result;
 use crate::ops::{Norm, Ops};
 
@@ -81,16 +81,15 @@ impl<O: Ops> V7<O> {
 }
 
 impl<O: Ops> Block<O> for V7<O> {
-    fn time_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
-        let last = o.token_shift(x, step.batch, layer, "att_x");
-        let mix = |weight| o.lerp(x, &last, weight);
+    fn time_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
+        let layer = x.layer;
+        let mixes = [&self.x_r, &self.x_k, &self.x_v, &self.x_w, &self.x_a, &self.x_g];
+        let [x_r, x_k, x_v, x_w, x_a, x_g] = x.mixes(o, step, mixes, Toward::Before);
         let add = |y: &O::Tensor, p: &LowRank<O>| o.binary(Binary::Add, y, &p.bias);
 
-        let (x_r, x_k, x_v) = (mix(&self.x_r), mix(&self.x_k), mix(&self.x_v));
         let [r, k, mut v] =
             Linear::forward_all(o, [(&self.receptance, &x_r), (&self.key, &x_k), (&self.value, &x_v)]);
         // Down to the ranks of the low-rank functions, and up again.
-        let (x_w, x_a, x_g) = (mix(&self.x_w), mix(&self.x_a), mix(&self.x_g));
         let down = [(&x_w, &self.w.a), (&x_a, &self.a.a), (&x_g, &self.g1)];
         let (w, a, g, mixed) = match (&self.v, &step.v_first) {
             (Some(p), Some(first)) => {
@@ -122,9 +121,9 @@ impl<O: Ops> Block<O> for V7<O> {
         self.output.forward(o, &o.binary(Binary::Mul, &y, &g))
     }
 
-    fn channel_mix(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
-        let last = o.token_shift(x, step.batch, layer, "ffn_x");
-        let k = self.ffn_key.forward(o, &o.lerp(x, &last, &self.ffn_x_k));
+    fn channel_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
+        let [x_k] = x.mixes(o, step, [&self.ffn_x_k], Toward::Before);
+        let k = self.ffn_key.forward(o, &x_k);
         self.ffn_value.forward(o, &o.unary(Unary::ReluSquared, &k))
     }
 }

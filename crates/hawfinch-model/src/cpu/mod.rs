@@ -3,7 +3,8 @@
 
 use std::sync::{Arc, Mutex};
 
-use hawfinch_kernels::elementwise::{self, Binary, Unary};
+use hawfinch_kernels::elementwise::{self, Binary, Toward, Unary};
+use hawfinch_kernels::mixes::{Affine, Run, norm_mixes};
 use hawfinch_kernels::{Isa, Pool, Real, norm, wkv};
 
 use crate::checkpoint::StoredTensor;
@@ -135,6 +136,10 @@ impl<F: Real> Tensor<F> {
     /// The values, row-major.
     pub fn data(&self) -> &[F] {
         self.buffer.as_ref().map_or(&[], |buffer| &buffer[..self.len])
+    }
+    /// The values of a tensor that was just made.
+    fn data_mut(&mut self) -> &mut [F] {
+        self.buffer.as_mut().map_or(&mut [], |buffer| &mut own(buffer)[..self.len])
     }
     fn rows(&self) -> usize {
         self.data().len() / self.channels
@@ -310,6 +315,40 @@ impl<F: Real> Ops for Cpu<F> {
                 elementwise::token_shift(&mut y[range.clone()], &x.data()[range], previous);
             }
         })
+    }
+
+    fn norm_mixes<const N: usize>(
+        &self,
+        x: &Tensor<F>,
+        norm: &Norm<Tensor<F>>,
+        (weights, toward): ([&Tensor<F>; N], Toward),
+        batch: &mut Batch<'_, State<F>>,
+        layer: usize,
+        field: &str,
+    ) -> [Tensor<F>; N] {
+        let (t, c) = (x.rows(), x.channels);
+        let mut made: [_; N] = std::array::from_fn(|_| self.buffers.take(t * c));
+        let mut last = self.make(batch.lengths.len(), c, |_| {});
+        let Batch { lengths, states } = &*batch;
+        norm_mixes(
+            self.isa,
+            &self.pool,
+            made.each_mut().map(|y| &mut own(y)[..t * c]),
+            last.data_mut(),
+            x.data(),
+            Affine { weight: norm.weight.data(), bias: norm.bias.data(), eps: F::from_f64(norm.eps) },
+            (weights.map(|w| w.data()), toward),
+            &|s: usize| Run { rows: lengths[s], before: states[s].field(layer, field) },
+            &|len, with| {
+                let mut room = self.buffers.take(len);
+                with(&mut own(&mut room)[..len]);
+                self.buffers.give(room);
+            },
+        );
+        for (state, last) in batch.states.iter_mut().zip(last.data().chunks_exact(c)) {
+            state.field_mut(layer, field).copy_from_slice(last);
+        }
+        made.map(|y| self.tensor(y, t, c))
     }
 
     fn wkv4(
