@@ -1,7 +1,7 @@
 //! `hawfinch_model::Model` as the engine's [`LanguageModel`].
 
 use crate::{Error, Feed, LanguageModel, Result};
-use hawfinch_model::{Model, Rows, Sequence, State};
+use hawfinch_model::{Model, Output, Rows, Sequence, State};
 
 impl LanguageModel for Model {
     type State = State;
@@ -19,6 +19,10 @@ impl LanguageModel for Model {
     }
 
     fn forward(&self, feeds: &mut [Feed<'_, State>]) -> Result<()> {
+        // The logits go where they are wanted, into the memory that is there.
+        let buffer = |f: &mut Feed<'_, State>| f.logits.buffer().map(std::mem::take).unwrap_or_default();
+        let mut outputs: Vec<Output> =
+            feeds.iter_mut().map(|f| Output { logits: buffer(f), hidden: Vec::new() }).collect();
         let mut sequences: Vec<Sequence<'_>> = feeds
             .iter_mut()
             .map(|f| Sequence {
@@ -28,13 +32,13 @@ impl LanguageModel for Model {
                 hidden: Rows::None,
             })
             .collect();
-        let outputs = Model::forward(self, &mut sequences).map_err(|e| Error::Model(e.to_string()))?;
+        let result = self.forward_into(&mut sequences, &mut outputs).map_err(|e| Error::Model(e.to_string()));
         for (feed, output) in feeds.iter_mut().zip(outputs) {
             if let Some(logits) = feed.logits.buffer() {
                 *logits = output.logits;
             }
         }
-        Ok(())
+        result
     }
 }
 

@@ -197,6 +197,25 @@ impl<O: Ops + 'static> Model<O> {
     /// An id out of range, a sequence without tokens or a state of another model: checked before
     /// anything changes. Logits that are not finite: states have moved on by then.
     pub fn forward(&self, sequences: &mut [Sequence<'_, O::State>]) -> Result<Vec<Output>> {
+        let mut outputs = vec![Output::default(); sequences.len()];
+        self.forward_into(sequences, &mut outputs)?;
+        Ok(outputs)
+    }
+
+    /// As [`Model::forward`], into outputs that are there, one a sequence: what they hold is replaced, their memory is
+    /// used again. Steps like the last then allocate only lists of the sequences.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    ///
+    /// # Panics
+    /// When there are not as many outputs as sequences.
+    pub fn forward_into(
+        &self,
+        sequences: &mut [Sequence<'_, O::State>],
+        outputs: &mut [Output],
+    ) -> Result<()> {
+        assert_eq!(sequences.len(), outputs.len(), "an output a sequence");
         for s in &*sequences {
             if s.tokens.is_empty() {
                 return Err(Error::Invalid("a sequence needs at least one token".into()));
@@ -209,7 +228,10 @@ impl<O: Ops + 'static> Model<O> {
                 return Err(Error::State("it was made for a model of another version or size".into()));
             }
         }
-        let mut outputs = vec![Output::default(); sequences.len()];
+        for output in &mut *outputs {
+            output.logits.clear();
+            output.hidden.clear();
+        }
         let mut done = vec![0; sequences.len()];
         loop {
             // As many tokens as a step takes, from the sequences in order.
@@ -236,9 +258,9 @@ impl<O: Ops + 'static> Model<O> {
                 }
             }
             if parts.is_empty() {
-                return Ok(outputs);
+                return Ok(());
             }
-            self.step(&tokens, &mut batch, &parts, &mut outputs)?;
+            self.step(&tokens, &mut batch, &parts, outputs)?;
             for (len, state) in batch.lengths.iter().zip(&mut batch.states) {
                 self.ops.count_tokens(state, *len as u64);
             }
@@ -263,24 +285,21 @@ impl<O: Ops + 'static> Model<O> {
         let (hidden_rows, hidden_of) = chosen(parts, |p| p.hidden);
         let (logit_rows, logits_of) = chosen(parts, |p| p.logits);
         if !hidden_rows.is_empty() {
-            let mut values = Vec::new();
-            o.read(&o.layer_norm(&o.rows(&x, &hidden_rows), &self.ln_out), &mut values);
-            for (part, row) in hidden_of.iter().zip(values.chunks_exact(self.config.width)) {
-                outputs[part.sequence].hidden.extend_from_slice(row);
+            let hidden = o.layer_norm(&o.rows(&x, &hidden_rows), &self.ln_out);
+            for (row, part) in hidden_of.iter().enumerate() {
+                o.read(&hidden, row..row + 1, &mut outputs[part.sequence].hidden);
             }
         }
         if !logit_rows.is_empty() {
-            let mut values = Vec::new();
-            let x = o.layer_norm(&o.rows(&x, &logit_rows), &self.ln_out);
-            o.read(&self.head.forward(o, &x), &mut values);
-            let rows = values.chunks_exact(self.config.vocab);
-            for ((part, row), position) in logits_of.iter().zip(rows).zip(&logit_rows) {
-                if !row.iter().all(|v| v.is_finite()) {
+            let logits = self.head.forward(o, &o.layer_norm(&o.rows(&x, &logit_rows), &self.ln_out));
+            for (row, (part, position)) in logits_of.iter().zip(&logit_rows).enumerate() {
+                let out = &mut outputs[part.sequence].logits;
+                o.read(&logits, row..row + 1, out);
+                if !out[out.len() - self.config.vocab..].iter().all(|v| v.is_finite()) {
                     let before: usize =
                         parts.iter().take_while(|p| p.sequence != part.sequence).map(|p| p.len).sum();
                     return Err(Error::NonFiniteLogits { position: part.first + position - before });
                 }
-                outputs[part.sequence].logits.extend_from_slice(row);
             }
         }
         Ok(())

@@ -7,6 +7,8 @@
 //! and an operand of one row stands for every row. Operations that look across tokens take the
 //! [`Batch`], which knows where sequences begin and owns their states; no other operation sees it.
 
+use std::ops::Range;
+
 use hawfinch_kernels::elementwise::{Binary, Toward, Unary};
 
 use crate::checkpoint::StoredTensor;
@@ -177,8 +179,8 @@ pub trait Ops {
         heads: usize,
     ) -> Self::Tensor;
 
-    /// Copies a tensor's values to the host, row-major, as f32, appending.
-    fn read(&self, x: &Self::Tensor, out: &mut Vec<f32>);
+    /// Copies values of some rows to the host, row-major, as f32, appending.
+    fn read(&self, x: &Self::Tensor, rows: Range<usize>, out: &mut Vec<f32>);
     /// A state of the empty context in this implementor's memory, or one with given values.
     fn state(&self, from: &State) -> Self::State;
     /// Copies a state to the host.

@@ -1,6 +1,7 @@
 //! The contract on the CPU: handles over recycled buffers, arithmetic by `hawfinch-kernels`, generic over
 //! f32 (running) and f64 (checking).
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use hawfinch_kernels::elementwise::{self, Binary, Toward, Unary};
@@ -433,8 +434,9 @@ impl<F: Real> Ops for Cpu<F> {
         })
     }
 
-    fn read(&self, x: &Tensor<F>, out: &mut Vec<f32>) {
-        out.extend(x.data().iter().map(|v| v.to_f32()));
+    fn read(&self, x: &Tensor<F>, rows: Range<usize>, out: &mut Vec<f32>) {
+        let values = &x.data()[rows.start * x.channels..rows.end * x.channels];
+        out.extend(values.iter().map(|v| v.to_f32()));
     }
 
     fn state(&self, from: &State) -> State<F> {

@@ -151,7 +151,7 @@ impl<'m, O: Ops + 'static> Trace<'m, O> {
         let mut values = Vec::new();
         for rows in rows.chunks(STEP_TOKENS) {
             values.clear();
-            o.read(&head.forward(o, &o.layer_norm(&o.rows(&x, rows), norm)), &mut values);
+            o.read(&head.forward(o, &o.layer_norm(&o.rows(&x, rows), norm)), 0..rows.len(), &mut values);
             if let Some(at) = values.iter().position(|v| !v.is_finite()) {
                 return Err(Error::NonFiniteLogits { position: rows[0] + at / model.config.vocab });
             }

@@ -14,7 +14,7 @@ pub mod table;
 use std::time::{Duration, Instant};
 
 use hawfinch_model::synthetic::Random;
-use hawfinch_model::{Model, Rows, STEP_TOKENS, Sequence, State};
+use hawfinch_model::{Model, Output, Rows, STEP_TOKENS, Sequence, State};
 
 use crate::measure::Gauge;
 use crate::progress::Progress;
@@ -44,12 +44,14 @@ pub struct Bench<'a> {
     random: Random,
     /// The state that decoding starts from: after a short prompt.
     warm: State,
+    /// Those of the last step, whose memory the next uses.
+    outputs: Vec<Output>,
 }
 
 impl<'a> Bench<'a> {
     /// To measure a model whose state after some tokens is `warm`.
     pub fn new(model: &'a Model, gauge: Gauge, plan: &'a Plan, warm: State) -> Self {
-        Bench { model, gauge, plan, random: Random(2), warm }
+        Bench { model, gauge, plan, random: Random(2), warm, outputs: Vec::new() }
     }
 
     /// What measures the machine.
@@ -152,7 +154,8 @@ impl<'a> Bench<'a> {
             .zip(&ids)
             .map(|(state, tokens)| Sequence { tokens, state, logits: Rows::Last, hidden: Rows::None })
             .collect();
-        self.model.forward(&mut sequences).map(|_| ())
+        self.outputs.resize_with(sequences.len(), Output::default);
+        self.model.forward_into(&mut sequences, &mut self.outputs)
     }
 
     fn token(&mut self) -> u32 {
