@@ -11,10 +11,13 @@ mod dtype;
 pub mod elementwise;
 mod isa;
 pub mod linear;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub mod norm;
 pub mod panel;
 pub mod peak;
 mod pool;
+mod prefetch;
 mod real;
 pub mod reduce;
 #[cfg(test)]

@@ -1,11 +1,18 @@
 //! Products with weights that lie input by input on AVX2 and AVX-512: exactly the sums of `columns.rs`.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
+use super::Matrix;
 use super::columns::RUN;
 use super::rows::decode_number;
-use super::{Matrix, widen_x86 as widen};
-use crate::{DType, Isa, Level};
+#[cfg(target_arch = "x86_64")]
+use super::widen_x86 as widen;
+#[cfg(target_arch = "aarch64")]
+use crate::neon;
+use crate::{DType, Isa, Level, prefetch};
 
 /// Outputs of one piece of a row.
 const PIECE: usize = 16;
@@ -22,9 +29,14 @@ pub fn block(isa: Isa, x: &[f32], w: Matrix<'_>, put: &mut dyn FnMut(usize, usiz
     }
     match isa.level() {
         // SAFETY: an Isa exists only where the machine has the instructions.
+        #[cfg(target_arch = "x86_64")]
         Level::Avx512 => unsafe { avx512::block(x, w, put) },
         // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { avx2::block(x, w, put) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon | Level::NeonDotprod | Level::NeonI8mm => unsafe { with_neon::block(x, w, put) },
         _ => return false,
     }
     true
@@ -33,8 +45,8 @@ pub fn block(isa: Isa, x: &[f32], w: Matrix<'_>, put: &mut dyn FnMut(usize, usiz
 /// The loops for one register width: `$pieces` pieces of sixteen outputs at a time. `$load` widens as many numbers
 /// of a format as a register holds.
 macro_rules! width {
-    ($name:ident, $features:literal, $reg:ty, $per:literal, $pieces:literal, $zero:ident, $set1:ident, $loadu:ident,
-     $storeu:ident, $fma:ident, $bf16:path, $f16:path) => {
+    ($name:ident, $features:literal, $reg:ty, $per:literal, $pieces:literal, $zero:path, $set1:path, $loadu:path,
+     $storeu:path, $fma:path, $bf16:path, $f16:path) => {
         mod $name {
             use super::*;
 
@@ -61,9 +73,7 @@ macro_rules! width {
                 let mut sums = [[[zero; N]; T]; P];
                 for j in 0..len {
                     for line in (0..P * PIECE * SIZE).step_by(64) {
-                        let at = w.wrapping_add((j + AHEAD) * stride + line);
-                        // SAFETY: a prefetch may name any address.
-                        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+                        prefetch::first(w.wrapping_add((j + AHEAD) * stride + line));
                     }
                     let mut ws = [[zero; N]; P];
                     for p in 0..P {
@@ -184,6 +194,7 @@ macro_rules! width {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
 width!(
     avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c",
@@ -198,6 +209,7 @@ width!(
     widen::bf16_512,
     widen::f16_512
 );
+#[cfg(target_arch = "x86_64")]
 width!(
     avx2,
     "avx2,fma,f16c",
@@ -211,4 +223,19 @@ width!(
     _mm256_fmadd_ps,
     widen::bf16_256,
     widen::f16_256
+);
+#[cfg(target_arch = "aarch64")]
+width!(
+    with_neon,
+    "neon",
+    float32x4_t,
+    4,
+    1,
+    neon::zero_ps,
+    vdupq_n_f32,
+    vld1q_f32,
+    vst1q_f32,
+    neon::fma,
+    neon::bf16,
+    neon::f16
 );

@@ -7,13 +7,13 @@
 //! lie input by input. Quantised weights: [`crate::panel`].
 
 pub mod columns;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod columns_x86;
 mod rows;
 mod turn;
 #[cfg(target_arch = "x86_64")]
 mod widen_x86;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod x86;
 
 pub use turn::turned;
