@@ -174,13 +174,12 @@ macro_rules! width {
                                 rows[k] = unsafe { $load(codes.add(at + k * bytes + 4 * $outputs * h).cast()) };
                             }
                             for half in 0..halves {
-                                let r = if KIND == Q8 {
-                                    rows
-                                } else if half == 0 {
-                                    rows.map(|r| $and(r, low))
-                                } else {
-                                    rows.map(|r| $and($shift::<4>(r), low))
-                                };
+                                let mut r = rows;
+                                if KIND != Q8 {
+                                    for k in 0..QUAD {
+                                        r[k] = $and(if half == 0 { r[k] } else { $shift::<4>(r[k]) }, low);
+                                    }
+                                }
                                 let (a, b) = ($low8(r[0], r[1]), $high8(r[0], r[1]));
                                 let (c, d) = ($low8(r[2], r[3]), $high8(r[2], r[3]));
                                 let q = [$low16(a, c), $high16(a, c), $low16(b, d), $high16(b, d)];

@@ -32,10 +32,10 @@ impl Scales {
         // SAFETY: the caller's promise.
         unsafe {
             if KIND == Q4K {
-                let [of, min] = [0, 16].map(|n| neon::bytes(at.add(64 + 32 * b + n + 4 * h)));
+                let of = at.add(64 + 32 * b + 4 * h);
                 Scales {
-                    scale: vmulq_f32(neon::f16(at.add(8 * h)), of),
-                    min: vmulq_f32(neon::f16(at.add(32 + 8 * h)), min),
+                    scale: vmulq_f32(neon::f16(at.add(8 * h)), neon::bytes(of)),
+                    min: vmulq_f32(neon::f16(at.add(32 + 8 * h)), neon::bytes(of.add(16))),
                 }
             } else {
                 Scales { scale: neon::f16(at.add(32 * b + 8 * h)), min: neon::zero_ps() }
@@ -119,9 +119,9 @@ unsafe fn tile<const KIND: u8, M: Multiply, const P: usize, const T: usize, cons
                     let at = o.data.add(p * o.bytes + n * kind.record_bytes());
                     let from = at.add(before + of_block * b);
                     if first == 0 {
-                        (0..of_block).step_by(64).for_each(|line| {
-                            prefetch::second(from.wrapping_add(line + ahead));
-                        });
+                        for line in 0..of_block / 64 {
+                            prefetch::second(from.wrapping_add(64 * line + ahead));
+                        }
                     }
                     let mut dot = [[neon::zero(); T]; H];
                     if KIND != Q4K {

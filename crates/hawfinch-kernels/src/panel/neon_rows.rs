@@ -43,8 +43,8 @@ impl Ordered {
                     let quads = if KIND == Q8 { [2 * eight, 2 * eight + 1] } else { [eight, eight + 4] };
                     // SAFETY: so many tokens are left; registers are stored whole where sixteen bytes are.
                     unsafe {
-                        let [a, b] =
-                            quads.map(|quad| neon::fours(o.quads(block * 8 + quad).add(t), width - t));
+                        let a = neon::fours(o.quads(block * 8 + quads[0]).add(t), width - t);
+                        let b = neon::fours(o.quads(block * 8 + quads[1]).add(t), width - t);
                         let to = &mut self.x[n][eight];
                         vst1q_s32(to[t / 2].as_mut_ptr().cast(), vzip1q_s32(a, b));
                         vst1q_s32(to[t / 2 + 1].as_mut_ptr().cast(), vzip2q_s32(a, b));
@@ -118,7 +118,9 @@ unsafe fn tile<const KIND: u8, const T: usize>(
     unsafe {
         let mut totals = [[neon::zero_ps(); 2]; T];
         for t in 0..T {
-            totals[t] = [0, 1].map(|n| vld1q_f32(sums[2 * t + n].as_ptr().add(4 * h)));
+            for n in 0..2 {
+                totals[t][n] = vld1q_f32(sums[2 * t + n].as_ptr().add(4 * h));
+            }
         }
         for n in 0..len {
             let (record, b) = ((first + n) / kind.record_blocks(), (first + n) % kind.record_blocks());
@@ -126,15 +128,20 @@ unsafe fn tile<const KIND: u8, const T: usize>(
             let from = at.add(before + of_block * b);
             if h == 0 {
                 let ahead = o.ahead(record * kind.record_bytes(), 1);
-                (0..of_block).step_by(64).for_each(|line| prefetch::second(from.wrapping_add(line + ahead)));
+                for line in 0..of_block / 64 {
+                    prefetch::second(from.wrapping_add(64 * line + ahead));
+                }
             }
             // Outputs 0 and 1, then 2 and 3.
             let mut dot = [[neon::zero(); T]; 2];
             for eight in 0..EIGHTS {
-                let [a, b] = if KIND == Q8 {
-                    [0, 1].map(|n| load::<KIND, Mixed, 1>(from.add(16 * h), 2 * eight + n)[0][0])
+                let from = from.add(16 * h);
+                let [[a], [b]] = if KIND == Q8 {
+                    let [a, _] = load::<KIND, Mixed, 1>(from, 2 * eight);
+                    let [b, _] = load::<KIND, Mixed, 1>(from, 2 * eight + 1);
+                    [a, b]
                 } else {
-                    load::<KIND, Mixed, 1>(from.add(16 * h), eight).map(|w| w[0])
+                    load::<KIND, Mixed, 1>(from, eight)
                 };
                 let w = [vzip1q_s32(a, b), vzip2q_s32(a, b)];
                 for t in 0..T {
@@ -148,9 +155,9 @@ unsafe fn tile<const KIND: u8, const T: usize>(
             for t in 0..T {
                 let (low, high) = (dot[0][t], dot[1][t]);
                 let of_token = [vuzp1q_s32(low, high), vuzp2q_s32(low, high)];
-                for (k, dot) in of_token.into_iter().enumerate() {
+                for k in 0..2 {
                     let (x_scale, x_sum) = (x.scales[n][2 * t + k], x.sums[n][2 * t + k]);
-                    let dot = vaddq_s32(dot, vdupq_n_s32(start::<KIND, Mixed>(x_sum)));
+                    let dot = vaddq_s32(of_token[k], vdupq_n_s32(start::<KIND, Mixed>(x_sum)));
                     totals[t][k] = scales.add::<KIND>(totals[t][k], dot, x_scale, x_sum);
                 }
             }
