@@ -48,7 +48,7 @@ impl<F: Real> Out<F> {
 pub fn rows<F: Real>(isa: Isa, y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize, count: usize) {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     if let Some(x) = F::as_f32s(x)
-        && super::x86::rows(isa, x, w, first, count, &mut |t, j, v| {
+        && super::wide::rows(isa, x, w, first, count, &mut |t, j, v| {
             // SAFETY: promised by this function's callers: j is in their range.
             unsafe { y.set(t, j, F::from_f32(v)) }
         })

@@ -13,7 +13,7 @@
 
 mod activations;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod many_x86;
+mod many;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "aarch64")]
@@ -24,7 +24,7 @@ mod pack;
 mod scalar;
 pub mod sparse;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod sparse_x86;
+mod sparse_wide;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

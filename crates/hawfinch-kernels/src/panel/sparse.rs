@@ -12,7 +12,7 @@
 use std::marker::PhantomData;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use super::many_x86;
+use super::many;
 use super::{Activations, BLOCK, Group, Kind};
 use crate::buffer::Buffer;
 use crate::pool::Parts;
@@ -223,7 +223,7 @@ impl Product<'_> {
     fn calls(&self) -> Option<usize> {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if self.tokens > FEW && self.isa.level() != Level::Scalar {
-            return Some(many_x86::calls(self.w.kind, self.w.width));
+            return Some(many::calls(self.w.kind, self.w.width));
         }
         None
     }
@@ -248,7 +248,7 @@ impl Work for Product<'_> {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(calls) = self.calls() {
             let (strip, n) = (n / calls, n % calls);
-            return many_x86::run(self.isa, w.strip(strip), n, self.a, &mut |token, output, sums| {
+            return many::run(self.isa, w.strip(strip), n, self.a, &mut |token, output, sums| {
                 self.put(token, strip * w.width + output, sums);
             });
         }
@@ -264,7 +264,7 @@ impl Work for Product<'_> {
 fn run(isa: Isa, w: StripOf<'_>, x: Group<'_>, put: &mut dyn FnMut(usize, &[f32])) {
     match isa.level() {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        level if level != Level::Scalar => super::sparse_x86::run(isa, w, x, put),
+        level if level != Level::Scalar => super::sparse_wide::run(isa, w, x, put),
         _ => {
             let mut sums = vec![0f32; w.width];
             for token in 0..x.width {

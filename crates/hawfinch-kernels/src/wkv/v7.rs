@@ -75,7 +75,7 @@ fn usual<F: Real>(isa: Isa, y: &mut [F], s: &mut [f32], x: [&[F]; 6]) -> bool {
     }
     let [Some(r), Some(k), Some(v), Some(w), Some(kk), Some(b)] = x.map(sized) else { return false };
     let Some(y) = F::as_f32_slice(y).and_then(|y| y.try_into().ok()) else { return false };
-    super::v7_x86::step(isa, y, s, &super::v7_x86::Token { r, k, v, w, kk, b })
+    super::v7_wide::step(isa, y, s, &super::v7_wide::Token { r, k, v, w, kk, b })
 }
 
 /// One token; `y` and `removed` are zero. All `[n]`.

@@ -1,4 +1,4 @@
-//! Products with strips on AVX2 and on AVX-512 with VNNI: exactly the sums of `sparse.rs`.
+//! Products with strips on AVX2, AVX-512 with VNNI and NEON: exactly the sums of `sparse.rs`.
 
 #[cfg(target_arch = "aarch64")]
 use std::arch::aarch64::*;

@@ -1,4 +1,4 @@
-//! Products with rows as they lie, for AVX2 and AVX-512: exactly the sums of [`crate::reduce::dot`].
+//! Products with rows as they lie, for AVX2, AVX-512 and NEON: exactly the sums of [`crate::reduce::dot`].
 //!
 //! One token: four rows at a time, each a stream of its own, widened as they are loaded. More tokens: rows are
 //! widened once into near memory, then tiles of rows × tokens are held in registers.

@@ -1,4 +1,4 @@
-//! Products of many tokens with strips on AVX2 and on AVX-512 with VNNI: exactly the sums of `sparse.rs`.
+//! Products of many tokens with strips on AVX2, AVX-512 with VNNI and NEON: exactly the sums of `sparse.rs`.
 //!
 //! With some tokens at once hardly an input is zero for all of them, so nothing is skipped: the codes of a block are
 //! put into the order of registers once, then multiplied with every token.

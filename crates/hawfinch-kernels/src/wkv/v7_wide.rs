@@ -1,4 +1,4 @@
-//! One token of RWKV-7 with heads of 64 channels on AVX2 and AVX-512: exactly the sums of `v7.rs`.
+//! One token of RWKV-7 with heads of 64 channels on AVX2, AVX-512 and NEON: exactly the sums of `v7.rs`.
 
 #[cfg(target_arch = "aarch64")]
 use std::arch::aarch64::*;

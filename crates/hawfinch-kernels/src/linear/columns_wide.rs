@@ -1,4 +1,4 @@
-//! Products with weights that lie input by input on AVX2 and AVX-512: exactly the sums of `columns.rs`.
+//! Products with weights that lie input by input on AVX2, AVX-512 and NEON: exactly the sums of `columns.rs`.
 
 #[cfg(target_arch = "aarch64")]
 use std::arch::aarch64::*;
