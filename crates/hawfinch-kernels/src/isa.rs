@@ -12,8 +12,12 @@ use std::sync::OnceLock;
 pub enum Level {
     /// What the target guarantees; the meaning of every operation.
     Scalar,
-    /// Arm NEON: the scalar code, which the compiler turns into its instructions.
+    /// Arm NEON: every 64-bit Arm processor.
     Neon,
+    /// NEON with the dot product of bytes (`dotprod`: Cortex-A76, Neoverse N1, Apple A13 and later).
+    NeonDotprod,
+    /// The same with products of matrices of bytes (`i8mm`: Cortex-A710, Neoverse V1, Apple M2 and later).
+    NeonI8mm,
     /// x86-64 with AVX2, FMA and F16C (2013 and later).
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI (Ice Lake, Zen 4 and later).
@@ -22,13 +26,16 @@ pub enum Level {
 
 impl Level {
     /// Every level, slowest first.
-    pub const ALL: [Level; 4] = [Level::Scalar, Level::Neon, Level::Avx2, Level::Avx512];
+    pub const ALL: [Level; 6] =
+        [Level::Scalar, Level::Neon, Level::NeonDotprod, Level::NeonI8mm, Level::Avx2, Level::Avx512];
 
     /// As in `HAWFINCH_ISA`.
     pub const fn name(self) -> &'static str {
         match self {
             Level::Scalar => "scalar",
             Level::Neon => "neon",
+            Level::NeonDotprod => "neon-dotprod",
+            Level::NeonI8mm => "neon-i8mm",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
         }
@@ -38,6 +45,14 @@ impl Level {
         match self {
             Level::Scalar => true,
             Level::Neon => cfg!(target_arch = "aarch64"),
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDotprod => std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonI8mm => {
+                Level::NeonDotprod.is_present() && std::arch::is_aarch64_feature_detected!("i8mm")
+            }
+            #[cfg(not(target_arch = "aarch64"))]
+            Level::NeonDotprod | Level::NeonI8mm => false,
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => {
                 use std::arch::is_x86_feature_detected as has;

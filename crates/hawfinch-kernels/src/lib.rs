@@ -12,10 +12,13 @@ pub mod elementwise;
 mod isa;
 pub mod linear;
 pub mod mixes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub mod norm;
 pub mod panel;
 pub mod peak;
 mod pool;
+mod prefetch;
 mod real;
 pub mod reduce;
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::isa::compiled_for_each;
-use crate::{Isa, Level, Pool};
+use crate::{Isa, Level, Pool, prefetch};
 
 /// Seconds of the fastest of as many runs as fit in `budget`, at least three: what disturbs a measurement only
 /// ever slows it.
@@ -59,13 +59,8 @@ fn sums_body(total: &mut [u64; 8], streams: &[&[u64]], part: usize) {
     let mut sum = [0u64; 8];
     for at in (0..part / RUN * RUN).step_by(RUN) {
         for stream in streams {
-            #[cfg(target_arch = "x86_64")]
             for line in 0..RUN / 8 {
-                let ahead = stream.as_ptr().wrapping_add(at + line * 8 + 256);
-                // SAFETY: a prefetch may name any address.
-                unsafe {
-                    std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(ahead.cast())
-                };
+                prefetch::first(stream.as_ptr().wrapping_add(at + line * 8 + 256));
             }
             for words in stream[at..at + RUN].chunks_exact(8) {
                 for l in 0..8 {
@@ -91,6 +86,11 @@ pub fn multiply_adds(isa: Isa, pool: &Pool, budget: Duration) -> f64 {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => unsafe { chains256(black_box(0.999), ROUNDS) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "aarch64")]
+                Level::Neon | Level::NeonDotprod | Level::NeonI8mm => unsafe {
+                    chains128(black_box(0.999), ROUNDS)
+                },
                 _ => chains(black_box(0.999), ROUNDS),
             };
             numbers.store(done, Ordering::Relaxed);
@@ -108,6 +108,21 @@ fn chains(a: f32, rounds: usize) -> usize {
         acc.iter_mut().for_each(|v| *v = v.mul_add(a, 1e-3));
     }
     black_box(acc).len()
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn chains128(a: f32, rounds: usize) -> usize {
+    use std::arch::aarch64::*;
+    let (a, b) = (vdupq_n_f32(a), vdupq_n_f32(1e-3));
+    // Four units with a latency of four.
+    let mut acc = [vdupq_n_f32(1.0); 16];
+    for _ in 0..rounds {
+        for v in &mut acc {
+            *v = vfmaq_f32(b, *v, a);
+        }
+    }
+    black_box(acc).len() * 4
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -160,9 +160,9 @@ impl<F: Real> Work for Product<'_, F> {
 /// The outputs of a tile, the first of which is output `first` of `y`, for the tokens `x`, the first of which is token
 /// `from` of `y`.
 fn block<F: Real>(isa: Isa, y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize, from: usize) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     if let Some(x) = F::as_f32s(x)
-        && super::columns_x86::block(isa, x, w, &mut |t, j, v| {
+        && super::columns_wide::block(isa, x, w, &mut |t, j, v| {
             // SAFETY: each chunk has outputs and tokens of its own.
             let y = unsafe { y.part(from + t, first + j, v.len()) };
             y.iter_mut().zip(v).for_each(|(y, v)| *y = F::from_f32(v * w.scale));

@@ -3,18 +3,18 @@
 //! on the instruction set.
 //!
 //! Here: weights as they lie in a checkpoint, row after row, widened in registers. Each output is one
-//! [dot product](crate::reduce::dot) in f32. `x86.rs` has the loops for AVX2 and AVX-512. [`columns`]: weights that
+//! [dot product](crate::reduce::dot) in f32. `wide.rs` has the loops for AVX2, AVX-512 and NEON. [`columns`]: weights that
 //! lie input by input. Quantised weights: [`crate::panel`].
 
 pub mod columns;
-#[cfg(target_arch = "x86_64")]
-mod columns_x86;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod columns_wide;
 mod rows;
 mod turn;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod wide;
 #[cfg(target_arch = "x86_64")]
 mod widen_x86;
-#[cfg(target_arch = "x86_64")]
-mod x86;
 
 pub use turn::turned;
 

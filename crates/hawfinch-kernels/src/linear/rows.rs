@@ -4,7 +4,7 @@ use super::Matrix;
 use crate::isa::compiled_for_each;
 use crate::pool::Parts;
 use crate::reduce::dot;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::{DType, block};
 use crate::{Isa, Real};
 
@@ -35,7 +35,7 @@ impl<F: Real> Out<F> {
     ///
     /// # Safety
     /// As [`Out::set`], for all of them.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     #[inline(always)]
     #[allow(clippy::mut_from_ref)]
     pub unsafe fn part(&self, t: usize, j: usize, len: usize) -> &mut [F] {
@@ -46,9 +46,9 @@ impl<F: Real> Out<F> {
 
 /// Outputs `first .. first + count` of every token. Calls at the same time are for different outputs.
 pub fn rows<F: Real>(isa: Isa, y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize, count: usize) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     if let Some(x) = F::as_f32s(x)
-        && super::x86::rows(isa, x, w, first, count, &mut |t, j, v| {
+        && super::wide::rows(isa, x, w, first, count, &mut |t, j, v| {
             // SAFETY: promised by this function's callers: j is in their range.
             unsafe { y.set(t, j, F::from_f32(v)) }
         })
@@ -79,7 +79,7 @@ fn body<F: Real>(y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize, count: usize)
 }
 
 /// The first number of some bytes.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline(always)]
 pub fn decode_number(dtype: DType, bytes: &[u8]) -> f32 {
     let mut number = [0f32];

@@ -12,13 +12,19 @@
 //! instruction sets, to the bit.
 
 mod activations;
-#[cfg(target_arch = "x86_64")]
-mod many_x86;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod many;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_rows;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod operands;
 mod pack;
 mod scalar;
 pub mod sparse;
-#[cfg(target_arch = "x86_64")]
-mod sparse_x86;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod sparse_wide;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -249,6 +255,15 @@ fn run(isa: Isa, strip: Strip<'_>, group: Group<'_>, put: &mut dyn FnMut(usize, 
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { x86::avx2(strip, group, put) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => unsafe { neon::plain(strip, group, put) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Level::NeonDotprod => unsafe { neon::dotprod(strip, group, put) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Level::NeonI8mm => unsafe { neon::i8mm(strip, group, put) },
         _ => {
             for p in 0..strip.width {
                 for token in 0..group.width {

@@ -11,8 +11,8 @@
 
 use std::marker::PhantomData;
 
-#[cfg(target_arch = "x86_64")]
-use super::many_x86;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use super::many;
 use super::{Activations, BLOCK, Group, Kind};
 use crate::buffer::Buffer;
 use crate::pool::Parts;
@@ -24,7 +24,7 @@ pub(super) const UNIT: usize = 128;
 pub(super) const WIDEST: usize = 4 * UNIT;
 
 /// Tokens up to which inputs that are zero for all of them are worth finding.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const FEW: usize = 3;
 
 /// A weight matrix in strips.
@@ -221,9 +221,9 @@ pub struct Product<'a> {
 impl Product<'_> {
     /// Calls that make a strip with all tokens at once; `None` where zeros are looked for.
     fn calls(&self) -> Option<usize> {
-        #[cfg(target_arch = "x86_64")]
-        if self.tokens > FEW && self.isa.level() >= Level::Avx2 {
-            return Some(many_x86::calls(self.w.kind, self.w.width));
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        if self.tokens > FEW && self.isa.level() != Level::Scalar {
+            return Some(many::calls(self.w.kind, self.w.width));
         }
         None
     }
@@ -245,10 +245,10 @@ impl Work for Product<'_> {
 
     unsafe fn chunk(&self, n: usize) {
         let w = self.w;
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(calls) = self.calls() {
             let (strip, n) = (n / calls, n % calls);
-            return many_x86::run(self.isa, w.strip(strip), n, self.a, &mut |token, output, sums| {
+            return many::run(self.isa, w.strip(strip), n, self.a, &mut |token, output, sums| {
                 self.put(token, strip * w.width + output, sums);
             });
         }
@@ -263,8 +263,8 @@ impl Work for Product<'_> {
 /// Sums of a strip with each token of a group, given to `put(token, sums)`.
 fn run(isa: Isa, w: StripOf<'_>, x: Group<'_>, put: &mut dyn FnMut(usize, &[f32])) {
     match isa.level() {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx2 => super::sparse_x86::run(isa, w, x, put),
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        level if level != Level::Scalar => super::sparse_wide::run(isa, w, x, put),
         _ => {
             let mut sums = vec![0f32; w.width];
             for token in 0..x.width {

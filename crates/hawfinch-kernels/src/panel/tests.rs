@@ -46,6 +46,29 @@ fn instruction_sets_agree_to_the_bit() {
     }
 }
 
+/// As many tokens as a group can have, each a loop of its own.
+#[test]
+fn every_number_of_tokens() {
+    let (o, i, pool) = (150, 768, Pool::new(1));
+    for dtype in KINDS {
+        let data = encoded(dtype, o, i);
+        let panels = Panels::pack(&pool, dtype, &data, o, i, 0.5).unwrap();
+        let strips = sparse::Sparse::pack(&pool, dtype, &data, o, i, 0.5).unwrap();
+        for t in 1..=GROUP + 1 {
+            let x = values(t * i, 3);
+            let (mut want, mut y) = (vec![f32::NAN; t * o], vec![f32::NAN; t * o]);
+            linear(Isa::SCALAR, &pool, &mut want, &x, &panels, &mut Activations::default());
+            for isa in Isa::available() {
+                linear(isa, &pool, &mut y, &x, &panels, &mut Activations::default());
+                assert_eq!(y, want, "panels: {isa} {dtype} {t}");
+                y.fill(f32::NAN);
+                sparse::linear(isa, &pool, &mut y, &x, &strips, &mut Activations::default());
+                assert_eq!(y, want, "strips: {isa} {dtype} {t}");
+            }
+        }
+    }
+}
+
 /// Blocks that are not whole records, single outputs.
 #[test]
 fn shapes_that_do_not_fill_panels() {
@@ -99,13 +122,20 @@ fn extremes_are_exact() {
             block[codes..].fill(if dtype == DType::Q8_0 { 0x80 } else { 0xff });
             block[..2].copy_from_slice(&half::f16::ONE.to_le_bytes());
         }
-        let w = Panels::pack(&Pool::new(1), dtype, &data, 16, i, 1.0).unwrap();
+        let pool = Pool::new(1);
+        let w = Panels::pack(&pool, dtype, &data, 16, i, 1.0).unwrap();
+        let strips = sparse::Sparse::pack(&pool, dtype, &data, 16, i, 1.0).unwrap();
         let mut want = vec![0f32; 16];
-        linear(Isa::SCALAR, &Pool::new(1), &mut want, &x, &w, &mut Activations::default());
+        linear(Isa::SCALAR, &pool, &mut want, &x, &w, &mut Activations::default());
         for isa in Isa::available() {
-            let mut y = vec![0f32; 16];
-            linear(isa, &Pool::new(1), &mut y, &x, &w, &mut Activations::default());
-            assert_eq!(y, want, "{isa} {dtype}");
+            for t in [1, 5] {
+                let (x, want) = (x.repeat(t), want.repeat(t));
+                let mut y = vec![0f32; 16 * t];
+                linear(isa, &pool, &mut y, &x, &w, &mut Activations::default());
+                assert_eq!(y, want, "{isa} {dtype} {t}");
+                sparse::linear(isa, &pool, &mut y, &x, &strips, &mut Activations::default());
+                assert_eq!(y, want, "strips: {isa} {dtype} {t}");
+            }
         }
         let code = if dtype == DType::Q8_0 { -128.0 } else { 7.0 };
         if dtype != DType::Q4_K {

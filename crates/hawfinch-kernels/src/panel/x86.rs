@@ -2,98 +2,10 @@
 
 use std::arch::x86_64::*;
 
+use super::operands::{Operands, Put, by_kind, give, kind_of};
+pub use super::operands::{Q4, Q4K, Q8, offset};
 use super::{Group, Kind, QUAD, ROWS, STRIP, Strip};
-
-/// How far ahead of the loads each stream is fetched, in bytes: into the second cache, which has room for more
-/// lines under way than the first.
-const AHEAD: usize = 4096;
-
-/// [`Kind`] as a constant of a function.
-pub const Q8: u8 = 0;
-pub const Q4: u8 = 1;
-pub const Q4K: u8 = 2;
-
-const fn kind_of(kind: u8) -> Kind {
-    match kind {
-        Q8 => Kind::Q8,
-        Q4 => Kind::Q4,
-        _ => Kind::Q4K,
-    }
-}
-
-/// What a function reads: panels of a strip from the one at `data` on, and a group's tokens from `token` on.
-#[derive(Clone, Copy)]
-struct Operands<'a> {
-    data: *const u8,
-    /// Bytes of a panel.
-    bytes: usize,
-    records: usize,
-    x: Group<'a>,
-    token: usize,
-}
-
-impl<'a> Operands<'a> {
-    fn new(w: Strip<'a>, first: usize, panels: usize, x: Group<'a>, token: usize) -> Self {
-        let bytes = w.kind.record_bytes();
-        let blocks = w.records * w.kind.record_blocks();
-        assert!(first + panels <= w.width && w.data.len() >= w.records * w.width * bytes);
-        assert!(x.quads.len() >= blocks * 8 * x.width && token < x.width);
-        assert!(x.scales.len() >= blocks * x.width && x.sums.len() >= blocks * x.width);
-        let data = w.data.as_ptr().wrapping_add(first * w.records * bytes);
-        Operands { data, bytes: w.records * bytes, records: w.records, x, token }
-    }
-
-    /// How far ahead to fetch at byte `at` of `panels` panels that are read together: near a panel's end the
-    /// stream goes on that many panels further.
-    #[inline(always)]
-    fn ahead(&self, at: usize, panels: usize) -> usize {
-        if at + AHEAD < self.bytes { AHEAD } else { AHEAD + (panels - 1) * self.bytes }
-    }
-
-    /// Four inputs of every token from the first on.
-    #[inline(always)]
-    fn quads(&self, quad: usize) -> *const [i8; QUAD] {
-        self.x.quads.as_ptr().wrapping_add(quad * self.x.width + self.token)
-    }
-
-    /// Four inputs of token `t`.
-    ///
-    /// # Safety
-    /// `quad` and `t` are within the group.
-    #[inline(always)]
-    unsafe fn quad(&self, quad: usize, t: usize) -> i32 {
-        let at = quad * self.x.width + self.token + t;
-        // SAFETY: the caller's promise.
-        unsafe { self.x.quads.as_ptr().add(at).cast::<i32>().read_unaligned() }
-    }
-
-    /// Scale and sum of a block of token `t`.
-    ///
-    /// # Safety
-    /// As [`Operands::quad`].
-    #[inline(always)]
-    unsafe fn block(&self, block: usize, t: usize) -> (f32, i32) {
-        let at = block * self.x.width + self.token + t;
-        // SAFETY: the caller's promise.
-        unsafe { (*self.x.scales.get_unchecked(at), *self.x.sums.get_unchecked(at)) }
-    }
-}
-
-/// The sum of products that stands for zero when codes are stored with an offset: `-offset Σ x`.
-#[inline(always)]
-pub const fn offset(kind: u8) -> i32 {
-    match kind {
-        Q8 => -128,
-        Q4 => -8,
-        _ => 0,
-    }
-}
-
-#[inline(always)]
-fn prefetch(p: *const u8, ahead: usize) {
-    // SAFETY: a prefetch may name any address.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(p.wrapping_add(ahead).cast()) };
-}
+use crate::prefetch;
 
 /// Adds the products of P panels' bytes with four inputs of T tokens.
 ///
@@ -172,7 +84,7 @@ unsafe fn tile512<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
                         for p in 0..P {
                             let from = at[p].add(64 + 512 * b + 64 * quad);
                             w[p] = _mm512_loadu_si512(from.cast());
-                            prefetch(from, ahead);
+                            prefetch::second(from.wrapping_add(ahead));
                         }
                         multiply512(&mut dot, &w, o.quads(block * 8 + quad));
                     }
@@ -183,7 +95,7 @@ unsafe fn tile512<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
                         for p in 0..P {
                             let from = at[p].add(quants + 256 * b + 64 * quad);
                             let both = _mm512_loadu_si512(from.cast());
-                            prefetch(from, ahead);
+                            prefetch::second(from.wrapping_add(ahead));
                             w[p] = _mm512_and_si512(both, low);
                             high[p] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
                         }
@@ -209,7 +121,7 @@ unsafe fn tile512<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
                     } else {
                         let scale = _mm512_cvtph_ps(_mm256_loadu_si256(at[p].add(32 * b).cast()));
                         if b == 0 {
-                            prefetch(at[p], ahead);
+                            prefetch::second(at[p].wrapping_add(ahead));
                         }
                         for t in 0..T {
                             let both = _mm512_mul_ps(scale, _mm512_set1_ps(o.block(block, t).0));
@@ -260,7 +172,7 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize, const H: usize
                     for quad in 0..8 {
                         for p in 0..P {
                             let from = at[p].add(64 + 512 * b + 64 * quad);
-                            prefetch(from, ahead);
+                            prefetch::second(from.wrapping_add(ahead));
                             for h in 0..H {
                                 let w = _mm256_loadu_si256(from.add(32 * (first + h)).cast());
                                 let w = _mm256_xor_si256(w, flip);
@@ -280,7 +192,7 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize, const H: usize
                     for quad in 0..4 {
                         for p in 0..P {
                             let from = at[p].add(quants + 256 * b + 64 * quad);
-                            prefetch(from, ahead);
+                            prefetch::second(from.wrapping_add(ahead));
                             for h in 0..H {
                                 let both = _mm256_loadu_si256(from.add(32 * (first + h)).cast());
                                 let w = _mm256_and_si256(both, low);
@@ -348,19 +260,6 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize, const H: usize
             }
         }
     }
-}
-
-/// Where sums go: `put(panel, token, sums)`.
-type Put<'a> = &'a mut dyn FnMut(usize, usize, &[f32; ROWS]);
-
-macro_rules! by_kind {
-    ($w:expr, $run:ident, $($arg:expr),*) => {
-        match $w.kind {
-            Kind::Q8 => $run::<Q8>($w, $($arg),*),
-            Kind::Q4 => $run::<Q4>($w, $($arg),*),
-            Kind::Q4K => $run::<Q4K>($w, $($arg),*),
-        }
-    };
 }
 
 /// A strip with all tokens of a group.
@@ -444,18 +343,5 @@ fn group256<const KIND: u8>(w: Strip<'_>, x: Group<'_>, put: Put<'_>) {
             }
         }
         p += n;
-    }
-}
-
-fn give<const P: usize, const T: usize>(
-    panel: usize,
-    token: usize,
-    sums: &[[[f32; ROWS]; T]; P],
-    put: Put<'_>,
-) {
-    for (p, sums) in sums.iter().enumerate() {
-        for (t, sums) in sums.iter().enumerate() {
-            put(panel + p, token + t, sums);
-        }
     }
 }

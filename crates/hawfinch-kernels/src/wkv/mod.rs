@@ -9,8 +9,8 @@ mod v4;
 mod v5;
 mod v6;
 mod v7;
-#[cfg(target_arch = "x86_64")]
-mod v7_x86;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod v7_wide;
 
 pub use v4::{State4, wkv4};
 pub use v5::wkv5;

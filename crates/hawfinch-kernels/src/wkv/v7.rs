@@ -53,7 +53,7 @@ fn body<F: Real>(isa: Isa, y: &Rows<F>, s: &mut [F], x: Head<'_, F>, om: &[F], k
             w[j] = (rate * om[j].sigmoid()).exp();
             b[j] = kk[j] * a[j];
         }
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(s) = F::as_f32_slice(s)
             && usual(isa, y, s, [r, k, v, w, kk, b])
         {
@@ -67,7 +67,7 @@ fn body<F: Real>(isa: Isa, y: &Rows<F>, s: &mut [F], x: Head<'_, F>, om: &[F], k
 }
 
 /// A head of the usual size, in loops of the instruction set's own if it has them.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline(always)]
 fn usual<F: Real>(isa: Isa, y: &mut [F], s: &mut [f32], x: [&[F]; 6]) -> bool {
     fn sized<F: Real>(x: &[F]) -> Option<&[f32; USUAL]> {
@@ -75,7 +75,7 @@ fn usual<F: Real>(isa: Isa, y: &mut [F], s: &mut [f32], x: [&[F]; 6]) -> bool {
     }
     let [Some(r), Some(k), Some(v), Some(w), Some(kk), Some(b)] = x.map(sized) else { return false };
     let Some(y) = F::as_f32_slice(y).and_then(|y| y.try_into().ok()) else { return false };
-    super::v7_x86::step(isa, y, s, &super::v7_x86::Token { r, k, v, w, kk, b })
+    super::v7_wide::step(isa, y, s, &super::v7_wide::Token { r, k, v, w, kk, b })
 }
 
 /// One token; `y` and `removed` are zero. All `[n]`.

@@ -1,11 +1,16 @@
-//! Products with strips on AVX2 and on AVX-512 with VNNI: exactly the sums of `sparse.rs`.
+//! Products with strips on AVX2, AVX-512 with VNNI and NEON: exactly the sums of `sparse.rs`.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
+use super::operands::{Q4, Q4K, Q8, offset};
 use super::sparse::{StripOf, UNIT, WIDEST, header, row_bytes};
-use super::x86::{Q4, Q4K, Q8, offset};
 use super::{BLOCK, Group, Kind};
-use crate::{Isa, Level};
+#[cfg(target_arch = "aarch64")]
+use crate::neon::{self, Dot, Mixed, Multiply, Plain, shift};
+use crate::{Isa, Level, prefetch};
 
 /// Tokens that run together.
 const MOST: usize = 4;
@@ -24,7 +29,7 @@ impl<const T: usize> Inputs<T> {
     /// Of block `b`, tokens from `token` on; asks for the header.
     ///
     /// # Safety
-    /// The processor has AVX2.
+    /// The processor has AVX2 or NEON.
     #[inline(always)]
     unsafe fn gather(&mut self, w: StripOf<'_>, x: Group<'_>, b: usize, token: usize) {
         let (at, bytes) = (w.block(b), row_bytes(w.kind, w.width));
@@ -36,11 +41,8 @@ impl<const T: usize> Inputs<T> {
                 let q = x.quads[(b * 8 + quad) * x.width + token + t];
                 all[t][4 * quad..4 * quad + 4].copy_from_slice(&q.map(|q| q as u8));
             }
-            // SAFETY: 32 bytes; the processor has the instructions.
-            present |= !unsafe {
-                let bytes = _mm256_loadu_si256(all[t].as_ptr().cast());
-                _mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_setzero_si256())) as u32
-            };
+            // SAFETY: the processor has the instructions.
+            present |= unsafe { not_zero(&all[t]) };
         }
         self.x = [[0; BLOCK]; T];
         self.len = present.count_ones() as usize;
@@ -72,11 +74,45 @@ impl<const T: usize> Inputs<T> {
     }
 }
 
+/// Bit k: whether byte k is not zero.
+///
+/// # Safety
+/// The processor has AVX2.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn not_zero(bytes: &[u8; BLOCK]) -> u32 {
+    // SAFETY: 32 bytes; the caller's promise.
+    unsafe {
+        let bytes = _mm256_loadu_si256(bytes.as_ptr().cast());
+        !_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, _mm256_setzero_si256())) as u32
+    }
+}
+
+/// Bit k: whether byte k is not zero.
+///
+/// # Safety
+/// The processor has NEON.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+unsafe fn not_zero(bytes: &[u8; BLOCK]) -> u32 {
+    // SAFETY: 32 bytes; the caller's promise.
+    unsafe {
+        let places = vreinterpretq_u8_u64(vdupq_n_u64(0x8040_2010_0804_0201));
+        let [low, high] = [0, 16].map(|at| {
+            let bytes = vld1q_u8(bytes.as_ptr().add(at));
+            vandq_u8(vtstq_u8(bytes, bytes), places)
+        });
+        // The eight bits of each eight bytes, added up.
+        let pairs = vpaddq_u8(low, high);
+        let fours = vpaddq_u8(pairs, pairs);
+        vgetq_lane_u32::<0>(vreinterpretq_u32_u8(vpaddq_u8(fours, fours)))
+    }
+}
+
 /// Asks for a line of a strip.
 #[inline(always)]
 fn fetch(w: StripOf<'_>, at: usize) {
-    // SAFETY: a prefetch may name any address.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(w.data.as_ptr().wrapping_add(at).cast()) };
+    prefetch::second(w.data.as_ptr().wrapping_add(at));
 }
 
 /// A strip with all tokens of a group.
@@ -103,13 +139,26 @@ fn tokens<const T: usize>(
     let mut sums = [[0f32; WIDEST]; T];
     // SAFETY: an Isa exists only where the machine has the instructions; `run` checked the sizes.
     unsafe {
-        match (isa.level(), w.kind) {
-            (Level::Avx512, Kind::Q8) => avx512::<Q8, T>(w, x, token, &mut sums),
-            (Level::Avx512, Kind::Q4) => avx512::<Q4, T>(w, x, token, &mut sums),
-            (Level::Avx512, Kind::Q4K) => avx512::<Q4K, T>(w, x, token, &mut sums),
-            (_, Kind::Q8) => avx2::<Q8, T>(w, x, token, &mut sums),
-            (_, Kind::Q4) => avx2::<Q4, T>(w, x, token, &mut sums),
-            (_, Kind::Q4K) => avx2::<Q4K, T>(w, x, token, &mut sums),
+        macro_rules! run {
+            ($width:ident) => {
+                match w.kind {
+                    Kind::Q8 => $width::<Q8, T>(w, x, token, &mut sums),
+                    Kind::Q4 => $width::<Q4, T>(w, x, token, &mut sums),
+                    Kind::Q4K => $width::<Q4K, T>(w, x, token, &mut sums),
+                }
+            };
+        }
+        match isa.level() {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => run!(avx512),
+            #[cfg(target_arch = "x86_64")]
+            _ => run!(avx2),
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonI8mm => run!(mixed),
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDotprod => run!(dotprod),
+            #[cfg(target_arch = "aarch64")]
+            _ => run!(plain),
         }
     }
     for (t, sums) in sums.iter().enumerate() {
@@ -121,9 +170,9 @@ fn tokens<const T: usize>(
 /// are interleaved with those of three other rows into four registers of 32-bit groups, in output order.
 macro_rules! width {
     ($name:ident, $features:literal, $bytes:literal, $reg:ty, $freg:ty,
-     $load:ident, $set1:ident, $and:ident, $shift:ident, $low8:ident, $high8:ident, $low16:ident, $high16:ident,
-     $set8:ident, $zero:ident, $to_ps:ident, $loadu_ps:ident, $storeu_ps:ident, $set1_ps:ident, $mul:ident, $fma:ident,
-     $fnma:ident, $halves:expr, $octets:expr, $accumulate:expr, $finish:expr) => {
+     $load:path, $set1:path, $and:path, $shift:ident, $low8:path, $high8:path, $low16:path, $high16:path,
+     $set8:path, $zero:path, $to_ps:path, $loadu_ps:path, $storeu_ps:path, $set1_ps:path, $mul:path, $fma:path,
+     $fnma:path, $halves:expr, $octets:expr, $accumulate:expr, $finish:expr) => {
         #[target_feature(enable = $features)]
         unsafe fn $name<const KIND: u8, const T: usize>(
             w: StripOf<'_>,
@@ -229,7 +278,7 @@ macro_rules! width {
                                     $storeu_ps(sum, new);
                                 }
                             }
-                            const { assert!(N == 8 || N == 16) };
+                            const { assert!(N == 4 || N == 8 || N == 16) };
                         }
                     }
                 }
@@ -238,6 +287,7 @@ macro_rules! width {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
 width!(
     avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
@@ -266,6 +316,7 @@ width!(
     |_: u8, sum, w, x| _mm512_dpbusd_epi32(sum, w, x),
     |_: u8, sum, start| _mm512_add_epi32(sum, _mm512_set1_epi32(start))
 );
+#[cfg(target_arch = "x86_64")]
 width!(
     avx2,
     "avx2,fma,f16c",
@@ -306,3 +357,51 @@ width!(
         _mm256_add_epi32(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), _mm256_set1_epi32(start))
     }
 );
+
+#[cfg(target_arch = "aarch64")]
+macro_rules! neon {
+    ($name:ident, $features:literal, $multiply:ty) => {
+        width!(
+            $name,
+            $features,
+            16,
+            int32x4_t,
+            float32x4_t,
+            vld1q_s32,
+            vdupq_n_s32,
+            vandq_s32,
+            shift,
+            neon::low8,
+            neon::high8,
+            neon::low16,
+            neon::high16,
+            neon::set8,
+            neon::zero,
+            vcvtq_f32_s32,
+            vld1q_f32,
+            vst1q_f32,
+            vdupq_n_f32,
+            vmulq_f32,
+            neon::fma,
+            neon::fnma,
+            |at: *const u8| neon::f16(at),
+            |at: *const u8| neon::bytes(at),
+            // SAFETY: this function's features.
+            |kind: u8, sum, w, x| unsafe {
+                let w = if kind == Q8 && <$multiply>::SIGNED { neon::signed(w) } else { w };
+                <$multiply>::add(sum, w, x)
+            },
+            |kind: u8, sum, start| if kind == Q8 && <$multiply>::SIGNED {
+                sum
+            } else {
+                vaddq_s32(sum, vdupq_n_s32(start))
+            }
+        );
+    };
+}
+#[cfg(target_arch = "aarch64")]
+neon!(plain, "neon", Plain);
+#[cfg(target_arch = "aarch64")]
+neon!(dotprod, "neon,dotprod", Dot);
+#[cfg(target_arch = "aarch64")]
+neon!(mixed, "neon,dotprod,i8mm", Mixed);

@@ -1,14 +1,21 @@
-//! Products with rows as they lie, for AVX2 and AVX-512: exactly the sums of [`crate::reduce::dot`].
+//! Products with rows as they lie, for AVX2, AVX-512 and NEON: exactly the sums of [`crate::reduce::dot`].
 //!
 //! One token: four rows at a time, each a stream of its own, widened as they are loaded. More tokens: rows are
 //! widened once into near memory, then tiles of rows × tokens are held in registers.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
+use super::Matrix;
 use super::rows::{GROUP, decode_number};
-use super::{Matrix, widen_x86 as widen};
+#[cfg(target_arch = "x86_64")]
+use super::widen_x86 as widen;
+#[cfg(target_arch = "aarch64")]
+use crate::neon;
 use crate::reduce::{LANES, fold};
-use crate::{DType, Isa, Level};
+use crate::{DType, Isa, Level, prefetch};
 
 /// Numbers of each row and token that tiles work through before the next: those of a tile stay in the nearest
 /// cache, those of all tokens in the second.
@@ -39,9 +46,16 @@ pub fn rows(
             let rows: [&[u8]; 4] = std::array::from_fn(|r| &w.data[(j + r.min(n - 1)) * bytes..][..bytes]);
             let sums = match isa.level() {
                 // SAFETY: an Isa exists only where the machine has the instructions.
+                #[cfg(target_arch = "x86_64")]
                 Level::Avx512 => unsafe { avx512::four(w.dtype, rows, x) },
                 // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
                 Level::Avx2 => unsafe { avx2::four(w.dtype, rows, x) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "aarch64")]
+                Level::Neon | Level::NeonDotprod | Level::NeonI8mm => unsafe {
+                    with_neon::four(w.dtype, rows, x)
+                },
                 _ => return false,
             };
             for (r, mut sum) in sums.into_iter().enumerate().take(n) {
@@ -56,9 +70,16 @@ pub fn rows(
     }
     match isa.level() {
         // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
         Level::Avx512 => unsafe { avx512::tiles(x, w, first, count, set) },
         // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { avx2::tiles(x, w, first, count, set) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon | Level::NeonDotprod | Level::NeonI8mm => unsafe {
+            with_neon::tiles(x, w, first, count, set)
+        },
         _ => return false,
     }
     true
@@ -67,7 +88,7 @@ pub fn rows(
 /// Defines the loops for one register width. `$load` gives the `n`-th register of the sixteen numbers of
 /// `$dtype` at a pointer.
 macro_rules! width {
-    ($name:ident, $features:literal, $reg:ty, $per:literal, $zero:ident, $loadu:ident, $storeu:ident, $fma:ident,
+    ($name:ident, $features:literal, $reg:ty, $per:literal, $zero:path, $loadu:path, $storeu:path, $fma:path,
      $bf16:path, $f16:path, $rows:literal, $tokens:literal) => {
         mod $name {
             use super::*;
@@ -105,10 +126,7 @@ macro_rules! width {
                     let mut at = 0;
                     while at < whole {
                         for r in 0..4 {
-                            // SAFETY: a prefetch may name any address.
-                            let ahead = rows[r].as_ptr().wrapping_add(at * SIZE + AHEAD);
-                            // SAFETY: as above.
-                            unsafe { _mm_prefetch::<_MM_HINT_T1>(ahead.cast()) };
+                            prefetch::second(rows[r].as_ptr().wrapping_add(at * SIZE + AHEAD));
                         }
                         for n in 0..N {
                             let k = at + n * $per;
@@ -260,6 +278,7 @@ macro_rules! width {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
 width!(
     avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c",
@@ -274,6 +293,7 @@ width!(
     8,
     3
 );
+#[cfg(target_arch = "x86_64")]
 width!(
     avx2,
     "avx2,fma,f16c",
@@ -285,6 +305,21 @@ width!(
     _mm256_fmadd_ps,
     widen::bf16_256,
     widen::f16_256,
+    2,
+    3
+);
+#[cfg(target_arch = "aarch64")]
+width!(
+    with_neon,
+    "neon",
+    float32x4_t,
+    4,
+    neon::zero_ps,
+    vld1q_f32,
+    vst1q_f32,
+    neon::fma,
+    neon::bf16,
+    neon::f16,
     2,
     3
 );

@@ -1,14 +1,21 @@
-//! Products of many tokens with strips on AVX2 and on AVX-512 with VNNI: exactly the sums of `sparse.rs`.
+//! Products of many tokens with strips on AVX2, AVX-512 with VNNI and NEON: exactly the sums of `sparse.rs`.
 //!
 //! With some tokens at once hardly an input is zero for all of them, so nothing is skipped: the codes of a block are
 //! put into the order of registers once, then multiplied with every token.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
+use super::operands::{Q4, Q4K, Q8, offset};
 use super::sparse::{StripOf, UNIT, WIDEST, header, row_bytes};
-use super::x86::{Q4, Q4K, Q8, multiply512, offset};
+#[cfg(target_arch = "x86_64")]
+use super::x86::multiply512;
 use super::{Activations, BLOCK, GROUP, Group, Kind, QUAD};
-use crate::{Isa, Level};
+#[cfg(target_arch = "aarch64")]
+use crate::neon::{self, Dot, Mixed, Multiply, Plain, shift};
+use crate::{Isa, Level, prefetch};
 
 /// Bytes of a row whose codes are arranged together: those of 64 outputs, or of 128 of 4 bits.
 const PIECE: usize = 64;
@@ -54,13 +61,26 @@ pub fn run(isa: Isa, w: StripOf<'_>, n: usize, a: &Activations, put: &mut dyn Fn
         let groups = first..groups.min(first + step);
         // SAFETY: an Isa exists only where the machine has the instructions.
         unsafe {
-            match (isa.level(), w.kind) {
-                (Level::Avx512, Kind::Q8) => avx512::slab::<Q8>(w, pieces.clone(), a, groups, put),
-                (Level::Avx512, Kind::Q4) => avx512::slab::<Q4>(w, pieces.clone(), a, groups, put),
-                (Level::Avx512, Kind::Q4K) => avx512::slab::<Q4K>(w, pieces.clone(), a, groups, put),
-                (_, Kind::Q8) => avx2::slab::<Q8>(w, pieces.clone(), a, groups, put),
-                (_, Kind::Q4) => avx2::slab::<Q4>(w, pieces.clone(), a, groups, put),
-                (_, Kind::Q4K) => avx2::slab::<Q4K>(w, pieces.clone(), a, groups, put),
+            macro_rules! slab {
+                ($width:ident) => {
+                    match w.kind {
+                        Kind::Q8 => $width::slab::<Q8>(w, pieces.clone(), a, groups, put),
+                        Kind::Q4 => $width::slab::<Q4>(w, pieces.clone(), a, groups, put),
+                        Kind::Q4K => $width::slab::<Q4K>(w, pieces.clone(), a, groups, put),
+                    }
+                };
+            }
+            match isa.level() {
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 => slab!(avx512),
+                #[cfg(target_arch = "x86_64")]
+                _ => slab!(avx2),
+                #[cfg(target_arch = "aarch64")]
+                Level::NeonI8mm => slab!(mixed),
+                #[cfg(target_arch = "aarch64")]
+                Level::NeonDotprod => slab!(dotprod),
+                #[cfg(target_arch = "aarch64")]
+                _ => slab!(plain),
             }
         }
     }
@@ -70,6 +90,7 @@ pub fn run(isa: Isa, w: StripOf<'_>, n: usize, a: &Activations, put: &mut dyn Fn
 ///
 /// # Safety
 /// `x` is the first of T tokens.
+#[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn multiply_avx512<const KIND: u8, const T: usize>(
@@ -85,6 +106,7 @@ unsafe fn multiply_avx512<const KIND: u8, const T: usize>(
 ///
 /// # Safety
 /// `x` is the first of T tokens.
+#[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn multiply_avx2<const KIND: u8, const T: usize>(
@@ -111,9 +133,9 @@ unsafe fn multiply_avx2<const KIND: u8, const T: usize>(
 /// Defines the loops for one register width: a register holds `$outputs` outputs.
 macro_rules! width {
     ($name:ident, $features:literal, $outputs:literal, $most:literal, ($($tokens:literal)*), $ints:ty, $floats:ty,
-     $load:ident, $store:ident, $set8:ident, $and:ident, $shift:ident, $low8:ident, $high8:ident, $low16:ident,
-     $high16:ident, $set1:ident, $to_ps:ident, $loadu_ps:ident, $storeu_ps:ident, $set1_ps:ident,
-     $mul:ident, $fma:ident, $fnma:ident, $from_start:literal, $halves:expr, $octets:expr, $multiply:ident, $finish:expr) => {
+     $load:path, $store:path, $set8:path, $and:path, $shift:ident, $low8:path, $high8:path, $low16:path,
+     $high16:path, $set1:path, $to_ps:path, $loadu_ps:path, $storeu_ps:path, $set1_ps:path,
+     $mul:path, $fma:path, $fnma:path, $from_start:literal, $halves:expr, $octets:expr, $multiply:ident, $finish:expr) => {
         mod $name {
             use super::*;
 
@@ -143,7 +165,7 @@ macro_rules! width {
                     for (n, piece) in pieces.clone().enumerate() {
                         let at = quad * QUAD * bytes + piece * PIECE;
                         for k in 0..QUAD {
-                            _mm_prefetch::<_MM_HINT_T1>(codes.wrapping_add(at + k * bytes + ahead).cast());
+                            prefetch::second(codes.wrapping_add(at + k * bytes + ahead));
                         }
                         for h in 0..N {
                             let mut rows = [low; QUAD];
@@ -152,13 +174,12 @@ macro_rules! width {
                                 rows[k] = unsafe { $load(codes.add(at + k * bytes + 4 * $outputs * h).cast()) };
                             }
                             for half in 0..halves {
-                                let r = if KIND == Q8 {
-                                    rows
-                                } else if half == 0 {
-                                    rows.map(|r| $and(r, low))
-                                } else {
-                                    rows.map(|r| $and($shift::<4>(r), low))
-                                };
+                                let mut r = rows;
+                                if KIND != Q8 {
+                                    for k in 0..QUAD {
+                                        r[k] = $and(if half == 0 { r[k] } else { $shift::<4>(r[k]) }, low);
+                                    }
+                                }
                                 let (a, b) = ($low8(r[0], r[1]), $high8(r[0], r[1]));
                                 let (c, d) = ($low8(r[2], r[3]), $high8(r[2], r[3]));
                                 let q = [$low16(a, c), $high16(a, c), $low16(b, d), $high16(b, d)];
@@ -296,6 +317,7 @@ macro_rules! width {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
 width!(
     avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
@@ -327,6 +349,7 @@ width!(
     multiply_avx512,
     |_: u8, sum, _| sum
 );
+#[cfg(target_arch = "x86_64")]
 width!(
     avx2,
     "avx2,fma,f16c",
@@ -362,3 +385,63 @@ width!(
         _mm256_add_epi32(_mm256_madd_epi16(sum, _mm256_set1_epi16(1)), start)
     }
 );
+
+/// The same for four outputs, by M.
+#[cfg(target_arch = "aarch64")]
+macro_rules! neon {
+    ($name:ident, $multiply_name:ident, $features:literal, $multiply:ty, $from_start:literal) => {
+        /// Adds the products of four outputs' four inputs with those of T tokens.
+        ///
+        /// # Safety
+        /// `x` is the first of T tokens.
+        #[inline]
+        #[target_feature(enable = $features)]
+        unsafe fn $multiply_name<const KIND: u8, const T: usize>(
+            dot: &mut [int32x4_t; T],
+            w: int32x4_t,
+            x: *const [i8; QUAD],
+        ) {
+            let w = if KIND == Q8 && <$multiply>::SIGNED { neon::signed(w) } else { w };
+            // SAFETY: the caller's promise.
+            unsafe { neon::multiply::<$multiply, T>(dot, w, x) }
+        }
+
+        width!(
+            $name,
+            $features,
+            4,
+            12,
+            (1 2 3 4 5 6 7 8 9 10 11),
+            int32x4_t,
+            float32x4_t,
+            vld1q_s32,
+            vst1q_s32,
+            neon::set8,
+            vandq_s32,
+            shift,
+            neon::low8,
+            neon::high8,
+            neon::low16,
+            neon::high16,
+            vdupq_n_s32,
+            vcvtq_f32_s32,
+            vld1q_f32,
+            vst1q_f32,
+            vdupq_n_f32,
+            vmulq_f32,
+            neon::fma,
+            neon::fnma,
+            $from_start,
+            |at: *const u8| neon::f16(at),
+            |at: *const u8| neon::bytes(at),
+            $multiply_name,
+            |kind: u8, sum, start| if $from_start || kind == Q8 { sum } else { vaddq_s32(sum, start) }
+        );
+    };
+}
+#[cfg(target_arch = "aarch64")]
+neon!(plain, multiply_plain, "neon", Plain, false);
+#[cfg(target_arch = "aarch64")]
+neon!(dotprod, multiply_dotprod, "neon,dotprod", Dot, false);
+#[cfg(target_arch = "aarch64")]
+neon!(mixed, multiply_mixed, "neon,dotprod,i8mm", Mixed, true);

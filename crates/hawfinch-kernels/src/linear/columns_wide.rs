@@ -1,11 +1,18 @@
-//! Products with weights that lie input by input on AVX2 and AVX-512: exactly the sums of `columns.rs`.
+//! Products with weights that lie input by input on AVX2, AVX-512 and NEON: exactly the sums of `columns.rs`.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
+use super::Matrix;
 use super::columns::RUN;
 use super::rows::decode_number;
-use super::{Matrix, widen_x86 as widen};
-use crate::{DType, Isa, Level};
+#[cfg(target_arch = "x86_64")]
+use super::widen_x86 as widen;
+#[cfg(target_arch = "aarch64")]
+use crate::neon;
+use crate::{DType, Isa, Level, prefetch};
 
 /// Outputs of one piece of a row.
 const PIECE: usize = 16;
@@ -22,9 +29,14 @@ pub fn block(isa: Isa, x: &[f32], w: Matrix<'_>, put: &mut dyn FnMut(usize, usiz
     }
     match isa.level() {
         // SAFETY: an Isa exists only where the machine has the instructions.
+        #[cfg(target_arch = "x86_64")]
         Level::Avx512 => unsafe { avx512::block(x, w, put) },
         // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { avx2::block(x, w, put) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon | Level::NeonDotprod | Level::NeonI8mm => unsafe { with_neon::block(x, w, put) },
         _ => return false,
     }
     true
@@ -33,9 +45,9 @@ pub fn block(isa: Isa, x: &[f32], w: Matrix<'_>, put: &mut dyn FnMut(usize, usiz
 /// The loops for one register width: `$few` pieces of sixteen outputs at a time for one or two tokens, `$many` for more,
 /// so that the sums of a run stay in registers.
 macro_rules! width {
-    ($name:ident, $features:literal, $reg:ty, $wide:ty, $per:literal, $few:literal, $many:literal, $zero:ident,
-     $set1:ident, $loadu:ident, $storeu:ident, $fma:ident, $zero_wide:ident, $add_wide:ident, $widen:path,
-     $narrow:path, $bf16:path, $f16:path) => {
+    ($name:ident, $features:literal, $reg:ty, $per:literal, $few:literal, $many:literal, $zero:path, $set1:path,
+     $loadu:path, $storeu:path, $fma:path, $zero_wide:path, $add_wide:path, $widen:path, $narrow:path, $bf16:path,
+     $f16:path) => {
         mod $name {
             use super::*;
 
@@ -62,9 +74,7 @@ macro_rules! width {
                 let mut sums = [[[zero; N]; T]; P];
                 for j in 0..len {
                     for line in (0..P * PIECE * SIZE).step_by(64) {
-                        let at = w.wrapping_add((j + AHEAD) * stride + line);
-                        // SAFETY: a prefetch may name any address.
-                        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+                        prefetch::first(w.wrapping_add((j + AHEAD) * stride + line));
                     }
                     let mut ws = [[zero; N]; P];
                     for p in 0..P {
@@ -192,34 +202,62 @@ macro_rules! width {
 }
 
 /// Sixteen numbers in f64.
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512dq")]
 fn widen_512(v: __m512) -> [__m512d; 2] {
     [_mm512_cvtps_pd(_mm512_castps512_ps256(v)), _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(v))]
 }
 
 /// Back.
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512dq")]
 fn narrow_512([low, high]: [__m512d; 2]) -> __m512 {
     _mm512_insertf32x8::<1>(_mm512_castps256_ps512(_mm512_cvtpd_ps(low)), _mm512_cvtpd_ps(high))
 }
 
 /// Eight numbers in f64.
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn widen_256(v: __m256) -> [__m256d; 2] {
     [_mm256_cvtps_pd(_mm256_castps256_ps128(v)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(v))]
 }
 
 /// Back.
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn narrow_256([low, high]: [__m256d; 2]) -> __m256 {
     _mm256_set_m128(_mm256_cvtpd_ps(high), _mm256_cvtpd_ps(low))
 }
 
+/// Four numbers in f64.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+fn widen_neon(v: float32x4_t) -> [float64x2_t; 2] {
+    // SAFETY: every processor of this architecture has the instructions.
+    unsafe { [vcvt_f64_f32(vget_low_f32(v)), vcvt_high_f64_f32(v)] }
+}
+
+/// Back.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+fn narrow_neon([low, high]: [float64x2_t; 2]) -> float32x4_t {
+    // SAFETY: every processor of this architecture has the instructions.
+    unsafe { vcvt_high_f32_f64(vcvt_f32_f64(low), high) }
+}
+
+/// Nothing yet.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+fn zero_wide_neon() -> float64x2_t {
+    // SAFETY: every processor of this architecture has the instruction.
+    unsafe { vdupq_n_f64(0.0) }
+}
+
+#[cfg(target_arch = "x86_64")]
 width!(
     avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c",
     __m512,
-    __m512d,
     16,
     4,
     4,
@@ -235,11 +273,11 @@ width!(
     widen::bf16_512,
     widen::f16_512
 );
+#[cfg(target_arch = "x86_64")]
 width!(
     avx2,
     "avx2,fma,f16c",
     __m256,
-    __m256d,
     8,
     2,
     1,
@@ -254,4 +292,24 @@ width!(
     narrow_256,
     widen::bf16_256,
     widen::f16_256
+);
+#[cfg(target_arch = "aarch64")]
+width!(
+    with_neon,
+    "neon",
+    float32x4_t,
+    4,
+    1,
+    1,
+    neon::zero_ps,
+    vdupq_n_f32,
+    vld1q_f32,
+    vst1q_f32,
+    neon::fma,
+    zero_wide_neon,
+    vaddq_f64,
+    widen_neon,
+    narrow_neon,
+    neon::bf16,
+    neon::f16
 );

@@ -1,8 +1,13 @@
-//! One token of RWKV-7 with heads of 64 channels on AVX2 and AVX-512: exactly the sums of `v7.rs`.
+//! One token of RWKV-7 with heads of 64 channels on AVX2, AVX-512 and NEON: exactly the sums of `v7.rs`.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
 use super::USUAL;
+#[cfg(target_arch = "aarch64")]
+use crate::neon;
 use crate::{Isa, Level};
 
 /// What one token brings to a head.
@@ -21,9 +26,14 @@ pub fn step(isa: Isa, y: &mut [f32; USUAL], s: &mut [f32], x: &Token<'_>) -> boo
     assert_eq!(s.len(), USUAL * USUAL);
     match isa.level() {
         // SAFETY: an Isa exists only where the machine has the instructions; the state's size was checked.
+        #[cfg(target_arch = "x86_64")]
         Level::Avx512 => unsafe { avx512(y, s, x) },
         // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
         Level::Avx2 => unsafe { avx2(y, s, x) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon | Level::NeonDotprod | Level::NeonI8mm => unsafe { with_neon(y, s, x) },
         _ => return false,
     }
     true
@@ -31,8 +41,8 @@ pub fn step(isa: Isa, y: &mut [f32; USUAL], s: &mut [f32], x: &Token<'_>) -> boo
 
 /// Values are independent of each other: as many as four registers hold are taken through all keys at a time.
 macro_rules! width {
-    ($name:ident, $features:literal, $per:literal, $set1:ident, $zero:ident, $load:ident, $store:ident, $mul:ident,
-     $fma:ident, $fnma:ident) => {
+    ($name:ident, $features:literal, $per:literal, $set1:path, $zero:path, $load:path, $store:path, $mul:path,
+     $fma:path, $fnma:path) => {
         #[target_feature(enable = $features)]
         unsafe fn $name(y: &mut [f32; USUAL], s: &mut [f32], x: &Token<'_>) {
             const N: usize = 4;
@@ -71,6 +81,7 @@ macro_rules! width {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
 width!(
     avx512,
     "avx512f",
@@ -83,6 +94,7 @@ width!(
     _mm512_fmadd_ps,
     _mm512_fnmadd_ps
 );
+#[cfg(target_arch = "x86_64")]
 width!(
     avx2,
     "avx2,fma",
@@ -94,4 +106,17 @@ width!(
     _mm256_mul_ps,
     _mm256_fmadd_ps,
     _mm256_fnmadd_ps
+);
+#[cfg(target_arch = "aarch64")]
+width!(
+    with_neon,
+    "neon",
+    4,
+    vdupq_n_f32,
+    neon::zero_ps,
+    vld1q_f32,
+    vst1q_f32,
+    vmulq_f32,
+    neon::fma,
+    neon::fnma
 );
