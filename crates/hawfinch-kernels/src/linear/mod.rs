@@ -52,7 +52,14 @@ impl<'a> Matrix<'a> {
     /// Decodes row `row` into `out` (`i` numbers); `narrow` is scratch.
     #[inline(always)]
     fn decode_row<F: Real>(&self, row: usize, out: &mut [F], narrow: &mut Vec<f32>) {
-        let bytes = self.row(row);
+        self.decode_part(row, 0, out, narrow);
+    }
+
+    /// Decodes numbers `at ..` of row `row` into `out`: whole blocks of the format.
+    #[inline(always)]
+    fn decode_part<F: Real>(&self, row: usize, at: usize, out: &mut [F], narrow: &mut Vec<f32>) {
+        let bytes = |numbers| self.dtype.bytes_for(numbers).expect("a part is whole blocks");
+        let bytes = &self.row(row)[bytes(at)..bytes(at + out.len())];
         if self.dtype == DType::F64 {
             let values = bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("8 bytes")));
             out.iter_mut().zip(values).for_each(|(o, v)| *o = F::from_f64(v));

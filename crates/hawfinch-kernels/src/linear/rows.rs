@@ -50,7 +50,8 @@ pub fn rows<F: Real>(isa: Isa, y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize,
     if let Some(x) = F::as_f32s(x)
         && super::wide::rows(isa, x, w, first, count, &mut |t, j, v| {
             // SAFETY: promised by this function's callers: j is in their range.
-            unsafe { y.set(t, j, F::from_f32(v)) }
+            let y = unsafe { y.part(t, j, v.len()) };
+            y.iter_mut().zip(v).for_each(|(y, v)| *y = F::from_f32(*v));
         })
     {
         return;

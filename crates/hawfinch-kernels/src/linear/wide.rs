@@ -1,12 +1,13 @@
 //! Products with rows as they lie, for AVX2, AVX-512 and NEON: exactly the sums of [`crate::reduce::dot`].
 //!
-//! One token: four rows at a time, each a stream of its own, widened as they are loaded. More tokens: rows are
+//! Few tokens: four rows at a time, each a stream of its own, widened as they are loaded. More tokens: rows are
 //! widened once into near memory, then tiles of rows × tokens are held in registers.
 
 #[cfg(target_arch = "aarch64")]
 use std::arch::aarch64::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+use std::cell::RefCell;
 
 use super::Matrix;
 use super::rows::{GROUP, decode_number};
@@ -20,11 +21,29 @@ use crate::{DType, Isa, Level, prefetch};
 /// Numbers of each row and token that tiles work through before the next: those of a tile stay in the nearest
 /// cache, those of all tokens in the second.
 const STRIP: usize = 512;
+/// Where the next row's strip begins: the last may be longer by less than sixteen.
+const STRIDE: usize = STRIP + LANES;
+/// Tokens that are multiplied with rows as they are widened, where there are registers enough.
+const DIRECT: usize = 4;
 /// How far ahead of the loads each stream is fetched, in bytes: into the second cache, which has room for more
 /// lines under way than the first.
 const AHEAD: usize = 4096;
 
-/// Outputs `first .. first + count` of every token, each given to `set(token, output, value)`. False when this
+/// What the loops for several tokens work in.
+#[derive(Default)]
+struct Room {
+    /// Widened strips, `[row, STRIDE]`.
+    block: Vec<f32>,
+    sums: Vec<f32>,
+    narrow: Vec<f32>,
+}
+
+thread_local! {
+    /// Used by one step after the other.
+    static ROOM: RefCell<Room> = RefCell::default();
+}
+
+/// Outputs `first .. first + count` of every token, given to `put(token, first output, values)`. False when this
 /// instruction set has no loops of its own.
 pub fn rows(
     isa: Isa,
@@ -32,11 +51,16 @@ pub fn rows(
     w: Matrix<'_>,
     first: usize,
     count: usize,
-    set: &mut dyn FnMut(usize, usize, f32),
+    put: &mut dyn FnMut(usize, usize, &[f32]),
 ) -> bool {
     let i = w.inputs;
     let t = x.len() / i;
-    if t == 1 && matches!(w.dtype, DType::BF16 | DType::F16 | DType::F32) {
+    let direct = match isa.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => DIRECT,
+        _ => 1,
+    };
+    if t <= direct && matches!(w.dtype, DType::BF16 | DType::F16 | DType::F32) {
         let size = w.dtype.block_bytes();
         let bytes = w.row_bytes();
         let mut j = first;
@@ -44,45 +68,65 @@ pub fn rows(
             let n = 4.min(first + count - j);
             // Fewer than four are left: the last one stands in for those that are missing.
             let rows: [&[u8]; 4] = std::array::from_fn(|r| &w.data[(j + r.min(n - 1)) * bytes..][..bytes]);
-            let sums = match isa.level() {
+            let mut finish = |token: usize, mut sums: [f32; 4]| {
+                for (r, sum) in sums.iter_mut().enumerate().take(n) {
+                    for k in i / LANES * LANES..i {
+                        *sum = decode_number(w.dtype, &rows[r][size * k..]).mul_add(x[token * i + k], *sum);
+                    }
+                    *sum *= w.scale;
+                }
+                put(token, j, &sums[..n]);
+            };
+            match isa.level() {
                 // SAFETY: an Isa exists only where the machine has the instructions.
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => unsafe { avx512::four(w.dtype, rows, x) },
+                Level::Avx512 => unsafe { avx512::four(w.dtype, rows, x, &mut finish) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => unsafe { avx2::four(w.dtype, rows, x) },
+                Level::Avx2 => unsafe { avx2::four(w.dtype, rows, x, &mut finish) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "aarch64")]
                 Level::Neon | Level::NeonDotprod | Level::NeonI8mm => unsafe {
-                    with_neon::four(w.dtype, rows, x)
+                    with_neon::four(w.dtype, rows, x, &mut finish)
                 },
                 _ => return false,
-            };
-            for (r, mut sum) in sums.into_iter().enumerate().take(n) {
-                for k in i / LANES * LANES..i {
-                    sum = decode_number(w.dtype, &rows[r][size * k..]).mul_add(x[k], sum);
-                }
-                set(0, j + r, sum * w.scale);
             }
             j += n;
         }
         return true;
     }
-    match isa.level() {
+    ROOM.with_borrow_mut(|room| match isa.level() {
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512::tiles(x, w, first, count, set) },
+        Level::Avx512 => unsafe {
+            avx512::tiles(x, w, first, count, room, put);
+            true
+        },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { avx2::tiles(x, w, first, count, set) },
+        Level::Avx2 => unsafe {
+            avx2::tiles(x, w, first, count, room, put);
+            true
+        },
         // SAFETY: as above.
         #[cfg(target_arch = "aarch64")]
         Level::Neon | Level::NeonDotprod | Level::NeonI8mm => unsafe {
-            with_neon::tiles(x, w, first, count, set)
+            with_neon::tiles(x, w, first, count, room, put);
+            true
         },
-        _ => return false,
+        _ => false,
+    })
+}
+
+/// Asks for numbers `at ..` of row `row`.
+#[inline(always)]
+fn prefetch_part(w: Matrix<'_>, row: usize, at: usize, len: usize) {
+    let Some(before) = w.dtype.bytes_for(at) else { return };
+    let bytes = w.row(row);
+    let until = w.dtype.bytes_for(at + len).map_or(bytes.len(), |until| until.min(bytes.len()));
+    for line in (before..until).step_by(64) {
+        prefetch::second(bytes[line..].as_ptr());
     }
-    true
 }
 
 /// Defines the loops for one register width. `$load` gives the `n`-th register of the sixteen numbers of
@@ -108,63 +152,83 @@ macro_rules! width {
                 fold(lanes)
             }
 
-            /// Sums of four rows with one token, over the whole groups of sixteen.
+            /// Sums of four rows with each token, over the whole groups of sixteen, given to `put(token, sums)`. No more
+            /// tokens than [`DIRECT`].
             #[target_feature(enable = $features)]
-            pub fn four(dtype: DType, rows: [&[u8]; 4], x: &[f32]) -> [f32; 4] {
+            pub fn four(dtype: DType, rows: [&[u8]; 4], x: &[f32], put: &mut dyn FnMut(usize, [f32; 4])) {
                 #[inline(always)]
-                unsafe fn run<const SIZE: usize>(
+                unsafe fn run<const SIZE: usize, const T: usize>(
                     rows: [&[u8]; 4],
                     x: &[f32],
                     load: impl Fn(*const u8) -> $reg,
                     fma: impl Fn($reg, $reg, $reg) -> $reg,
                     loadx: impl Fn(*const f32) -> $reg,
                     zero: $reg,
-                ) -> [Acc; 4] {
-                    let mut acc = [[zero; N]; 4];
-                    let whole = x.len() / LANES * LANES;
-                    assert!(rows.iter().all(|r| r.len() == x.len() * SIZE));
+                ) -> [[Acc; 4]; T] {
+                    let mut acc = [[[zero; N]; 4]; T];
+                    let k = x.len() / T;
+                    let whole = k / LANES * LANES;
+                    assert!(rows.iter().all(|r| r.len() == k * SIZE));
                     let mut at = 0;
                     while at < whole {
                         for r in 0..4 {
                             prefetch::second(rows[r].as_ptr().wrapping_add(at * SIZE + AHEAD));
                         }
                         for n in 0..N {
-                            let k = at + n * $per;
-                            // SAFETY: k + the register's numbers <= whole <= the length of all.
-                            let xs = loadx(unsafe { x.as_ptr().add(k) });
-                            for r in 0..4 {
-                                // SAFETY: as above, in bytes.
-                                let w = load(unsafe { rows[r].as_ptr().add(k * SIZE) });
-                                acc[r][n] = fma(w, xs, acc[r][n]);
+                            let j = at + n * $per;
+                            // SAFETY: j + the register's numbers <= whole <= the length of all.
+                            let ws: [$reg; 4] =
+                                std::array::from_fn(|r| load(unsafe { rows[r].as_ptr().add(j * SIZE) }));
+                            for t in 0..T {
+                                // SAFETY: as above, in token t.
+                                let xs = loadx(unsafe { x.as_ptr().add(t * k + j) });
+                                for r in 0..4 {
+                                    acc[t][r][n] = fma(ws[r], xs, acc[t][r][n]);
+                                }
                             }
                         }
                         at += LANES;
                     }
                     acc
                 }
-                let zero = $zero();
-                // SAFETY: `run` keeps the pointers within the rows and x.
-                let acc = unsafe {
-                    let fma = |a, b, c| $fma(a, b, c);
-                    let loadx = |p: *const f32| $loadu(p);
-                    match dtype {
-                        DType::BF16 => run::<2>(rows, x, |p| $bf16(p), fma, loadx, zero),
-                        DType::F16 => run::<2>(rows, x, |p| $f16(p), fma, loadx, zero),
-                        _ => run::<4>(rows, x, |p| $loadu(p.cast()), fma, loadx, zero),
-                    }
-                };
-                [folded(acc[0]), folded(acc[1]), folded(acc[2]), folded(acc[3])]
+                macro_rules! tokens {
+                    ($count:literal) => {{
+                        let fma = |a, b, c| $fma(a, b, c);
+                        // SAFETY: `run` keeps the pointer within x.
+                        let loadx = |p: *const f32| unsafe { $loadu(p) };
+                        let zero = $zero();
+                        // SAFETY: `run` keeps the pointers within the rows and x.
+                        let acc = unsafe {
+                            match dtype {
+                                DType::BF16 => run::<2, $count>(rows, x, |p| $bf16(p), fma, loadx, zero),
+                                DType::F16 => run::<2, $count>(rows, x, |p| $f16(p), fma, loadx, zero),
+                                _ => run::<4, $count>(rows, x, |p| $loadu(p.cast()), fma, loadx, zero),
+                            }
+                        };
+                        for (t, acc) in acc.into_iter().enumerate() {
+                            put(t, [folded(acc[0]), folded(acc[1]), folded(acc[2]), folded(acc[3])]);
+                        }
+                    }};
+                }
+                match x.len() * dtype.block_bytes() / rows[0].len() {
+                    1 => tokens!(1),
+                    2 => tokens!(2),
+                    3 => tokens!(3),
+                    4 => tokens!(4),
+                    _ => unreachable!("no more tokens than DIRECT"),
+                }
             }
 
             /// Adds to the sums of R rows with T tokens the products of `len` numbers, a multiple of sixteen.
             ///
             /// # Safety
-            /// `w` has R and `x` has T rows of `k` numbers, of which `len` are left; `acc` holds R T groups of
-            /// sixteen.
+            /// `w` has R rows, `stride` numbers apart, `x` T, `k` apart; `len` are left of each; `acc` holds R T groups
+            /// of sixteen.
             #[inline]
             #[target_feature(enable = $features)]
             unsafe fn tile<const R: usize, const T: usize>(
                 w: *const f32,
+                stride: usize,
                 x: *const f32,
                 k: usize,
                 len: usize,
@@ -189,7 +253,7 @@ macro_rules! width {
                         }
                         for r in 0..R {
                             // SAFETY: within row r.
-                            let ws = unsafe { $loadu(w.add(r * k + at + n * $per)) };
+                            let ws = unsafe { $loadu(w.add(r * stride + at + n * $per)) };
                             for t in 0..T {
                                 acc[r][t][n] = $fma(ws, xs[t], acc[r][t][n]);
                             }
@@ -209,8 +273,8 @@ macro_rules! width {
 
             #[inline]
             #[target_feature(enable = $features)]
-            fn decode(w: Matrix<'_>, row: usize, out: &mut [f32], narrow: &mut Vec<f32>) {
-                w.decode_row(row, out, narrow);
+            fn decode(w: Matrix<'_>, row: usize, at: usize, out: &mut [f32], narrow: &mut Vec<f32>) {
+                w.decode_part(row, at, out, narrow);
             }
 
             #[target_feature(enable = $features)]
@@ -219,58 +283,75 @@ macro_rules! width {
                 w: Matrix<'_>,
                 first: usize,
                 count: usize,
-                set: &mut dyn FnMut(usize, usize, f32),
+                room: &mut Room,
+                put: &mut dyn FnMut(usize, usize, &[f32]),
             ) {
-                const { assert!(GROUP % $rows == 0) };
+                const { assert!(GROUP % $rows == 0 && $tokens == 3) };
                 let k = w.inputs;
                 let tokens = x.len() / k;
                 let whole = k / LANES * LANES;
-                let mut block = vec![0f32; GROUP * k];
-                let mut narrow = Vec::new();
+                let Room { block, sums, narrow } = room;
+                block.resize(GROUP * STRIDE, 0.0);
                 // [group of tokens][row][token of the group][lane]
-                let mut sums = vec![0f32; GROUP * tokens.next_multiple_of($tokens) * LANES];
+                sums.resize(GROUP * tokens * LANES, 0.0);
+                // Tokens of the group that begins with token s: two pairs rather than three and one.
+                let wide = |s: usize| if tokens - s == 4 { 2 } else { (tokens - s).min($tokens) };
                 for j in (first..first + count).step_by(GROUP) {
                     let n = GROUP.min(first + count - j);
-                    for (r, row) in block.chunks_exact_mut(k).take(n).enumerate() {
-                        decode(w, j + r, row, &mut narrow);
-                    }
                     let rows = n.next_multiple_of($rows); // those beyond n hold other numbers, not used
                     sums.fill(0.0);
-                    for at in (0..whole).step_by(STRIP) {
+                    let mut at = 0;
+                    // A strip of each row at a time; with the last, what is left behind the groups of sixteen.
+                    loop {
                         let len = STRIP.min(whole - at);
-                        for r in (0..rows).step_by($rows) {
-                            for s in (0..tokens).step_by($tokens) {
+                        let last = at + len == whole;
+                        let decoded = if last { k - at } else { len };
+                        for (r, row) in block.chunks_exact_mut(STRIDE).take(n).enumerate() {
+                            decode(w, j + r, at, &mut row[..decoded], narrow);
+                        }
+                        // Ask for the next strip, of these rows or of the next, while this one is multiplied.
+                        let (row, from) = if last { (j + GROUP, 0) } else { (j, at + len) };
+                        for r in row..(row + n).min(first + count) {
+                            prefetch_part(w, r, from, STRIP);
+                        }
+                        let mut s = 0;
+                        while s < tokens {
+                            for r in (0..rows).step_by($rows) {
                                 // SAFETY: rows r.., tokens s.. and the sums of both, from `at` on.
                                 unsafe {
-                                    let w = block.as_ptr().add(r * k + at);
+                                    let w = block.as_ptr().add(r * STRIDE);
                                     let x = x.as_ptr().add(s * k + at);
-                                    let sums = sums.as_mut_ptr().add((s * GROUP + r * $tokens) * LANES);
-                                    match tokens - s {
-                                        1 => tile::<$rows, 1>(w, x, k, len, sums),
-                                        2 => tile::<$rows, 2>(w, x, k, len, sums),
-                                        _ => tile::<$rows, $tokens>(w, x, k, len, sums),
+                                    let sums = sums.as_mut_ptr().add((s * GROUP + r * wide(s)) * LANES);
+                                    match wide(s) {
+                                        1 => tile::<$rows, 1>(w, STRIDE, x, k, len, sums),
+                                        2 => tile::<$rows, 2>(w, STRIDE, x, k, len, sums),
+                                        _ => tile::<$rows, $tokens>(w, STRIDE, x, k, len, sums),
                                     }
                                 }
                             }
+                            s += wide(s);
                         }
+                        if last {
+                            break;
+                        }
+                        at += len;
                     }
-                    for s in (0..tokens).step_by($tokens) {
-                        let wide = $tokens.min(tokens - s);
-                        for r in 0..n {
-                            let from = r / $rows * $rows;
-                            for t in 0..wide {
-                                let at = s * GROUP + from * $tokens + (r - from) * wide + t;
+                    let mut s = 0;
+                    while s < tokens {
+                        for t in 0..wide(s) {
+                            let mut out = [0f32; GROUP];
+                            for (r, out) in out.iter_mut().take(n).enumerate() {
+                                let lanes = (s * GROUP + r * wide(s) + t) * LANES;
                                 let lanes: &[f32; LANES] =
-                                    sums[at * LANES..][..LANES].try_into().expect("sixteen");
-                                let (w_rest, x_rest) =
-                                    (&block[r * k + whole..(r + 1) * k], &x[(s + t) * k + whole..]);
-                                let sum = w_rest
-                                    .iter()
-                                    .zip(x_rest)
-                                    .fold(fold(*lanes), |sum, (w, x)| w.mul_add(*x, sum));
-                                set(s + t, j + r, sum * w.scale);
+                                    sums[lanes..][..LANES].try_into().expect("sixteen");
+                                let w_rest = &block[r * STRIDE + whole - at..][..k - whole];
+                                let x_rest = &x[(s + t) * k + whole..(s + t + 1) * k];
+                                let rest = w_rest.iter().zip(x_rest);
+                                *out = rest.fold(fold(*lanes), |sum, (w, x)| w.mul_add(*x, sum)) * w.scale;
                             }
+                            put(s + t, j, &out[..n]);
                         }
+                        s += wide(s);
                     }
                 }
             }
