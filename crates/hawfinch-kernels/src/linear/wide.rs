@@ -176,9 +176,11 @@ macro_rules! width {
                         }
                         for n in 0..N {
                             let j = at + n * $per;
-                            // SAFETY: j + the register's numbers <= whole <= the length of all.
-                            let ws: [$reg; 4] =
-                                std::array::from_fn(|r| load(unsafe { rows[r].as_ptr().add(j * SIZE) }));
+                            let mut ws = [zero; 4];
+                            for r in 0..4 {
+                                // SAFETY: j + the register's numbers <= whole <= the length of all.
+                                ws[r] = load(unsafe { rows[r].as_ptr().add(j * SIZE) });
+                            }
                             for t in 0..T {
                                 // SAFETY: as above, in token t.
                                 let xs = loadx(unsafe { x.as_ptr().add(t * k + j) });
