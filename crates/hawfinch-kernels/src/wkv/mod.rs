@@ -74,7 +74,9 @@ impl<F> Head<'_, F> {
 /// The head size of every released model: the loops are compiled for it once more.
 const USUAL: usize = 64;
 
-/// Zeros to work with: on the stack as long as they are no more than `SMALL`.
+/// Zeros to work with: on the stack as long as they are no more than `SMALL`, and there aligned to the widest
+/// registers: rows of a state that cross cache lines cost a tenth of the time.
+#[repr(C, align(64))]
 struct Scratch<F, const SMALL: usize> {
     small: [F; SMALL],
     large: Vec<F>,
