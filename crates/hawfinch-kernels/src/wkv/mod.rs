@@ -5,6 +5,7 @@
 //! Heads (channels, for v4) do not see each other. Operands are whole rows `[t, c]` with `c` all channels, and
 //! a call computes some of the heads, whose part of the state it is given: so heads are divided over threads.
 
+pub mod chunked;
 mod v4;
 mod v5;
 mod v6;
@@ -68,6 +69,12 @@ impl<F> Head<'_, F> {
     fn tokens(&self) -> impl Iterator<Item = usize> + use<F> {
         let (head, n, c) = (self.head, self.n, self.c);
         (0..self.r.len() / c).map(move |t| t * c + head * n)
+    }
+
+    /// Where this head's numbers of token `t` begin.
+    #[inline(always)]
+    fn at(&self, t: usize) -> usize {
+        t * self.c + self.head * self.n
     }
 }
 
