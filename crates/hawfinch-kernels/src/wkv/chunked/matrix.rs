@@ -1,9 +1,8 @@
 //! RWKV-5 and 6, a chunk of tokens at a time (spec section 10.2; one decay a head is the same decay for each channel).
 
 use super::pairs::{Pairs, Reads, Side};
-use super::product::Start;
+use super::product::{Start, dot};
 use crate::isa::compiled_for_each;
-use crate::reduce::dot3;
 use crate::wkv::{Head, Rows, v5};
 use crate::{Isa, Real};
 
@@ -21,15 +20,7 @@ pub fn wkv5<F: Real>(
 }
 
 /// As [`wkv6`](crate::wkv::wkv6), `chunk` tokens at a time (at least 1).
-pub fn wkv6<F: Real>(
-    isa: Isa,
-    chunk: usize,
-    y: &Rows<F>,
-    s: &mut [F],
-    x: Head<'_, F>,
-    d: &[F],
-    bonus: &[F],
-) {
+pub fn wkv6<F: Real>(isa: Isa, chunk: usize, y: &Rows<F>, s: &mut [F], x: Head<'_, F>, d: &[F], bonus: &[F]) {
     six(isa, isa, chunk, y, s, x, d, bonus);
 }
 
@@ -73,15 +64,7 @@ fn five_body<F: Real>(
 }
 
 #[inline(always)]
-fn six_body<F: Real>(
-    isa: Isa,
-    chunk: usize,
-    y: &Rows<F>,
-    s: &mut [F],
-    x: Head<'_, F>,
-    d: &[F],
-    bonus: &[F],
-) {
+fn six_body<F: Real>(isa: Isa, chunk: usize, y: &Rows<F>, s: &mut [F], x: Head<'_, F>, d: &[F], bonus: &[F]) {
     let u = &bonus[x.head * x.n..][..x.n];
     chunks(isa, chunk, y, s, x, u, Decays::Raw(d));
 }
@@ -110,7 +93,7 @@ fn chunks<F: Real>(
     let total = x.r.len() / x.c;
     let chunk = chunk.min(total);
     let mut pairs = Pairs::<F, 1, 1>::new(chunk, n);
-    let (mut w, mut out) = (vec![F::ZERO; chunk * n], vec![F::ZERO; chunk * n]);
+    let (mut w, mut out, mut ru) = (vec![F::ZERO; chunk * n], vec![F::ZERO; chunk * n], vec![F::ZERO; n]);
     for from in (0..total).step_by(chunk.max(1)) {
         let tokens = chunk.min(total - from);
         let first = x.at(from);
@@ -129,7 +112,10 @@ fn chunks<F: Real>(
         pairs.fill(isa, w, [Reads { rows: r, after: false }], [k]);
         // A token finds its own write with the bonus for a decay.
         for t in 0..tokens {
-            pairs.found[0][0][t * pairs.room + t] = dot3(r.row(t, n), u, k.row(t, n));
+            for ((ru, r), u) in ru.iter_mut().zip(r.row(t, n)).zip(u) {
+                *ru = *r * *u;
+            }
+            pairs.found[0][0][t * pairs.room + t] = dot(isa, &ru, k.row(t, n));
         }
         let v = (&x.v[first..], x.c);
         pairs.read_state(isa, out, 0, s);

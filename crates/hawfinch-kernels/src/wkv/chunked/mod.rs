@@ -5,6 +5,8 @@ mod pairs;
 mod product;
 #[cfg(target_arch = "x86_64")]
 mod product_x86;
+#[cfg(test)]
+mod tests;
 mod v7;
 
 pub use matrix::{wkv5, wkv6};

@@ -10,8 +10,7 @@
 //! * Between blocks D is two factors: of the write to the border where the reading block begins, of the read from there.
 //!   Writes are kept decayed to the last border, and go through it together.
 
-use super::product::{Left, Start, product};
-use crate::reduce::dot;
+use super::product::{Left, Start, dot, product};
 use crate::{Isa, Real};
 
 /// Tokens of a block.
@@ -95,7 +94,7 @@ impl<F: Real, const R: usize, const W: usize> Pairs<F, R, W> {
                 self.read(isa, read, *x, w, first);
             }
             for (write, x) in writes.iter().enumerate() {
-                self.write(write, *x, &reads, w, first);
+                self.write(isa, write, *x, &reads, w, first);
             }
             for i in 0..n {
                 self.decay[i] = self.decay[i] * self.block[i];
@@ -132,7 +131,15 @@ impl<F: Real, const R: usize, const W: usize> Pairs<F, R, W> {
 
     /// One block's writes: what its own reads find of them, and how they and those before reach its end.
     #[inline(always)]
-    fn write(&mut self, write: usize, x: Side<'_, F>, reads: &[Reads<'_, F>; R], w: &[F], first: usize) {
+    fn write(
+        &mut self,
+        isa: Isa,
+        write: usize,
+        x: Side<'_, F>,
+        reads: &[Reads<'_, F>; R],
+        w: &[F],
+        first: usize,
+    ) {
         let (n, room, len) = (self.n, self.room, w.len() / self.n);
         for s in 0..len {
             let left = &mut self.ended[write][s * n..][..n];
@@ -143,28 +150,46 @@ impl<F: Real, const R: usize, const W: usize> Pairs<F, R, W> {
                     found[write][(first + t) * room + column] = F::ZERO;
                 }
                 found[write][column * room + column] =
-                    if x.after { dot(x.rows.row(column, n), left) } else { F::ZERO };
+                    if x.after { dot(isa, x.rows.row(column, n), left) } else { F::ZERO };
             }
             for t in s + 1..len {
                 let row = first + t;
                 let at = row * room + first + s;
                 for (x, found) in reads.iter().zip(&mut self.found).filter(|(x, _)| !x.after) {
-                    found[write][at] = dot(x.rows.row(row, n), left);
+                    found[write][at] = dot(isa, x.rows.row(row, n), left);
                 }
                 for (left, w) in left.iter_mut().zip(&w[t * n..][..n]) {
                     *left = *left * *w;
                 }
                 for (x, found) in reads.iter().zip(&mut self.found).filter(|(x, _)| x.after) {
-                    found[write][at] = dot(x.rows.row(row, n), left);
+                    found[write][at] = dot(isa, x.rows.row(row, n), left);
                 }
             }
         }
         let (written, ended) = (&mut self.written[write], &self.ended[write]);
-        for (i, row) in written.chunks_exact_mut(room).enumerate() {
-            let (before, own) = row.split_at_mut(first);
-            before.iter_mut().for_each(|k| *k = *k * self.block[i]);
-            for s in 0..len {
-                own[s] = ended[s * n + i];
+        // In whole registers too.
+        let columns = first.next_multiple_of(COLUMNS);
+        for (row, decay) in written.chunks_exact_mut(room).zip(&self.block) {
+            for before in row[..columns].chunks_exact_mut(COLUMNS) {
+                before.iter_mut().for_each(|k| *k = *k * *decay);
+            }
+        }
+        let of = |s: usize| &ended[s * n..][..n];
+        if len == BLOCK {
+            let ended: [&[F]; BLOCK] = [of(0), of(1), of(2), of(3)];
+            for (i, row) in written.chunks_exact_mut(room).enumerate() {
+                row[first..first + BLOCK].copy_from_slice(&[
+                    ended[0][i],
+                    ended[1][i],
+                    ended[2][i],
+                    ended[3][i],
+                ]);
+            }
+        } else {
+            for (i, row) in written.chunks_exact_mut(room).enumerate() {
+                for s in 0..len {
+                    row[first + s] = ended[s * n + i];
+                }
             }
         }
     }

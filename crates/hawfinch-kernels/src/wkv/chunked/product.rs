@@ -44,7 +44,9 @@ pub fn product<F: Real>(
             Start::Kept => Some(Start::Kept),
             Start::Scaled(by) => F::as_f32s(by).map(Start::Scaled),
         };
-        if start.is_some_and(|start| super::product_x86::product(isa, (c, c_row), a, (b, b_row), [m, k, n], start)) {
+        if start.is_some_and(|start| {
+            super::product_x86::product(isa, (c, c_row), a, (b, b_row), [m, k, n], start)
+        }) {
             return;
         }
     }
@@ -63,6 +65,19 @@ pub fn product<F: Real>(
             }
         }
     }
+}
+
+/// Σ a b in the order of [`crate::reduce::dot`].
+#[inline(always)]
+pub fn dot<F: Real>(isa: Isa, a: &[F], b: &[F]) -> F {
+    #[cfg(target_arch = "x86_64")]
+    if let (Some(x), Some(y)) = (F::as_f32s(a), F::as_f32s(b))
+        && let Some(sum) = super::product_x86::dot(isa, x, y)
+    {
+        return F::from_f32(sum);
+    }
+    let _ = isa;
+    crate::reduce::dot(a, b)
 }
 
 #[cfg(test)]
@@ -106,6 +121,16 @@ mod tests {
                         assert!(run(isa).iter().zip(&got).all(|(a, b)| a.to_bits() == b.to_bits()), "{isa}");
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn sums_are_in_the_order_of_all_sums() {
+        for n in [1, 16, 64, 83, 128] {
+            let (a, b) = (values(n, 1), values(n, 2));
+            for isa in Isa::available() {
+                assert_eq!(dot(isa, &a, &b).to_bits(), crate::reduce::dot(&a, &b).to_bits(), "{n} on {isa}");
             }
         }
     }

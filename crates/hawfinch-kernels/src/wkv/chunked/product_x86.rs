@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::product::{Left, Start};
+use crate::reduce::LANES;
 use crate::{Isa, Level};
 
 /// As [`super::product::product`]. False when this instruction set has no loops of its own.
@@ -36,6 +37,61 @@ pub fn product(
         }
     }
     true
+}
+
+/// As [`super::product::dot`]. None when this instruction set has no loops of its own, or the numbers do not fill its
+/// partial sums.
+#[inline(always)]
+pub fn dot(isa: Isa, a: &[f32], b: &[f32]) -> Option<f32> {
+    if a.len() != b.len() || !a.len().is_multiple_of(LANES) {
+        return None;
+    }
+    match isa.level() {
+        // SAFETY: an Isa exists only where the machine has the instructions; the sizes were checked.
+        Level::Avx512 => Some(unsafe { dot512(a, b) }),
+        // SAFETY: as above.
+        Level::Avx2 => Some(unsafe { dot256(a, b) }),
+        _ => None,
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn dot512(a: &[f32], b: &[f32]) -> f32 {
+    let mut sum = _mm512_setzero_ps();
+    for at in (0..a.len()).step_by(LANES) {
+        // SAFETY: a whole register is left in both.
+        unsafe {
+            let (a, b) = (_mm512_loadu_ps(a.as_ptr().add(at)), _mm512_loadu_ps(b.as_ptr().add(at)));
+            sum = _mm512_fmadd_ps(a, b, sum);
+        }
+    }
+    let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(sum)));
+    fold(_mm256_add_ps(_mm512_castps512_ps256(sum), high))
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn dot256(a: &[f32], b: &[f32]) -> f32 {
+    let (mut low, mut high) = (_mm256_setzero_ps(), _mm256_setzero_ps());
+    for at in (0..a.len()).step_by(LANES) {
+        // SAFETY: two whole registers are left in both.
+        unsafe {
+            let (a, b) = (a.as_ptr().add(at), b.as_ptr().add(at));
+            low = _mm256_fmadd_ps(_mm256_loadu_ps(a), _mm256_loadu_ps(b), low);
+            high = _mm256_fmadd_ps(_mm256_loadu_ps(a.add(8)), _mm256_loadu_ps(b.add(8)), high);
+        }
+    }
+    fold(_mm256_add_ps(low, high))
+}
+
+/// The last three foldings of `reduce::fold`.
+#[inline]
+#[target_feature(enable = "avx")]
+fn fold(sum: __m256) -> f32 {
+    let sum = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps::<1>(sum));
+    let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+    _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)))
 }
 
 /// How the operands lie, as in `product.rs`.
@@ -118,7 +174,8 @@ macro_rules! width {
                                 sum *= *by.add(r);
                             }
                             for k in 0..x.k {
-                                sum = (*a.add(r * x.a_row + k * x.a_step)).mul_add(*b.add(k * x.b_row + j), sum);
+                                sum = (*a.add(r * x.a_row + k * x.a_step))
+                                    .mul_add(*b.add(k * x.b_row + j), sum);
                             }
                             *c = sum;
                         }
