@@ -56,6 +56,7 @@ fn main() {
     let (inputs, exact) = (Inputs::<f32>::new(tokens), Inputs::<f64>::new(tokens));
     let (mut y, mut s) = (vec![0f32; tokens * N], vec![0f32; N * N]);
     println!("{tokens} tokens, a head of {N} channels, one thread; ns a token and head, best of {rounds}");
+    four(&inputs.of, &mut y, rounds);
     for version in [5, 6, 7] {
         let (mut y64, mut s64) = (vec![0f64; tokens * N], vec![0f64; N * N]);
         exact.run(Isa::best(), version, 0, &mut y64, &mut s64);
@@ -88,5 +89,21 @@ fn main() {
                 );
             }
         }
+    }
+}
+
+/// v4 has no matrix form: as many channels as a head has.
+fn four([_, k, v, decay, ..]: &[Vec<f32>; 6], y: &mut [f32], rounds: usize) {
+    let pool = Pool::new(1);
+    for isa in Isa::available().into_iter().filter(|isa| isa.level() != Level::Scalar) {
+        let mut best = f64::INFINITY;
+        for _ in 0..rounds {
+            let (mut aa, mut bb, mut pp) = ([0f32; N], [0f32; N], [-1e30f32; N]);
+            let state = wkv::State4 { aa: &mut aa, bb: &mut bb, pp: &mut pp };
+            let began = Instant::now();
+            wkv::wkv4(isa, &pool, y, state, k, v, &decay[..N], &v[..N]);
+            best = best.min(began.elapsed().as_secs_f64() * 1e9 / (y.len() / N) as f64);
+        }
+        println!("v4 {isa}\n  sequential   {best:5.0} ns");
     }
 }
