@@ -4,6 +4,8 @@
 //!
 //! Heads (channels, for v4) do not see each other. Operands are whole rows `[t, c]` with `c` all channels, and
 //! a call computes some of the heads, whose part of the state it is given: so heads are divided over threads.
+//!
+//! Token by token is the meaning and the default. [`chunked`] has the matrix form, with the figures that decided.
 
 pub mod chunked;
 mod v4;

@@ -1,4 +1,4 @@
-//! RWKV-4: a channel-wise weighted mean (spec section 1.2).
+//! RWKV-4: a channel-wise weighted mean (spec section 1.2). It has no matrix form.
 
 use crate::isa::compiled_for_each;
 use crate::pool::Parts;

@@ -97,7 +97,7 @@ impl<F: Real, const R: usize, const W: usize> Pairs<F, R, W> {
                 self.write(isa, write, *x, &reads, w, first);
             }
             for i in 0..n {
-                self.decay[i] = self.decay[i] * self.block[i];
+                self.decay[i] *= self.block[i];
             }
         }
     }
@@ -159,7 +159,7 @@ impl<F: Real, const R: usize, const W: usize> Pairs<F, R, W> {
                     found[write][at] = dot(isa, x.rows.row(row, n), left);
                 }
                 for (left, w) in left.iter_mut().zip(&w[t * n..][..n]) {
-                    *left = *left * *w;
+                    *left *= *w;
                 }
                 for (x, found) in reads.iter().zip(&mut self.found).filter(|(x, _)| x.after) {
                     found[write][at] = dot(isa, x.rows.row(row, n), left);
@@ -171,7 +171,7 @@ impl<F: Real, const R: usize, const W: usize> Pairs<F, R, W> {
         let columns = first.next_multiple_of(COLUMNS);
         for (row, decay) in written.chunks_exact_mut(room).zip(&self.block) {
             for before in row[..columns].chunks_exact_mut(COLUMNS) {
-                before.iter_mut().for_each(|k| *k = *k * *decay);
+                before.iter_mut().for_each(|k| *k *= *decay);
             }
         }
         let of = |s: usize| &ended[s * n..][..n];

@@ -56,7 +56,7 @@ pub fn product<F: Real>(
         match start {
             Start::Zero => c.fill(F::ZERO),
             Start::Kept => {}
-            Start::Scaled(by) => c.iter_mut().for_each(|c| *c = *c * by[i]),
+            Start::Scaled(by) => c.iter_mut().for_each(|c| *c *= by[i]),
         }
         for k in 0..k {
             let a = a.data[i * a.row + k * a.step];
