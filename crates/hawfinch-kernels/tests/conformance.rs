@@ -94,3 +94,34 @@ fn recurrences() {
         }
     }
 }
+
+/// Chunks have a meaning of their own, near that of the recurrence (the tests beside them say how near), and the same
+/// bits everywhere.
+#[test]
+fn recurrences_in_chunks() {
+    for (h, n) in [(2, 64), (3, 8), (1, 5), (2, 80)] {
+        let (c, t) = (h * n, 45);
+        let x: Vec<Vec<f32>> = (0..6).map(|s| values(t * c, 10 + s)).collect();
+        let mut removal = x[4].clone();
+        norm::l2_normalize(Isa::SCALAR, &mut removal, &x[4], n);
+        let run = |isa: Isa, version: usize, chunk: usize| {
+            let (mut y, mut state) = (vec![0f32; t * c], values(h * n * n, 30));
+            // SAFETY: one call at a time.
+            let rows = unsafe { wkv::Rows::new(&mut y) };
+            for (head, s) in state.chunks_exact_mut(n * n).enumerate() {
+                let rkv = wkv::Head { r: &x[0], k: &x[1], v: &x[2], head, n, c };
+                match version {
+                    5 => wkv::chunked::wkv5(isa, chunk, &rows, s, rkv, &x[3][..c], &x[4][..c]),
+                    6 => wkv::chunked::wkv6(isa, chunk, &rows, s, rkv, &x[3], &x[4][..c]),
+                    _ => wkv::chunked::wkv7(isa, chunk, &rows, s, rkv, &x[3], &removal, &x[5]),
+                }
+            }
+            y.extend(state);
+            y
+        };
+        for (version, chunk) in [5, 6, 7].into_iter().flat_map(|v| [(v, 4), (v, 16), (v, 39)]) {
+            let name = format!("wkv{version} in chunks of {chunk}, {h} heads of {n}");
+            compare(&name, |isa| run(isa, version, chunk));
+        }
+    }
+}

@@ -1,4 +1,4 @@
-//! RWKV-4: a channel-wise weighted mean (spec section 1.2).
+//! RWKV-4: a channel-wise weighted mean (spec section 1.2). It has no matrix form.
 
 use crate::isa::compiled_for_each;
 use crate::pool::Parts;
@@ -89,17 +89,20 @@ fn body<F: Real>(
             let (mut kt, mut vt, mut out) = ([F::ZERO; WIDE], [F::ZERO; WIDE], [F::ZERO; WIDE]);
             kt[..n].copy_from_slice(&k[t..t + n]);
             vt[..n].copy_from_slice(&v[t..t + n]);
+            let (mut now, mut past) = ([F::ZERO; WIDE], [F::ZERO; WIDE]);
             for l in 0..WIDE {
-                let now = u[l] + kt[l];
-                let q = if p[l] > now { p[l] } else { now };
-                let (e1, e2) = ((p[l] - q).exp(), (now - q).exp());
-                out[l] = e1.mul_add(a[l], e2 * vt[l]) / e1.mul_add(b[l], e2);
-                let past = p[l] + w[l];
-                let q = if past > kt[l] { past } else { kt[l] };
-                let (e1, e2) = ((past - q).exp(), (kt[l] - q).exp());
-                a[l] = e1.mul_add(a[l], e2 * vt[l]);
-                b[l] = e1.mul_add(b[l], e2);
-                p[l] = q;
+                now[l] = u[l] + kt[l];
+                past[l] = p[l] + w[l];
+            }
+            let (e1, e2) = weights(&p, &now);
+            for l in 0..WIDE {
+                out[l] = e1[l].mul_add(a[l], e2[l] * vt[l]) / e1[l].mul_add(b[l], e2[l]);
+            }
+            let (e1, e2) = weights(&past, &kt);
+            for l in 0..WIDE {
+                a[l] = e1[l].mul_add(a[l], e2[l] * vt[l]);
+                b[l] = e1[l].mul_add(b[l], e2[l]);
+                p[l] = if past[l] > kt[l] { past[l] } else { kt[l] };
             }
             // SAFETY: these channels are this call's.
             unsafe { y.get(t, n) }.copy_from_slice(&out[..n]);
@@ -110,9 +113,34 @@ fn body<F: Real>(
     }
 }
 
+/// e^(past - q) and e^(now - q), q the larger of the two: one of them is 1, so one e^x is enough.
+#[inline(always)]
+fn weights<F: Real>(past: &[F; WIDE], now: &[F; WIDE]) -> ([F; WIDE], [F; WIDE]) {
+    let (mut e, mut e1, mut e2) = ([F::ZERO; WIDE], [F::ONE; WIDE], [F::ONE; WIDE]);
+    for l in 0..WIDE {
+        let apart = past[l] - now[l];
+        e[l] = (if past[l] > now[l] { -apart } else { apart }).exp();
+    }
+    for l in 0..WIDE {
+        e1[l] = if past[l] > now[l] { F::ONE } else { e[l] };
+        e2[l] = if past[l] > now[l] { e[l] } else { F::ONE };
+    }
+    (e1, e2)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn weights_are_both_exponentials() {
+        let exponents = [-1e30f32, -90.0, -3.5, -1e-6, 0.0, 0.7, 12.0, 88.0, 300.0, 1e30];
+        for (past, now) in exponents.iter().flat_map(|p| exponents.map(|n| (*p, n))) {
+            let q = if past > now { past } else { now };
+            let want = ([Real::exp(past - q); WIDE], [Real::exp(now - q); WIDE]);
+            assert_eq!(weights(&[past; WIDE], &[now; WIDE]), want, "{past}, {now}");
+        }
+    }
 
     /// Against the definition: sums over all earlier tokens.
     #[test]

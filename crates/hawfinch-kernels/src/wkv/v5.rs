@@ -16,17 +16,24 @@ compiled_for_each! {
 
 #[inline(always)]
 fn body<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, time_decay: &[F], bonus: &[F]) {
-    let Head { head, n, c, .. } = x;
-    let per_channel = |p: &[F], i: usize| if p.len() == c { p[head * n + i] } else { p[head] };
+    let n = x.n;
     let mut scratch = Scratch::<F, { 2 * USUAL }>::new(2 * n);
     let (w, u) = scratch.get().split_at_mut(n);
-    for i in 0..n {
-        w[i] = (-per_channel(time_decay, i).exp()).exp();
-        u[i] = per_channel(bonus, i);
-    }
+    constants(w, u, &x, time_decay, bonus);
     for at in x.tokens() {
         matrix_step(y.at(at, n), s, &x.r[at..at + n], &x.k[at..at + n], &x.v[at..at + n], w, u);
     }
+}
+
+/// Decay and bonus of each key channel of this head, from one a head or one a channel; `w` and `u`: `[n]`.
+#[inline(always)]
+pub fn constants<F: Real>(w: &mut [F], u: &mut [F], x: &Head<'_, F>, time_decay: &[F], bonus: &[F]) {
+    let (head, n) = (x.head, x.n);
+    for (own, p) in [(&mut *w, time_decay), (u, bonus)] {
+        if p.len() == x.c { own.copy_from_slice(&p[head * n..][..n]) } else { own.fill(p[head]) }
+    }
+    // On their own, so that they run in vector registers.
+    w.iter_mut().for_each(|w| *w = (-w.exp()).exp());
 }
 
 #[cfg(test)]

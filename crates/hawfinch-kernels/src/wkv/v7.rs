@@ -5,7 +5,7 @@ use crate::isa::compiled_for_each;
 use crate::{Isa, Real, transpose};
 
 /// e^(-1/2): the largest log-decay of a step.
-const MAX_LOG_DECAY: f64 = 0.606_530_659_712_633_4;
+pub(super) const MAX_LOG_DECAY: f64 = 0.606_530_659_712_633_4;
 
 /// The recurrence of one head: S ← S diag(w) - (S kk)(kk ⊙ a)ᵀ + v kᵀ, then y = S r.
 ///
