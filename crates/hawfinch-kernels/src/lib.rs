@@ -23,7 +23,6 @@ mod real;
 pub mod reduce;
 #[cfg(test)]
 mod testing;
-mod transpose;
 pub mod wkv;
 
 pub use dtype::DType;

@@ -62,7 +62,7 @@ impl StateLayout {
             push("bb", vec![a], 0.0);
             push("pp", vec![a], V4_FRESH_PP);
         } else {
-            // [head, key, value] for v5 and v6, [head, value, key] for v7.
+            // [head, key, value] in every version. (State files of v7 are [head, value, key].)
             push("wkv", vec![config.heads, config.head_size, config.head_size], 0.0);
         }
         push("ffn_x", vec![d], 0.0);

@@ -2,7 +2,7 @@
 //!
 //! Our file is a `.safetensors` with tensors `state.L.att_x`, `state.L.wkv`, `state.L.ffn_x` (v4:
 //! `.aa`, `.bb`, `.pp` in place of `.wkv`), f32, `.wkv` as `[head, key, value]` for v5 and v6 and
-//! `[head, value, key]` for v7. Its metadata: `hawfinch.kind` = `state`, `hawfinch.version`,
+//! `[head, value, key]` for v7 (in memory all are `[head, key, value]`). Its metadata: `hawfinch.kind` = `state`, `hawfinch.version`,
 //! `hawfinch.tokens` (consumed), `hawfinch.model` (the model's [identity](Model::identity)). A saved conversation
 //! that did not begin at the model's own state holds the one where it began as well, in tensors `start.L.…`, with
 //! `hawfinch.start_tokens`.
@@ -54,7 +54,15 @@ impl State {
             let Some(state) = state else { continue };
             for layer in 0..state.layout().layers {
                 for f in &state.layout().fields {
-                    let tensor = StoredTensor::from_f32(&f.shape, state.field(layer, f.name));
+                    let values = state.field(layer, f.name);
+                    let tensor = match (version, f.name) {
+                        (Version::V7, "wkv") => {
+                            let mut values = values.to_vec();
+                            turn(&mut values, f.shape[1]);
+                            StoredTensor::from_f32(&f.shape, &values)
+                        }
+                        _ => StoredTensor::from_f32(&f.shape, values),
+                    };
                     file.insert(format!("{prefix}{layer}.{}", f.name), tensor)?;
                 }
             }
@@ -177,6 +185,9 @@ fn read_ours(file: &Checkpoint, prefix: &str, config: &Config, layout: &Arc<Stat
                 Error::State(format!("it has no `{name}`, which RWKV-{} needs", config.version.number()))
             })?;
             copy(&mut state, layer, f.name, &name, tensor, &f.shape)?;
+            if config.version == Version::V7 && f.name == "wkv" {
+                turn(state.field_mut(layer, "wkv"), f.shape[1]);
+            }
             known += 1;
         }
     }
@@ -224,17 +235,20 @@ fn read_tuned(file: &Checkpoint, config: &Config, layout: &Arc<StateLayout>) -> 
                 copy(&mut state, layer, field, &name, tensor, &[config.width])?;
             }
         }
-        if config.version != Version::V7 {
-            for head in state.field_mut(layer, "wkv").chunks_exact_mut(n * n) {
-                for i in 0..n {
-                    for j in 0..i {
-                        head.swap(i * n + j, j * n + i);
-                    }
-                }
+        turn(state.field_mut(layer, "wkv"), n);
+    }
+    Ok(state)
+}
+
+/// Exchanges keys and values of every head, each `[n, n]`.
+fn turn(heads: &mut [f32], n: usize) {
+    for head in heads.chunks_exact_mut(n * n) {
+        for i in 0..n {
+            for j in 0..i {
+                head.swap(i * n + j, j * n + i);
             }
         }
     }
-    Ok(state)
 }
 
 fn copy(

@@ -2,30 +2,32 @@
 
 use super::{Head, Rows, Scratch, USUAL};
 use crate::isa::compiled_for_each;
-use crate::{Isa, Real, transpose};
+use crate::{Isa, Real};
 
 /// e^(-1/2): the largest log-decay of a step.
 pub(super) const MAX_LOG_DECAY: f64 = 0.606_530_659_712_633_4;
+
+/// Tokens from which on it pays to work on a copy of the state whose rows keep to their cache lines.
+const COPIED: usize = 8;
 
 /// The recurrence of one head: S ← S diag(w) - (S kk)(kk ⊙ a)ᵀ + v kᵀ, then y = S r.
 ///
 /// * `y`, `kk`, `a`: `[t, h*n]`; `kk` is the normalised removal key, `a` the in-context learning rate
 /// * `om`: `[t, h*n]`, raw; the decay of a step is w = exp(-e^(-1/2) sigmoid(om))
-/// * `s`: `[n, n]`, index [value, key]
-///
-/// It works on the state turned over, `[key, value]`: then a register holds the values of one key, and nothing is
-/// ever added across it.
+/// * `s`: `[n, n]`, index [key, value]: then a register holds the values of one key, and nothing is ever added across
+///   it
 pub fn wkv7<F: Real>(isa: Isa, y: &Rows<F>, s: &mut [F], x: Head<'_, F>, om: &[F], kk: &[F], a: &[F]) {
-    let n = x.n;
-    let mut turned = Scratch::<F, { USUAL * USUAL }>::new(n * n);
-    let turned = turned.get();
-    transpose::square(isa, turned, s, n);
-    tokens(isa, isa, y, turned, x, om, kk, a);
-    transpose::square(isa, s, turned, n);
+    if x.r.len() / x.c < COPIED {
+        return tokens(isa, isa, y, s, x, om, kk, a);
+    }
+    let mut aligned = Scratch::<F, { USUAL * USUAL }>::new(s.len());
+    let aligned = aligned.get();
+    aligned.copy_from_slice(s);
+    tokens(isa, isa, y, aligned, x, om, kk, a);
+    s.copy_from_slice(aligned);
 }
 
 compiled_for_each! {
-    /// With the state `[key, value]`.
     fn tokens<F: Real>(
         level: Isa,
         y: &Rows<F>,

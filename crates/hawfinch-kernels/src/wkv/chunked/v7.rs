@@ -5,7 +5,7 @@ use super::product::{Left, Start, product};
 use crate::isa::compiled_for_each;
 use crate::wkv::v7::MAX_LOG_DECAY;
 use crate::wkv::{Head, Rows};
-use crate::{Isa, Real, transpose};
+use crate::{Isa, Real};
 
 /// As [`wkv7`](crate::wkv::wkv7), `chunk` tokens at a time (at least 1).
 pub fn wkv7<F: Real>(
@@ -18,15 +18,10 @@ pub fn wkv7<F: Real>(
     kk: &[F],
     a: &[F],
 ) {
-    let n = x.n;
-    let mut turned = vec![F::ZERO; n * n];
-    transpose::square(isa, &mut turned, s, n);
-    chunks(isa, isa, chunk, y, &mut turned, x, om, kk, a);
-    transpose::square(isa, s, &turned, n);
+    chunks(isa, isa, chunk, y, s, x, om, kk, a);
 }
 
 compiled_for_each! {
-    /// With the state `[key, value]`.
     fn chunks<F: Real>(
         level: Isa,
         chunk: usize,
