@@ -19,6 +19,7 @@ mod real;
 pub mod reduce;
 #[cfg(test)]
 mod testing;
+pub mod tiles;
 mod transpose;
 pub mod wkv;
 
