@@ -4,7 +4,7 @@ use std::arch::asm;
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-use super::{OutputCodes, STEP, Sums, Tile, Tiles, TokenCodes, Totals};
+use super::{OutputCodes, SIDE, STEP, Sums, Tile, Tiles, TokenCodes, Totals};
 use crate::Isa;
 use crate::isa::TileCode;
 
@@ -109,7 +109,7 @@ impl Drop for Configured {
     }
 }
 
-/// Two by two products of runs of tiles, held in tiles 0 .. 4: two tiles of outputs stay while each part of the tokens'
+/// Two by two sums of products of runs of tiles, held in tiles 0 .. 4: two tiles of outputs stay while each part of the tokens'
 /// is multiplied with them.
 macro_rules! square {
     ($multiply:literal, $out:expr, $x:expr, $w:expr, $parts:expr) => {
@@ -117,10 +117,10 @@ macro_rules! square {
         // order; `out` is four tiles. One block of instructions, so nothing else uses the tiles meanwhile.
         unsafe {
             asm!(
-                "tilezero tmm0",
-                "tilezero tmm1",
-                "tilezero tmm2",
-                "tilezero tmm3",
+                "tileloadd tmm0, [{out} + {row}]",
+                "tileloadd tmm1, [{out} + {row} + 1024]",
+                "tileloadd tmm2, [{out} + {row} + 2048]",
+                "tileloadd tmm3, [{out} + {row} + 3072]",
                 "test {left}, {left}",
                 "jz 4f",
                 "2:",
@@ -160,6 +160,47 @@ macro_rules! square {
             );
         }
     };
+}
+
+/// Rounds of four independent products, operands in tiles: enough to hide their latency.
+macro_rules! rounds {
+    ($multiply:literal, $rounds:expr) => {
+        // SAFETY: whole tiles of zeros, all within this block of instructions; at least one round.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "tilezero tmm4",
+                "tilezero tmm5",
+                "tilezero tmm6",
+                "tilezero tmm7",
+                "2:",
+                concat!($multiply, " tmm0, tmm4, tmm6"),
+                concat!($multiply, " tmm1, tmm4, tmm7"),
+                concat!($multiply, " tmm2, tmm5, tmm6"),
+                concat!($multiply, " tmm3, tmm5, tmm7"),
+                "dec {rounds}",
+                "jnz 2b",
+                rounds = inout(reg) $rounds.max(1) => _,
+                options(nostack)
+            );
+        }
+    };
+}
+
+impl Configured {
+    /// Multiplies `rounds` times four tiles in registers; gives the multiply-adds.
+    pub fn multiply(&self, bf16: bool, rounds: usize) -> usize {
+        self.need(&WHOLE);
+        if bf16 {
+            rounds!("tdpbf16ps", rounds);
+        } else {
+            rounds!("tdpbssd", rounds);
+        }
+        rounds * 4 * SIDE * SIDE * if bf16 { 32 } else { 64 }
+    }
 }
 
 impl Tiles for Configured {
@@ -202,6 +243,7 @@ impl Tiles for Configured {
 
     fn bf16(&self, totals: &mut [[Totals; 2]; 2], x: [&[Tile]; 2], w: [&[Tile]; 2], parts: usize) {
         assert!(x.iter().all(|x| x.len() == w[0].len() * parts) && w[0].len() == w[1].len());
+        assert!(parts > 0);
         self.need(&WHOLE);
         square!("tdpbf16ps", totals, x, w, parts);
     }

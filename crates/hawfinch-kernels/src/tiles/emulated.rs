@@ -27,7 +27,6 @@ impl Tiles for Emulated {
         assert!(x.iter().all(|x| x.len() == w[0].len() * parts) && w[0].len() == w[1].len());
         for (totals, x) in totals.iter_mut().zip(x) {
             for (totals, w) in totals.iter_mut().zip(w) {
-                *totals = Totals([[0.0; SIDE]; SIDE]);
                 for (x, w) in x.chunks_exact(parts).zip(w) {
                     x.iter().for_each(|x| product(totals, x, w));
                 }
@@ -39,7 +38,6 @@ impl Tiles for Emulated {
         assert!(x.iter().chain(&w).all(|t| t.len() == w[0].len()));
         for (sums, x) in sums.iter_mut().zip(x) {
             for (sums, w) in sums.iter_mut().zip(w) {
-                *sums = Sums([[0; SIDE]; SIDE]);
                 for (x, w) in x.iter().zip(w) {
                     for (sums, x) in sums.0.iter_mut().zip(&x.0) {
                         for (x, w) in x.as_chunks::<4>().0.iter().zip(&w.0) {

@@ -7,6 +7,11 @@
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
 pub(crate) mod emulated;
+mod product;
+#[cfg(test)]
+mod tests;
+
+pub use product::{Runs, bf16, int8};
 
 use crate::isa::TileCode;
 use crate::{Isa, panel::BLOCK};
@@ -50,14 +55,14 @@ pub trait Tiles {
     /// Of [`STEP`] blocks each: `sums[token, output] = Σ x w` over the block's 32 inputs.
     fn blocks(&self, sums: &mut [Sums; STEP], x: &[TokenCodes; STEP], w: &[OutputCodes; STEP]);
 
-    /// Of 32 tokens and 32 outputs: `totals[half of the tokens][half of the outputs] = Σ x w` over all inputs.
+    /// Of 32 tokens and 32 outputs: `totals[half of the tokens][half of the outputs] += Σ x w` over all inputs.
     ///
     /// * `x`: two runs of tiles `[token, input]`, as many each
     /// * `w`: two runs of tiles `[input, output]`, in which the numbers of an output that make 32 bits lie together;
-    ///   each tile is multiplied with `parts` tiles of the tokens, one after the other
+    ///   each tile is multiplied with `parts` (at least one) tiles of the tokens, one after the other
     fn bf16(&self, totals: &mut [[Totals; 2]; 2], x: [&[Tile]; 2], w: [&[Tile]; 2], parts: usize);
 
-    /// The same with signed bytes, exact.
+    /// The same with signed bytes, exact (modulo 2^32).
     fn int8(&self, sums: &mut [[Sums; 2]; 2], x: [&[Tile]; 2], w: [&[Tile]; 2]);
 }
 
