@@ -20,6 +20,7 @@ pub mod sparse;
 #[cfg(target_arch = "x86_64")]
 mod sparse_x86;
 mod tiled;
+mod tiled_strips;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

@@ -186,7 +186,7 @@ fn strips_agree_with_panels_to_the_bit() {
                 linear(Isa::best(), &pools[0], &mut want, &x, &panels, &mut Activations::default());
                 for pool in &pools {
                     let w = sparse::Sparse::pack(pool, dtype, &data, o, i, 0.5).unwrap();
-                    for isa in Isa::available() {
+                    for isa in sets() {
                         let mut y = vec![f32::NAN; t * o];
                         sparse::linear(isa, pool, &mut y, &x, &w, &mut Activations::default());
                         assert_eq!(y, want, "{isa} {dtype} {t} {o} {i} {zeros}");

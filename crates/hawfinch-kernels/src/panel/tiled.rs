@@ -1,4 +1,4 @@
-//! Products of many tokens with panels by tiles: exactly the sums of `scalar.rs`.
+//! Products of many tokens with panels by tiles: exactly the sums of `scalar.rs`. (Strips: `tiled_strips.rs`.)
 //!
 //! A tile is sixteen tokens with a panel's sixteen outputs over one block of 32 inputs, whose exact sum is then scaled in
 //! f32 as everywhere else: that is why half of a tile's depth is not used. The codes of a panel are put into the
@@ -51,12 +51,59 @@ pub const fn place(token: usize, block: usize, blocks: usize) -> usize {
     (token / SIDE * padded(blocks) + block) * SIDE + token % SIDE
 }
 
-/// A panel in the order of tiles.
-struct Sheet {
-    codes: Vec<OutputCodes>,
-    scales: Vec<[f32; ROWS]>,
-    /// Of formats that have them.
-    minima: Vec<[f32; ROWS]>,
+/// Sixteen outputs in the order of tiles.
+pub struct Sheet {
+    /// `[block]`, whole [`STEP`]s.
+    pub codes: Vec<OutputCodes>,
+    /// `[block, output]`
+    pub scales: Vec<[f32; ROWS]>,
+    /// As `scales`, of formats that have them.
+    pub minima: Vec<[f32; ROWS]>,
+}
+
+impl Sheet {
+    /// Room for so many blocks.
+    pub fn new(kind: Kind, blocks: usize) -> Sheet {
+        Sheet {
+            codes: vec![OutputCodes([[[0; 4]; ROWS]; BLOCK / 4]); padded(blocks)],
+            scales: vec![[0.0; ROWS]; blocks],
+            minima: vec![[0.0; ROWS]; if kind == Kind::Q4K { blocks } else { 0 }],
+        }
+    }
+
+    /// Sums with every token, given to `put(token, sums)`.
+    pub fn with_every<T: Tiles>(
+        &self,
+        isa: Isa,
+        tiles: &T,
+        x: &Tokens,
+        tokens: usize,
+        put: &mut dyn FnMut(usize, &[f32; ROWS]),
+    ) {
+        let blocks = self.scales.len();
+        for first in (0..tokens).step_by(SIDE) {
+            let from = place(first, 0, blocks);
+            let all = from..from + padded(blocks) * SIDE;
+            let x = Group {
+                codes: x.codes[all.clone()].as_chunks().0,
+                scales: x.scales[all.clone()].as_chunks().0,
+                offsets: x.offsets[all].as_chunks().0,
+            };
+            let mut totals = [[0f32; ROWS]; SIDE];
+            match isa.level() {
+                // SAFETY: an Isa exists only where the machine has the instructions.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 if self.minima.is_empty() => unsafe {
+                    avx512::product::<T, false>(tiles, &mut totals, self, x);
+                },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 => unsafe { avx512::product::<T, true>(tiles, &mut totals, self, x) },
+                _ => product(tiles, &mut totals, self, x),
+            }
+            totals.iter().enumerate().take(tokens - first).for_each(|(t, totals)| put(first + t, totals));
+        }
+    }
 }
 
 /// Sums of a strip with `tokens` tokens, given to `put(panel, token, sums)`.
@@ -67,9 +114,6 @@ pub fn strip(
     tokens: usize,
     put: &mut dyn FnMut(usize, usize, &[f32; ROWS]),
 ) {
-    let blocks = w.records * w.kind.record_blocks();
-    assert!(x.codes.len() >= place(tokens - 1, 0, blocks) / SIDE * SIDE + padded(blocks) * SIDE);
-    assert!(x.scales.len() == x.codes.len() && x.offsets.len() == x.codes.len());
     assert!(tiles::with(isa, Run { isa, w, x, tokens, put }), "a set with tiles");
 }
 
@@ -84,49 +128,15 @@ struct Run<'a> {
 impl tiles::Using for Run<'_> {
     fn using<T: Tiles>(self, tiles: &T) {
         let Run { isa, w, x, tokens, put } = self;
-        let blocks = w.records * w.kind.record_blocks();
-        let mut sheet = Sheet {
-            codes: vec![OutputCodes([[[0; 4]; ROWS]; BLOCK / 4]); padded(blocks)],
-            scales: vec![[0.0; ROWS]; blocks],
-            minima: vec![[0.0; ROWS]; if w.kind == Kind::Q4K { blocks } else { 0 }],
-        };
+        let mut sheet = Sheet::new(w.kind, w.records * w.kind.record_blocks());
         for (p, panel) in w.data.chunks_exact(w.records * w.kind.record_bytes()).enumerate() {
-            #[cfg(target_arch = "x86_64")]
-            if isa.level() == Level::Avx512 {
+            match isa.level() {
                 // SAFETY: an Isa exists only where the machine has the instructions.
-                unsafe { avx512::arrange(&mut sheet, w.kind, panel) };
-            } else {
-                arrange(&mut sheet, w.kind, panel, halves);
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            arrange(&mut sheet, w.kind, panel, halves);
-            for first in (0..tokens).step_by(SIDE) {
-                let from = place(first, 0, blocks);
-                let x = Group {
-                    codes: x.codes[from..from + padded(blocks) * SIDE].as_chunks().0,
-                    scales: x.scales[from..from + padded(blocks) * SIDE].as_chunks().0,
-                    offsets: x.offsets[from..from + padded(blocks) * SIDE].as_chunks().0,
-                };
-                let mut totals = [[0f32; ROWS]; SIDE];
                 #[cfg(target_arch = "x86_64")]
-                if isa.level() == Level::Avx512 {
-                    // SAFETY: as above.
-                    unsafe {
-                        if sheet.minima.is_empty() {
-                            avx512::product::<T, false>(tiles, &mut totals, &sheet, x);
-                        } else {
-                            avx512::product::<T, true>(tiles, &mut totals, &sheet, x);
-                        }
-                    }
-                } else {
-                    product(tiles, &mut totals, &sheet, x);
-                }
-                #[cfg(not(target_arch = "x86_64"))]
-                product(tiles, &mut totals, &sheet, x);
-                for (t, totals) in totals.iter().enumerate().take(tokens - first) {
-                    put(p, first + t, totals);
-                }
+                Level::Avx512 => unsafe { avx512::arrange(&mut sheet, w.kind, panel) },
+                _ => arrange(&mut sheet, w.kind, panel, halves),
             }
+            sheet.with_every(isa, tiles, x, tokens, &mut |token, sums| put(p, token, sums));
         }
     }
 }
@@ -139,7 +149,8 @@ struct Group<'a> {
     offsets: &'a [[f32; SIDE]],
 }
 
-fn halves(bytes: &[u8]) -> [f32; ROWS] {
+/// Sixteen f16.
+pub fn halves(bytes: &[u8]) -> [f32; ROWS] {
     std::array::from_fn(|r| half::f16::from_le_bytes([bytes[2 * r], bytes[2 * r + 1]]).to_f32())
 }
 
@@ -199,28 +210,34 @@ fn product<T: Tiles>(tiles: &T, totals: &mut [[f32; ROWS]; SIDE], w: &Sheet, x: 
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx512 {
+pub mod avx512 {
     use std::arch::x86_64::*;
 
     use super::*;
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     pub fn arrange(sheet: &mut Sheet, kind: Kind, panel: &[u8]) {
-        super::arrange(sheet, kind, panel, |bytes| {
-            let bytes: &[u8; 2 * ROWS] = bytes.try_into().expect("sixteen numbers");
-            let mut out = [0f32; ROWS];
-            // SAFETY: 32 bytes, sixteen numbers.
-            unsafe {
-                _mm512_storeu_ps(out.as_mut_ptr(), _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast())))
-            };
-            out
-        });
+        super::arrange(sheet, kind, panel, |bytes| halves(bytes));
+    }
+
+    /// [`super::halves`] in a register.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx2,f16c")]
+    pub fn halves(bytes: &[u8]) -> [f32; ROWS] {
+        let bytes: &[u8; 2 * ROWS] = bytes.try_into().expect("sixteen numbers");
+        let mut out = [0f32; ROWS];
+        // SAFETY: 32 bytes, sixteen numbers.
+        unsafe {
+            let wide = _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast()));
+            _mm512_storeu_ps(out.as_mut_ptr(), wide);
+        }
+        out
     }
 
     /// [`super::product`] with the totals in registers. Two sets of integer sums: while one is scaled, tiles fill the
     /// other.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    pub fn product<T: Tiles, const MINIMA: bool>(
+    pub(super) fn product<T: Tiles, const MINIMA: bool>(
         tiles: &T,
         totals: &mut [[f32; ROWS]; SIDE],
         w: &Sheet,
