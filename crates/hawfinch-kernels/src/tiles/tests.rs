@@ -17,6 +17,7 @@ fn bytes(n: usize, seed: u32) -> Vec<i8> {
 fn the_machines_tiles_are_those_described() {
     let Some(isa) = Isa::new(crate::Level::Amx) else { return };
     let (machine, described) = (amx::Configured::new(isa), emulated::Emulated);
+    assert_eq!([false, true].map(|bf16| machine.multiply(bf16, 3)), [3 << 16, 3 << 15]);
     for seed in 0..20 {
         let some =
             |n: usize, seed: u32| -> Vec<i8> { if seed == 0 { vec![-128; n] } else { bytes(n, seed) } };
