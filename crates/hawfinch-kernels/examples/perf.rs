@@ -7,6 +7,7 @@ use std::time::Duration;
 use hawfinch_kernels::buffer::Buffer;
 use hawfinch_kernels::linear::{self, Matrix};
 use hawfinch_kernels::panel::{self, Activations, Panels};
+use hawfinch_kernels::tiles::{self, Runs};
 use hawfinch_kernels::{DType, Isa, Pool, block, peak, wkv};
 
 fn main() {
@@ -75,8 +76,63 @@ fn main() {
                 );
             }
         }
+        matrices(isa, &pool, fma, budget);
         recurrences(isa, budget);
     }
+}
+
+/// Matrix × matrix alone: 512 tokens, 2048 inputs, 8192 outputs, weights packed. Beside the f32 multiply-adds and, where
+/// there are tiles, what these do at most.
+fn matrices(isa: Isa, pool: &Pool, fma: f64, budget: Duration) {
+    let (t, i, o) = (512usize, 2048usize, 8192usize);
+    let peaks = peak::tiles(isa, pool, budget);
+    if let Some([int8, bf16]) = peaks {
+        println!(
+            "{isa}: {:.0} G multiply-adds/s in tiles of 8 bits, {:.0} G of bf16",
+            int8 / 1e9,
+            bf16 / 1e9
+        );
+    }
+    let say = |name: &str, time: f64, peak: Option<f64>| {
+        let speed = (t * o * i) as f64 / time;
+        let of =
+            peak.map_or(String::new(), |peak| format!(", {:.0}% of the tiles' most", 100.0 * speed / peak));
+        println!(
+            "{isa} {name} {t} x {i} x {o}: {:.1} G multiply-adds/s ({:.2} of f32's{of})",
+            speed / 1e9,
+            speed / fma
+        );
+    };
+    let x: Vec<f32> = (0..t * i).map(|n| (n % 13) as f32 - 6.0).collect();
+    let row: Vec<f32> = (0..i).map(|n| ((n * 7919) % 1000) as f32 / 1000.0 - 0.5).collect();
+    let mut y = vec![0f32; t * o];
+    for dtype in [DType::Q8_0, DType::Q4_0, DType::Q4_K] {
+        let mut data = Vec::new();
+        assert!(block::encode(dtype, &row, &mut data));
+        let w = Panels::pack(pool, dtype, &data.repeat(o), o, i, 1.0).expect("panels");
+        let mut scratch = Activations::default();
+        let time = peak::fastest(budget, || panel::linear(isa, pool, &mut y, &x, &w, &mut scratch));
+        say(&dtype.to_string(), time, peaks.map(|p| p[0]));
+    }
+    let mut data = Vec::new();
+    assert!(block::encode(DType::BF16, &row, &mut data));
+    let data = data.repeat(o);
+    let w = Matrix { dtype: DType::BF16, outputs: o, inputs: i, scale: 1.0, data: &data };
+    let time = peak::fastest(budget, || linear::linear(isa, pool, &mut y, &x, w));
+    say("bf16, activations in f32", time, peaks.map(|p| p[1]));
+    let Some([int8, bf16]) = peaks else { return };
+    let w = Runs::weights_bf16(&data, i);
+    for parts in [1, 3] {
+        let x = Runs::tokens_bf16(&x, i, parts);
+        let time = peak::fastest(budget, || assert!(tiles::bf16(isa, pool, &mut y, &x, &w, 1.0)));
+        // Every part is a product of its own.
+        say(&format!("bf16 tiles, activations in {parts}"), time, Some(bf16 / parts as f64));
+    }
+    let bytes = |n: usize| (0..n).map(|n| (n * 31 % 255) as u8 as i8).collect::<Vec<_>>();
+    let (x, w) = (Runs::tokens_int8(&bytes(t * i), i), Runs::weights_int8(&bytes(o * i), i));
+    let mut y = vec![0i32; t * o];
+    let time = peak::fastest(budget, || assert!(tiles::int8(isa, pool, &mut y, &x, &w)));
+    say("tiles of 8 bits", time, Some(int8));
 }
 
 /// One head of 64 channels and one token, the state in the nearest cache, one thread.

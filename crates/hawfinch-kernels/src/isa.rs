@@ -22,12 +22,21 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ, VL and VNNI (Ice Lake, Zen 4 and later).
     Avx512,
+    /// AVX-512 and AMX tiles of 8 bits and bf16 (Sapphire Rapids and later), on Linux.
+    Amx,
 }
 
 impl Level {
     /// Every level, slowest first.
-    pub const ALL: [Level; 6] =
-        [Level::Scalar, Level::Neon, Level::NeonDotprod, Level::NeonI8mm, Level::Avx2, Level::Avx512];
+    pub const ALL: [Level; 7] = [
+        Level::Scalar,
+        Level::Neon,
+        Level::NeonDotprod,
+        Level::NeonI8mm,
+        Level::Avx2,
+        Level::Avx512,
+        Level::Amx,
+    ];
 
     /// As in `HAWFINCH_ISA`.
     pub const fn name(self) -> &'static str {
@@ -38,6 +47,7 @@ impl Level {
             Level::NeonI8mm => "neon-i8mm",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Amx => "amx",
         }
     }
 
@@ -68,28 +78,70 @@ impl Level {
                     && has!("avx512vl")
                     && has!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => Level::Avx512.is_present() && crate::tiles::amx::is_present(),
             #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx2 | Level::Avx512 => false,
+            Level::Avx2 | Level::Avx512 | Level::Amx => false,
         }
     }
 }
 
+/// What multiplies tiles.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TileCode {
+    Absent,
+    Machine,
+    Emulated,
+}
+
 /// An instruction set that this machine has.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Isa(Level);
+pub struct Isa {
+    /// That of the loops without tiles.
+    level: Level,
+    tiles: TileCode,
+}
 
 impl Isa {
     /// The proof that the machine has `level`, or `None`.
     pub fn new(level: Level) -> Option<Isa> {
-        level.is_present().then_some(Isa(level))
+        let (loops, tiles) = match level {
+            Level::Amx => (Level::Avx512, TileCode::Machine),
+            _ => (level, TileCode::Absent),
+        };
+        level.is_present().then_some(Isa { level: loops, tiles })
     }
 
     /// The one every machine has.
-    pub const SCALAR: Isa = Isa(Level::Scalar);
+    pub const SCALAR: Isa = Isa { level: Level::Scalar, tiles: TileCode::Absent };
 
-    /// Which it is.
+    /// Which loops run. AMX has those of AVX-512; its tiles are for products alone.
     pub const fn level(self) -> Level {
-        self.0
+        self.level
+    }
+
+    /// What multiplies tiles, if anything does.
+    pub(crate) const fn tiles(self) -> TileCode {
+        self.tiles
+    }
+
+    /// Whether there are tiles.
+    pub const fn has_tiles(self) -> bool {
+        !matches!(self.tiles, TileCode::Absent)
+    }
+
+    /// This one with portable code in place of AMX's tiles. For tests: the loops around tiles run on every machine.
+    pub const fn with_emulated_tiles(self) -> Isa {
+        Isa { tiles: TileCode::Emulated, ..self }
+    }
+
+    /// As in `HAWFINCH_ISA`.
+    pub const fn name(self) -> &'static str {
+        match self.tiles {
+            TileCode::Absent => self.level.name(),
+            TileCode::Machine => Level::Amx.name(),
+            TileCode::Emulated => "emulated tiles",
+        }
     }
 
     /// All that this machine has, slowest first.
@@ -119,11 +171,9 @@ impl Isa {
     /// # Errors
     /// One sentence: an unknown name, or a set that this machine lacks.
     pub fn from_name(name: &str) -> Result<Isa, String> {
-        let names =
-            |levels: &mut dyn Iterator<Item = Level>| levels.map(Level::name).collect::<Vec<_>>().join(", ");
-        let here = names(&mut Isa::available().into_iter().map(Isa::level));
+        let here = Isa::available().into_iter().map(Isa::name).collect::<Vec<_>>().join(", ");
         let Some(level) = Level::ALL.into_iter().find(|l| l.name().eq_ignore_ascii_case(name)) else {
-            let known = names(&mut Level::ALL.into_iter());
+            let known = Level::ALL.map(Level::name).join(", ");
             return Err(format!(
                 "`{name}` is no instruction set hawfinch knows ({known}); this machine has {here}"
             ));
@@ -135,13 +185,13 @@ impl Isa {
 
 impl fmt::Debug for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.name())
+        f.write_str(self.name())
     }
 }
 
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.0.name())
+        f.write_str(self.name())
     }
 }
 

@@ -23,6 +23,7 @@ mod real;
 pub mod reduce;
 #[cfg(test)]
 mod testing;
+pub mod tiles;
 pub mod wkv;
 
 pub use dtype::DType;

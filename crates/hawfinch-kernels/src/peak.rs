@@ -99,6 +99,30 @@ pub fn multiply_adds(isa: Isa, pool: &Pool, budget: Duration) -> f64 {
     (threads * ROUNDS * numbers.into_inner()) as f64 / time
 }
 
+/// Multiply-adds a second of all threads by tiles, operands in tiles: of 8 bits and of bf16. `None` where the machine's
+/// tiles are not used.
+pub fn tiles(isa: Isa, pool: &Pool, budget: Duration) -> Option<[f64; 2]> {
+    #[cfg(target_arch = "x86_64")]
+    if isa.tiles() == crate::isa::TileCode::Machine {
+        const ROUNDS: usize = 20_000;
+        let threads = pool.threads();
+        return Some([false, true].map(|bf16| {
+            let done = AtomicUsize::new(0);
+            let time = fastest(budget, || {
+                pool.run(threads, &|_| {
+                    done.store(
+                        crate::tiles::amx::Configured::new(isa).multiply(bf16, ROUNDS),
+                        Ordering::Relaxed,
+                    );
+                });
+            });
+            (threads * done.into_inner()) as f64 / time
+        }));
+    }
+    let _ = (isa, pool, budget);
+    None
+}
+
 /// Independent chains of multiply-adds: enough to hide their latency.
 const CHAINS: usize = 12;
 

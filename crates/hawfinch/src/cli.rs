@@ -15,9 +15,9 @@ use crate::commands;
     after_help = "Begin with `hawfinch pull --list` for models to fetch, then `hawfinch chat MODEL`. Without \
 arguments the built-in stand-in speaks. Every command has --help with examples.
 
-Environment: HAWFINCH_THREADS says how many threads compute; HAWFINCH_ISA (scalar, avx2, avx512, neon, \
-neon-dotprod, neon-i8mm) forces an instruction set. Results depend on neither. The code for Arm is tested under an \
-emulator; its speed was never measured.
+Environment: HAWFINCH_THREADS says how many threads compute; HAWFINCH_ISA (scalar, avx2, avx512, amx, neon, \
+neon-dotprod, neon-i8mm) forces an instruction set. Results depend on neither. The code for Arm and that for AMX are \
+tested under emulators; their speed was never measured.
 
 Exit codes: 0 done, 1 it failed, 2 it was called wrongly."
 )]

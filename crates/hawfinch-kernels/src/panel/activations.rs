@@ -2,10 +2,11 @@
 
 use std::marker::PhantomData;
 
-use super::{BLOCK, GROUP, QUAD};
+use super::{BLOCK, GROUP, QUAD, tiled};
 #[cfg(target_arch = "x86_64")]
 use crate::Level;
 use crate::pool::Parts;
+use crate::tiles;
 use crate::{Isa, Pool, Work};
 
 /// Rows of activations quantised in blocks of 32: `x ≈ scale q`, `q` in -127..=127.
@@ -19,6 +20,8 @@ pub struct Activations {
     quads: Vec<[i8; QUAD]>,
     scales: Vec<f32>,
     sums: Vec<i32>,
+    /// The same in the order of tiles, where these are used.
+    tiled: tiled::Tokens,
 }
 
 /// One group of tokens.
@@ -52,7 +55,17 @@ impl Activations {
         self.sums.resize(tokens * blocks, 0);
         let (quads, scales, sums) =
             (Parts::new(&mut self.quads), Parts::new(&mut self.scales), Parts::new(&mut self.sums));
-        Quantizing { isa, x, i, tokens, blocks, quads, scales, sums, borrowed: PhantomData }
+        self.tiled.resize(isa, tokens, blocks);
+        let tiled = (!self.tiled.is_empty()).then(|| {
+            let tiled = &mut self.tiled;
+            (Parts::new(&mut tiled.codes), Parts::new(&mut tiled.scales), Parts::new(&mut tiled.offsets))
+        });
+        Quantizing { isa, x, i, tokens, blocks, quads, scales, sums, tiled, borrowed: PhantomData }
+    }
+
+    /// How many tokens they are, and they in the order of tiles, if this instruction set has any and they are many.
+    pub(super) fn tiled(&self, isa: Isa) -> Option<(usize, &tiled::Tokens)> {
+        (isa.has_tiles() && !self.tiled.is_empty()).then_some((self.tokens, &self.tiled))
     }
 
     /// Whether it holds so many tokens of so many blocks.
@@ -91,6 +104,7 @@ pub struct Quantizing<'a> {
     quads: Parts<[i8; QUAD]>,
     scales: Parts<f32>,
     sums: Parts<i32>,
+    tiled: Option<(Parts<tiles::Row>, Parts<f32>, Parts<f32>)>,
     borrowed: PhantomData<&'a mut Activations>,
 }
 
@@ -112,6 +126,24 @@ impl Work for Quantizing<'_> {
         };
         for (t, x) in self.x[first * i..(first + width) * i].chunks_exact(i).enumerate() {
             row(self.isa, x, t, width, quads, scales, sums);
+        }
+        let Some((codes, tiled_scales, offsets)) = &self.tiled else { return };
+        for (b, quads) in quads.chunks_exact(BLOCK / QUAD * width).enumerate() {
+            for t in 0..width {
+                let (at, n) = (tiled::place(first + t, b, blocks), b * width + t);
+                // SAFETY: each token has places of its own.
+                let row = unsafe { codes.get(at, 1) };
+                for (to, quads) in
+                    row[0].0.as_chunks_mut::<QUAD>().0.iter_mut().zip(quads.chunks_exact(width))
+                {
+                    *to = quads[t];
+                }
+                // SAFETY: as above.
+                unsafe {
+                    tiled_scales.set(at, scales[n]);
+                    offsets.set(at, scales[n] * sums[n] as f32);
+                }
+            }
         }
     }
 }

@@ -25,6 +25,8 @@ mod scalar;
 pub mod sparse;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod sparse_wide;
+mod tiled;
+mod tiled_strips;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -224,14 +226,18 @@ impl Product<'_> {
 
     fn strip(&self, n: usize) {
         let (o, strip) = (self.w.outputs, self.w.strip(n * STRIP));
+        let put = |p: usize, token: usize, sums: &[f32; ROWS]| {
+            let row = (n * STRIP + p) * ROWS;
+            let n = ROWS.min(o - row);
+            // SAFETY: these outputs belong to this chunk alone.
+            let y = unsafe { self.y.get(token * o + row, n) };
+            y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * self.w.scale);
+        };
+        if let Some((tokens, x)) = self.a.tiled(self.isa) {
+            return tiled::strip(self.isa, strip, x, tokens, &mut { put });
+        }
         for group in self.a.groups() {
-            run(self.isa, strip, group, &mut |p, token, sums| {
-                let row = (n * STRIP + p) * ROWS;
-                let n = ROWS.min(o - row);
-                // SAFETY: these outputs belong to this chunk alone.
-                let y = unsafe { self.y.get((group.first + token) * o + row, n) };
-                y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * self.w.scale);
-            });
+            run(self.isa, strip, group, &mut |p, token, sums| put(p, group.first + token, sums));
         }
     }
 }

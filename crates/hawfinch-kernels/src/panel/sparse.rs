@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::many;
-use super::{Activations, BLOCK, Group, Kind};
+use super::{Activations, BLOCK, Group, Kind, tiled_strips};
 use crate::buffer::Buffer;
 use crate::pool::Parts;
 use crate::{DType, Isa, Level, Pool, Work, block};
@@ -221,6 +221,9 @@ pub struct Product<'a> {
 impl Product<'_> {
     /// Calls that make a strip with all tokens at once; `None` where zeros are looked for.
     fn calls(&self) -> Option<usize> {
+        if self.a.tiled(self.isa).is_some() {
+            return Some(tiled_strips::calls(self.w.kind, self.w.width));
+        }
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if self.tokens > FEW && self.isa.level() != Level::Scalar {
             return Some(many::calls(self.w.kind, self.w.width));
@@ -245,6 +248,12 @@ impl Work for Product<'_> {
 
     unsafe fn chunk(&self, n: usize) {
         let w = self.w;
+        if let (Some(calls), Some((tokens, x))) = (self.calls(), self.a.tiled(self.isa)) {
+            let (strip, n) = (n / calls, n % calls);
+            return tiled_strips::run(self.isa, w.strip(strip), n, x, tokens, &mut |token, output, sums| {
+                self.put(token, strip * w.width + output, sums);
+            });
+        }
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(calls) = self.calls() {
             let (strip, n) = (n / calls, n % calls);

@@ -120,7 +120,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let report = Report {
         hawfinch: env!("CARGO_PKG_VERSION"),
         system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-        isa: ops.isa().level().name(),
+        isa: ops.isa().name(),
         threads: ops.threads(),
         network: args.network.then(network),
         estimated: estimates(&memory, measured.as_ref()),
