@@ -5,8 +5,10 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::Level;
 use crate::isa::compiled_for_each;
-use crate::{Isa, Level, Pool, prefetch};
+use crate::{Isa, Pool, prefetch};
 
 /// Seconds of the fastest of as many runs as fit in `budget`, at least three: what disturbs a measurement only
 /// ever slows it.

@@ -34,9 +34,11 @@ pub use activations::{Activations, Group};
 
 use std::marker::PhantomData;
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::Level;
 use crate::buffer::Buffer;
 use crate::pool::Parts;
-use crate::{DType, Isa, Level, Pool, Work};
+use crate::{DType, Isa, Pool, Work};
 
 /// Inputs that share a scale.
 pub const BLOCK: usize = 32;

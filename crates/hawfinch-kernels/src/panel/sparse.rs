@@ -14,9 +14,11 @@ use std::marker::PhantomData;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::many;
 use super::{Activations, BLOCK, Group, Kind, tiled_strips};
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::Level;
 use crate::buffer::Buffer;
 use crate::pool::Parts;
-use crate::{DType, Isa, Level, Pool, Work, block};
+use crate::{DType, Isa, Pool, Work, block};
 
 /// Outputs that strips are made of.
 pub(super) const UNIT: usize = 128;
