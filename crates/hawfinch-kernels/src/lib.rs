@@ -15,6 +15,7 @@ pub mod mixes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub mod norm;
+mod output;
 pub mod panel;
 pub mod peak;
 mod pool;
@@ -28,5 +29,6 @@ pub mod wkv;
 
 pub use dtype::DType;
 pub use isa::{Isa, Level};
+pub use output::Then;
 pub use pool::{Pool, Work, run_here};
 pub use real::Real;

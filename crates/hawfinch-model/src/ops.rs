@@ -56,6 +56,15 @@ impl Weight for crate::cpu::Matrix {
     }
 }
 
+/// What follows a product.
+#[derive(Clone, Copy, Debug)]
+pub enum Then<'a, T> {
+    /// relu².
+    ReluSquared,
+    /// This is added: the residual stream.
+    Add(&'a T),
+}
+
 /// The operations of RWKV. Shapes: `t` rows of the step, `c` channels, `h` heads of `n` channels.
 pub trait Ops {
     /// Handle of `[rows, channels]` values. Cloning copies the handle, not the values.
@@ -79,6 +88,14 @@ pub trait Ops {
     fn linear(&self, x: &Self::Tensor, w: &Self::Matrix) -> Self::Tensor {
         let [y] = self.linears([(x, w)]);
         y
+    }
+    /// Matrix product, and what follows it, which an implementor may do as its outputs are stored.
+    fn linear_then(&self, x: &Self::Tensor, w: &Self::Matrix, then: Then<'_, Self::Tensor>) -> Self::Tensor {
+        let y = self.linear(x, w);
+        match then {
+            Then::ReluSquared => self.unary(Unary::ReluSquared, &y),
+            Then::Add(x) => self.binary(Binary::Add, x, &y),
+        }
     }
     /// Matrix products that do not depend on each other, so that an implementor may do them at once.
     fn linears<const N: usize>(&self, products: [(&Self::Tensor, &Self::Matrix); N]) -> [Self::Tensor; N];

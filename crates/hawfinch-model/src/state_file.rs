@@ -312,18 +312,23 @@ mod tests {
     }
 
     #[test]
-    fn a_tuned_state_is_turned_for_version_6_and_not_for_7() {
+    fn a_tuned_state_is_key_value_in_memory_and_in_our_file_as_documented() {
         let mut file = Checkpoint::new("tuned", FileFormat::Memory);
         let values: Vec<f32> = (0..512).map(|v| v as f32).collect();
         for l in 0..2 {
             let t = StoredTensor::from_f32(&[2, 16, 16], &values);
             file.insert(format!("blocks.{l}.att.time_state"), t).unwrap();
         }
-        let s7 = model(Version::V7, 1).state_from(&file).unwrap();
-        assert_eq!(s7.field(1, "wkv"), values);
-        let s6 = model(Version::V6, 1).state_from(&file).unwrap();
-        assert_eq!(s6.field(1, "wkv")[1], 16.0);
-        assert_eq!(s6.field(1, "wkv")[256 + 16], 257.0);
+        let dir = tempfile::tempdir().unwrap();
+        for (version, value_key) in [(Version::V7, true), (Version::V6, false)] {
+            let m = model(version, 1);
+            let state = m.state_from(&file).unwrap();
+            assert_eq!((state.field(1, "wkv")[1], state.field(1, "wkv")[256 + 16]), (16.0, 257.0));
+            let path = dir.path().join(version.number());
+            m.save_state(&state, &path).unwrap();
+            let saved = format::open_state(&path).unwrap().get("state.1.wkv").unwrap().to_f32();
+            assert_eq!(saved == values, value_key, "{version}");
+        }
         assert!(model(Version::V4, 1).state_from(&file).is_err());
         file.tensors.shift_remove("blocks.1.att.time_state");
         assert!(model(Version::V6, 1).state_from(&file).unwrap_err().to_string().contains("1 layers"));

@@ -6,12 +6,11 @@
 //! multiply-adds, these added up in f64 (what is small here, mixes and decays, is amplified by every layer after). The
 //! same bits whatever the tokens beside, the threads and the instruction set.
 
-use std::marker::PhantomData;
-
-use super::{ALONE, Matrix, rows::Out, tokens};
+use super::{ALONE, Matrix, tokens};
 use crate::buffer::Buffer;
 use crate::isa::compiled_for_each;
-use crate::{DType, Isa, Pool, Real, Work};
+use crate::output::Out;
+use crate::{DType, Isa, Pool, Real, Then, Work};
 
 /// Outputs of a tile.
 const TILE: usize = 64;
@@ -93,18 +92,27 @@ impl Columns {
 /// # Panics
 /// When the lengths disagree with the matrix.
 pub fn linear<F: Real>(isa: Isa, pool: &Pool, y: &mut [F], x: &[F], w: &Columns) {
-    pool.run_all(&[product(isa, y, x, w)]);
+    pool.run_all(&[product(isa, y, x, w, Then::Nothing)]);
 }
 
-/// [`linear`] as work to be done; `None` when there is nothing to multiply.
+/// [`linear`] as work to be done, and what follows it; `None` when there is nothing to multiply.
 ///
 /// # Panics
 /// As [`linear`].
-pub fn product<'a, F: Real>(isa: Isa, y: &'a mut [F], x: &'a [F], w: &'a Columns) -> Option<Product<'a, F>> {
+pub fn product<'a, F: Real>(
+    isa: Isa,
+    y: &'a mut [F],
+    x: &'a [F],
+    w: &'a Columns,
+    then: Then<'a, F>,
+) -> Option<Product<'a, F>> {
     let (o, i) = (w.outputs, w.inputs);
-    let t = tokens(y, x, o, i)?;
+    let Some(t) = tokens(y, x, o, i) else {
+        then.finish(y, 0);
+        return None;
+    };
     let alone = t * o * i <= ALONE;
-    Some(Product { isa, x, w, tokens: t, alone, y: Out::new(y, o), borrowed: PhantomData })
+    Some(Product { isa, x, w, tokens: t, alone, y: Out::new(y, o, then) })
 }
 
 /// A product with weights that lie input by input: a chunk is some tiles with some tokens.
@@ -115,8 +123,7 @@ pub struct Product<'a, F: Real> {
     tokens: usize,
     /// All of it is one chunk.
     alone: bool,
-    y: Out<F>,
-    borrowed: PhantomData<&'a mut [F]>,
+    y: Out<'a, F>,
 }
 
 impl<F: Real> Product<'_, F> {
@@ -159,13 +166,12 @@ impl<F: Real> Work for Product<'_, F> {
 
 /// The outputs of a tile, the first of which is output `first` of `y`, for the tokens `x`, the first of which is token
 /// `from` of `y`.
-fn block<F: Real>(isa: Isa, y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize, from: usize) {
+fn block<F: Real>(isa: Isa, y: &Out<'_, F>, x: &[F], w: Matrix<'_>, first: usize, from: usize) {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     if let Some(x) = F::as_f32s(x)
         && super::columns_wide::block(isa, x, w, &mut |t, j, v| {
             // SAFETY: each chunk has outputs and tokens of its own.
-            let y = unsafe { y.part(from + t, first + j, v.len()) };
-            y.iter_mut().zip(v).for_each(|(y, v)| *y = F::from_f32(v * w.scale));
+            unsafe { y.put(from + t, first + j, v, w.scale) };
         })
     {
         return;
@@ -176,7 +182,7 @@ fn block<F: Real>(isa: Isa, y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize, fr
 compiled_for_each! {
     /// The meaning.
     fn portable<F: Real>(
-        y: &Out<F>,
+        y: &Out<'_, F>,
         x: &[F],
         w: Matrix<'_>,
         first: usize,
@@ -185,7 +191,7 @@ compiled_for_each! {
 }
 
 #[inline(always)]
-fn body<F: Real>(y: &Out<F>, x: &[F], w: Matrix<'_>, first: usize, from: usize) {
+fn body<F: Real>(y: &Out<'_, F>, x: &[F], w: Matrix<'_>, first: usize, from: usize) {
     let (count, i) = (w.outputs, w.inputs);
     let tokens = x.len() / i;
     let mut row = vec![F::ZERO; count];

@@ -18,9 +18,8 @@ mod widen_x86;
 
 pub use turn::turned;
 
-use std::marker::PhantomData;
-
-use crate::{DType, Isa, Pool, Real, Work, block};
+use crate::output::Out;
+use crate::{DType, Isa, Pool, Real, Then, Work, block};
 
 /// A borrowed weight matrix `[o, i]` in its stored format: row after row, one row an output.
 #[derive(Clone, Copy, Debug)]
@@ -103,20 +102,29 @@ pub(crate) fn tokens<F: Real>(y: &mut [F], x: &[F], o: usize, i: usize) -> Optio
 /// # Panics
 /// When the lengths disagree with the matrix.
 pub fn linear<F: Real>(isa: Isa, pool: &Pool, y: &mut [F], x: &[F], w: Matrix<'_>) {
-    pool.run_all(&[product(isa, y, x, w)]);
+    pool.run_all(&[product(isa, y, x, w, Then::Nothing)]);
 }
 
-/// [`linear`] as work to be done; `None` when there is nothing to multiply.
+/// [`linear`] as work to be done, and what follows it; `None` when there is nothing to multiply.
 ///
 /// # Panics
 /// As [`linear`].
-pub fn product<'a, F: Real>(isa: Isa, y: &'a mut [F], x: &'a [F], w: Matrix<'a>) -> Option<Product<'a, F>> {
+pub fn product<'a, F: Real>(
+    isa: Isa,
+    y: &'a mut [F],
+    x: &'a [F],
+    w: Matrix<'a>,
+    then: Then<'a, F>,
+) -> Option<Product<'a, F>> {
     let (o, i) = (w.outputs, w.inputs);
-    let t = tokens(y, x, o, i)?;
+    let Some(t) = tokens(y, x, o, i) else {
+        then.finish(y, 0);
+        return None;
+    };
     assert_eq!(w.data.len(), o * w.row_bytes(), "linear: bytes of [{o}, {i}]");
     let alone = t * o * i <= ALONE;
     let per = if alone { o } else { CHUNK.div_ceil(t * i).next_multiple_of(rows::GROUP).min(o) };
-    Some(Product { isa, x, w, per, y: rows::Out::new(y, o), borrowed: PhantomData })
+    Some(Product { isa, x, w, per, y: Out::new(y, o, then) })
 }
 
 /// A product with rows as they lie: a chunk is some outputs of every token.
@@ -126,8 +134,7 @@ pub struct Product<'a, F: Real> {
     w: Matrix<'a>,
     /// Outputs of a chunk.
     per: usize,
-    y: rows::Out<F>,
-    borrowed: PhantomData<&'a mut [F]>,
+    y: Out<'a, F>,
 }
 
 impl<F: Real> Work for Product<'_, F> {

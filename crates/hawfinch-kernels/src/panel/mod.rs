@@ -32,13 +32,11 @@ mod x86;
 
 pub use activations::{Activations, Group};
 
-use std::marker::PhantomData;
-
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::Level;
 use crate::buffer::Buffer;
-use crate::pool::Parts;
-use crate::{DType, Isa, Pool, Work};
+use crate::output::Out;
+use crate::{DType, Isa, Pool, Then, Work};
 
 /// Inputs that share a scale.
 pub const BLOCK: usize = 32;
@@ -188,18 +186,25 @@ const ALONE: usize = 1 << 16;
 pub fn linear(isa: Isa, pool: &Pool, y: &mut [f32], x: &[f32], w: &Panels, a: &mut Activations) {
     if crate::linear::tokens(y, x, w.outputs, w.inputs).is_some() {
         pool.run_all(&[a.of(isa, x, w.inputs, w.blocks())]);
-        pool.run_all(&[product(isa, y, w, a)]);
+        pool.run_all(&[product(isa, y, w, a, Then::Nothing)]);
     }
 }
 
-/// [`linear`] as work to be done, with activations quantised to [`Panels::blocks`] blocks; `None` when there is
+/// [`linear`] as work to be done, and what follows it, with activations quantised to [`Panels::blocks`] blocks; `None` when there is
 /// nothing to multiply.
 ///
 /// # Panics
 /// As [`linear`].
-pub fn product<'a>(isa: Isa, y: &'a mut [f32], w: &'a Panels, a: &'a Activations) -> Option<Product<'a>> {
+pub fn product<'a>(
+    isa: Isa,
+    y: &'a mut [f32],
+    w: &'a Panels,
+    a: &'a Activations,
+    then: Then<'a, f32>,
+) -> Option<Product<'a>> {
     if w.outputs == 0 || w.inputs == 0 {
         y.fill(0.0);
+        then.finish(y, 0);
         return None;
     }
     assert!(
@@ -207,7 +212,7 @@ pub fn product<'a>(isa: Isa, y: &'a mut [f32], w: &'a Panels, a: &'a Activations
         "panels: activations"
     );
     let alone = y.len() * w.inputs <= ALONE;
-    Some(Product { isa, w, a, alone, y: Parts::new(y), borrowed: PhantomData })
+    Some(Product { isa, w, a, alone, y: Out::new(y, w.outputs, then) })
 }
 
 /// A product with panels: a chunk is a strip with every token.
@@ -217,8 +222,7 @@ pub struct Product<'a> {
     a: &'a Activations,
     /// All of it is one chunk.
     alone: bool,
-    y: Parts<f32>,
-    borrowed: PhantomData<&'a mut [f32]>,
+    y: Out<'a, f32>,
 }
 
 impl Product<'_> {
@@ -232,8 +236,7 @@ impl Product<'_> {
             let row = (n * STRIP + p) * ROWS;
             let n = ROWS.min(o - row);
             // SAFETY: these outputs belong to this chunk alone.
-            let y = unsafe { self.y.get(token * o + row, n) };
-            y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * self.w.scale);
+            unsafe { self.y.put(token, row, &sums[..n], self.w.scale) }
         };
         if let Some((tokens, x)) = self.a.tiled(self.isa) {
             return tiled::strip(self.isa, strip, x, tokens, &mut { put });

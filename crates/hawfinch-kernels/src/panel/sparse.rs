@@ -9,16 +9,14 @@
 //! sequence: within 64 outputs, output `16 i + 4 l + k` is byte `16 l + 4 i + k`. Four-bit codes of two such groups of
 //! 64 share bytes, the first in the low halves.
 
-use std::marker::PhantomData;
-
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::many;
 use super::{Activations, BLOCK, Group, Kind, tiled_strips};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::Level;
 use crate::buffer::Buffer;
-use crate::pool::Parts;
-use crate::{DType, Isa, Pool, Work, block};
+use crate::output::Out;
+use crate::{DType, Isa, Pool, Then, Work, block};
 
 /// Outputs that strips are made of.
 pub(super) const UNIT: usize = 128;
@@ -191,23 +189,30 @@ fn pack_row(kind: Kind, row: &[u8], strip: &mut [u8], width: usize, o: usize) {
 pub fn linear(isa: Isa, pool: &Pool, y: &mut [f32], x: &[f32], w: &Sparse, a: &mut Activations) {
     if crate::linear::tokens(y, x, w.outputs, w.inputs).is_some() {
         pool.run_all(&[a.of(isa, x, w.inputs, w.blocks())]);
-        pool.run_all(&[product(isa, y, w, a)]);
+        pool.run_all(&[product(isa, y, w, a, Then::Nothing)]);
     }
 }
 
-/// [`linear`] as work to be done, with activations quantised to [`Sparse::blocks`] blocks; `None` when there is
+/// [`linear`] as work to be done, and what follows it, with activations quantised to [`Sparse::blocks`] blocks; `None` when there is
 /// nothing to multiply.
 ///
 /// # Panics
 /// As [`linear`].
-pub fn product<'a>(isa: Isa, y: &'a mut [f32], w: &'a Sparse, a: &'a Activations) -> Option<Product<'a>> {
+pub fn product<'a>(
+    isa: Isa,
+    y: &'a mut [f32],
+    w: &'a Sparse,
+    a: &'a Activations,
+    then: Then<'a, f32>,
+) -> Option<Product<'a>> {
     if w.outputs == 0 || w.inputs == 0 {
         y.fill(0.0);
+        then.finish(y, 0);
         return None;
     }
     let tokens = y.len() / w.outputs;
     assert!(a.is_for(tokens, w.blocks()) && y.len() == tokens * w.outputs, "strips: activations");
-    Some(Product { isa, w, a, tokens, y: Parts::new(y), borrowed: PhantomData })
+    Some(Product { isa, w, a, tokens, y: Out::new(y, w.outputs, then) })
 }
 
 /// A product with strips: a chunk is a strip with a group of tokens; with many tokens, part of a strip with all.
@@ -216,8 +221,7 @@ pub struct Product<'a> {
     w: &'a Sparse,
     a: &'a Activations,
     tokens: usize,
-    y: Parts<f32>,
-    borrowed: PhantomData<&'a mut [f32]>,
+    y: Out<'a, f32>,
 }
 
 impl Product<'_> {
@@ -237,8 +241,7 @@ impl Product<'_> {
     fn put(&self, token: usize, output: usize, sums: &[f32]) {
         let (o, output) = (self.w.outputs, output.min(self.w.outputs));
         // SAFETY: each chunk has outputs and tokens of its own.
-        let y = unsafe { self.y.get(token * o + output, sums.len().min(o - output)) };
-        y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum * self.w.scale);
+        unsafe { self.y.put(token, output, &sums[..sums.len().min(o - output)], self.w.scale) }
     }
 }
 

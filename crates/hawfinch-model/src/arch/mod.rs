@@ -8,15 +8,15 @@ mod v7;
 
 use std::cell::Cell;
 
-use hawfinch_kernels::elementwise::{Binary, Toward};
+use hawfinch_kernels::elementwise::{Binary, Toward, Unary};
 
 use crate::checkpoint::{Checkpoint, DecayForm, StoredTensor};
 use crate::config::{Config, LAYER_NORM_EPS, Version, present_name};
 use crate::lora::Lora;
-use crate::ops::{Apply, Batch, Norm, Ops, Weight};
+use crate::ops::{Apply, Batch, Norm, Ops, Then, Weight};
 use crate::{Error, Result};
 
-/// The two halves of a version's block. The result is added to the residual stream by the caller.
+/// The two halves of a version's block: from the residual stream to the residual stream.
 pub(crate) trait Block<O: Ops>: Send + Sync {
     fn time_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor;
     fn channel_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor;
@@ -46,6 +46,16 @@ impl<O: Ops> Input<'_, O> {
         o.norm_mixes(self.x, self.norm, (weights, toward), step.batch, self.layer, self.field)
     }
 
+    /// The residual stream with `W y` added.
+    pub fn plus(&self, o: &O, linear: &Linear<O>, y: &O::Tensor) -> O::Tensor {
+        linear.forward_then(o, y, Then::Add(self.x))
+    }
+
+    /// The residual stream with sigmoid(r) y added.
+    pub fn plus_gated(&self, o: &O, r: &O::Tensor, y: &O::Tensor) -> O::Tensor {
+        o.binary(Binary::Add, self.x, &o.binary(Binary::SigmoidMul, r, y))
+    }
+
     /// Normalised, and the row before each.
     pub fn shifted(&self, o: &O, step: &mut Step<'_, '_, O>) -> [O::Tensor; 2] {
         let x = o.layer_norm(self.x, self.norm);
@@ -71,10 +81,8 @@ pub(crate) struct Layer<O: Ops> {
 impl<O: Ops> Layer<O> {
     /// The residual stream through one block.
     pub fn forward(&self, o: &O, layer: usize, x: &O::Tensor, step: &mut Step<'_, '_, O>) -> O::Tensor {
-        let mixed = self.block.time_mix(o, Input { x, norm: &self.ln1, layer, field: "att_x" }, step);
-        let x = &o.binary(Binary::Add, x, &mixed);
-        let mixed = self.block.channel_mix(o, Input { x, norm: &self.ln2, layer, field: "ffn_x" }, step);
-        o.binary(Binary::Add, x, &mixed)
+        let x = &self.block.time_mix(o, Input { x, norm: &self.ln1, layer, field: "att_x" }, step);
+        self.block.channel_mix(o, Input { x, norm: &self.ln2, layer, field: "ffn_x" }, step)
     }
 }
 
@@ -87,6 +95,18 @@ pub(crate) struct Linear<O: Ops> {
 impl<O: Ops> Linear<O> {
     pub fn forward(&self, o: &O, x: &O::Tensor) -> O::Tensor {
         self.adapted(o, o.linear(x, &self.weight), x)
+    }
+
+    /// The layer, and what follows it.
+    pub fn forward_then(&self, o: &O, x: &O::Tensor, then: Then<'_, O::Tensor>) -> O::Tensor {
+        if self.adapters.is_empty() {
+            return o.linear_then(x, &self.weight, then);
+        }
+        let y = self.forward(o, x);
+        match then {
+            Then::ReluSquared => o.unary(Unary::ReluSquared, &y),
+            Then::Add(x) => o.binary(Binary::Add, x, &y),
+        }
     }
 
     /// Layers that do not depend on each other, at once.

@@ -44,7 +44,7 @@ impl<O: Ops> Block<O> for V4<O> {
         let rkv = [(&self.receptance, &x_r), (&self.key, &x_k), (&self.value, &x_v)];
         let [r, k, v] = Linear::forward_all(o, rkv);
         let y = o.wkv4(&k, &v, &self.time_decay, &self.time_first, step.batch, x.layer);
-        self.output.forward(o, &o.binary(Binary::SigmoidMul, &r, &y))
+        x.plus(o, &self.output, &o.binary(Binary::SigmoidMul, &r, &y))
     }
 
     fn channel_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
@@ -77,6 +77,6 @@ impl<O: Ops> ChannelMix<O> {
         let [x_k, x_r] = x.mixes(o, step, [&self.mix_k, &self.mix_r], Toward::Row);
         let [k, r] = Linear::forward_all(o, [(&self.key, &x_k), (&self.receptance, &x_r)]);
         let kv = self.value.forward(o, &o.unary(Unary::ReluSquared, &k));
-        o.binary(Binary::SigmoidMul, &r, &kv)
+        x.plus_gated(o, &r, &kv)
     }
 }

@@ -74,7 +74,7 @@ impl<O: Ops> Block<O> for V5<O> {
         if let Some(g) = g {
             y = o.binary(Binary::SiluMul, &g, &y);
         }
-        self.output.forward(o, &y)
+        x.plus(o, &self.output, &y)
     }
 
     fn channel_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {

@@ -67,13 +67,12 @@ impl<O: Ops> V6<O> {
 
 impl<O: Ops> Block<O> for V6<O> {
     fn time_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
-        let layer = x.layer;
-        let [x, last] = x.shifted(o, step);
+        let [now, last] = x.shifted(o, step);
         // Five mixes, each a static one plus a low-rank function of the tokens.
-        let m = o.unary(Unary::Tanh, &o.linear(&o.lerp(&x, &last, &self.maa_x), &self.maa_w1));
+        let m = o.unary(Unary::Tanh, &o.linear(&o.lerp(&now, &last, &self.maa_x), &self.maa_w1));
         let m = array::from_fn::<_, 5, _>(|z| o.columns(&m, z * self.mix_rank, self.mix_rank));
         let m = o.linears(array::from_fn::<_, 5, _>(|z| (&m[z], &self.maa_w2[z])));
-        let mix = |z: usize| o.lerp(&x, &last, &o.binary(Binary::Add, &m[z], &self.maa[z]));
+        let mix = |z: usize| o.lerp(&now, &last, &o.binary(Binary::Add, &m[z], &self.maa[z]));
         let [w, x_k, x_v, x_r, x_g] = array::from_fn(mix);
         let [k, v, r, g] = Linear::forward_all(
             o,
@@ -81,15 +80,15 @@ impl<O: Ops> Block<O> for V6<O> {
         );
         let d = o.linear(&o.unary(Unary::Tanh, &o.linear(&w, &self.decay_w1)), &self.decay_w2);
         let d = o.binary(Binary::Add, &d, &self.time_decay);
-        let y = o.wkv6([&r, &k, &v], &d, &self.bonus, step.batch, layer);
+        let y = o.wkv6([&r, &k, &v], &d, &self.bonus, step.batch, x.layer);
         let y = o.group_norm(&y, &self.ln_x, self.heads);
-        self.output.forward(o, &o.binary(Binary::SiluMul, &g, &y))
+        x.plus(o, &self.output, &o.binary(Binary::SiluMul, &g, &y))
     }
 
     fn channel_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
         let [x_k, x_r] = x.mixes(o, step, [&self.ffn_maa_k, &self.ffn_maa_r], Toward::Before);
         let [k, r] = Linear::forward_all(o, [(&self.ffn_key, &x_k), (&self.ffn_receptance, &x_r)]);
         let kv = self.ffn_value.forward(o, &o.unary(Unary::ReluSquared, &k));
-        o.binary(Binary::SigmoidMul, &r, &kv)
+        x.plus_gated(o, &r, &kv)
     }
 }

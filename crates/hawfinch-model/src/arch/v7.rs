@@ -5,7 +5,7 @@ use hawfinch_kernels::elementwise::{Binary, Toward, Unary};
 
 use super::{Block, Input, Linear, Loader, Step};
 use crate::Result;
-use crate::ops::{Norm, Ops};
+use crate::ops::{Norm, Ops, Then};
 
 /// `bias + f(x @ a) @ b`
 struct LowRank<O: Ops> {
@@ -82,7 +82,6 @@ impl<O: Ops> V7<O> {
 
 impl<O: Ops> Block<O> for V7<O> {
     fn time_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
-        let layer = x.layer;
         let mixes = [&self.x_r, &self.x_k, &self.x_v, &self.x_w, &self.x_a, &self.x_g];
         let [x_r, x_k, x_v, x_w, x_a, x_g] = x.mixes(o, step, mixes, Toward::Before);
         let add = |y: &O::Tensor, p: &LowRank<O>| o.binary(Binary::Add, y, &p.bias);
@@ -115,15 +114,15 @@ impl<O: Ops> Block<O> for V7<O> {
 
         let kk = o.normalize_heads(&o.binary(Binary::Mul, &k, &self.k_k), self.heads);
         let k = o.scale_key(&k, &a, &self.k_a);
-        let y = o.wkv7([&r, &k, &v], &om, &kk, &a, step.batch, layer);
+        let y = o.wkv7([&r, &k, &v], &om, &kk, &a, step.batch, x.layer);
         let y = o.group_norm(&y, &self.ln_x, self.heads);
         let y = o.bonus(&y, [&r, &k, &v], &self.r_k, self.heads);
-        self.output.forward(o, &o.binary(Binary::Mul, &y, &g))
+        x.plus(o, &self.output, &o.binary(Binary::Mul, &y, &g))
     }
 
     fn channel_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
         let [x_k] = x.mixes(o, step, [&self.ffn_x_k], Toward::Before);
-        let k = self.ffn_key.forward(o, &x_k);
-        self.ffn_value.forward(o, &o.unary(Unary::ReluSquared, &k))
+        let k = self.ffn_key.forward_then(o, &x_k, Then::ReluSquared);
+        x.plus(o, &self.ffn_value, &k)
     }
 }

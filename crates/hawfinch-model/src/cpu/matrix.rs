@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use hawfinch_kernels::linear::columns::{self, Columns};
 use hawfinch_kernels::panel::sparse::{self, Sparse};
 use hawfinch_kernels::panel::{self, Activations, Panels};
-use hawfinch_kernels::{DType, Isa, Real, Work, block, linear, run_here};
+use hawfinch_kernels::{DType, Isa, Real, Then, Work, block, linear, run_here};
 
 use super::Cpu;
 use crate::checkpoint::StoredTensor;
@@ -77,15 +77,25 @@ impl Matrix {
     fn product<'a, F: Real>(
         &'a self,
         isa: Isa,
-        y: &'a mut [F],
+        (y, then): (&'a mut [F], Then<'a, F>),
         x: &'a [F],
         a: Option<&'a Activations>,
     ) -> Option<Product<'a, F>> {
+        // Quantised weights are multiplied in f32 alone.
+        let narrow = || match then {
+            Then::Nothing => Then::Nothing,
+            Then::ReluSquared => Then::ReluSquared,
+            Then::Add(x) => Then::Add(only_f32(F::as_f32s(x))),
+        };
         match &self.form {
-            Form::Rows(w) => linear::product(isa, y, x, self.view(w)).map(Product::Rows),
-            Form::Columns(w) => columns::product(isa, y, x, w).map(Product::Columns),
-            Form::Panels(w) => panel::product(isa, only_f32(F::as_f32_slice(y)), w, a?).map(Product::Panels),
-            Form::Sparse(w) => sparse::product(isa, only_f32(F::as_f32_slice(y)), w, a?).map(Product::Sparse),
+            Form::Rows(w) => linear::product(isa, y, x, self.view(w), then).map(Product::Rows),
+            Form::Columns(w) => columns::product(isa, y, x, w, then).map(Product::Columns),
+            Form::Panels(w) => {
+                panel::product(isa, only_f32(F::as_f32_slice(y)), w, a?, narrow()).map(Product::Panels)
+            }
+            Form::Sparse(w) => {
+                sparse::product(isa, only_f32(F::as_f32_slice(y)), w, a?, narrow()).map(Product::Sparse)
+            }
         }
     }
 
@@ -167,8 +177,12 @@ impl<F: Real> Cpu<F> {
         out
     }
 
-    /// y = x Wᵀ for products that do not depend on each other, as one job of the threads.
-    pub(super) fn multiply_all<const N: usize>(&self, ys: [&mut [F]; N], products: [(&[F], &Matrix); N]) {
+    /// y = x Wᵀ, and what follows, for products that do not depend on each other, as one job of the threads.
+    pub(super) fn multiply_all<const N: usize>(
+        &self,
+        ys: [(&mut [F], Then<'_, F>); N],
+        products: [(&[F], &Matrix); N],
+    ) {
         let isa = self.isa();
         // Products that round activations to 8 bits first do that.
         let mut scratch: [Option<Activations>; N] =

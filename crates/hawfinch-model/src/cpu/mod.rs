@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use hawfinch_kernels::elementwise::{self, Binary, Toward, Unary};
 use hawfinch_kernels::mixes::{Affine, Run, norm_mixes};
-use hawfinch_kernels::{Isa, Pool, Real, norm, wkv};
+use hawfinch_kernels::{self as kernels, Isa, Pool, Real, norm, wkv};
 
 use crate::checkpoint::StoredTensor;
-use crate::ops::{Apply, Batch, Norm, Ops};
+use crate::ops::{Apply, Batch, Norm, Ops, Then};
 use crate::quantize::Quant;
 use crate::{Result, State, StateLayout};
 
@@ -236,9 +236,20 @@ impl<F: Real> Ops for Cpu<F> {
         self.make(tokens.len(), table.inputs(), |y| table.look_up(y, tokens))
     }
 
+    fn linear_then(&self, x: &Tensor<F>, w: &Matrix, then: Then<'_, Tensor<F>>) -> Tensor<F> {
+        let then = match then {
+            Then::ReluSquared => kernels::Then::ReluSquared,
+            Then::Add(x) => kernels::Then::Add(x.data()),
+        };
+        let mut y = self.make(x.rows(), w.outputs(), |_| {});
+        self.multiply_all([(y.data_mut(), then)], [(x.data(), w)]);
+        y
+    }
+
     fn linears<const N: usize>(&self, products: [(&Tensor<F>, &Matrix); N]) -> [Tensor<F>; N] {
         let mut made = products.map(|(x, w)| (self.buffers.take(x.rows() * w.outputs()), x, w));
-        let ys = made.each_mut().map(|(y, x, w)| &mut own(y)[..x.rows() * w.outputs()]);
+        let nothing = kernels::Then::Nothing;
+        let ys = made.each_mut().map(|(y, x, w)| (&mut own(y)[..x.rows() * w.outputs()], nothing));
         self.multiply_all(ys, products.map(|(x, w)| (x.data(), w)));
         made.map(|(y, x, w)| self.tensor(y, x.rows(), w.outputs()))
     }
