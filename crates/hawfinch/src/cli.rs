@@ -16,7 +16,7 @@ use crate::commands;
 arguments the built-in stand-in speaks. Every command has --help with examples.
 
 Environment: HAWFINCH_THREADS says how many threads compute; HAWFINCH_ISA (scalar, avx2, avx512, amx, neon) forces an \
-instruction set. Results depend on neither. On Arm the portable code runs, untested.
+instruction set. Neither changes results. On Arm portable code runs, untested.
 
 Exit codes: 0 done, 1 it failed, 2 it was called wrongly."
 )]
