@@ -17,6 +17,7 @@ pub mod peak;
 mod pool;
 mod real;
 pub mod reduce;
+mod store;
 #[cfg(test)]
 mod testing;
 mod transpose;
@@ -26,3 +27,4 @@ pub use dtype::DType;
 pub use isa::{Isa, Level};
 pub use pool::{Pool, Work, run_here};
 pub use real::Real;
+pub use store::Store;
