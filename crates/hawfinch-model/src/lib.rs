@@ -18,7 +18,7 @@ mod state_file;
 pub mod synthetic;
 pub mod verify;
 
-pub use checkpoint::{Checkpoint, DecayForm, FileFormat, StoredTensor};
+pub use checkpoint::{Checkpoint, DecayForm, FileFormat, Layout, StoredTensor};
 pub use config::{Config, Version};
 pub use cpu::Cpu;
 pub use error::{Error, Printable, Result};

@@ -195,7 +195,8 @@ impl<O: Ops + 'static> Model<O> {
     ///
     /// # Errors
     /// An id out of range, a sequence without tokens or a state of another model: checked before
-    /// anything changes. Logits that are not finite: states have moved on by then.
+    /// anything changes. Logits that are not finite, weights of a packed file found damaged: states have moved on by
+    /// then.
     pub fn forward(&self, sequences: &mut [Sequence<'_, O::State>]) -> Result<Vec<Output>> {
         for s in &*sequences {
             if s.tokens.is_empty() {
@@ -236,6 +237,7 @@ impl<O: Ops + 'static> Model<O> {
                 }
             }
             if parts.is_empty() {
+                self.ops.called(&self.checkpoint)?;
                 return Ok(outputs);
             }
             self.step(&tokens, &mut batch, &parts, &mut outputs)?;

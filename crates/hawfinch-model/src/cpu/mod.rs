@@ -6,13 +6,15 @@ use std::sync::{Arc, Mutex};
 use hawfinch_kernels::elementwise::{self, Binary, Unary};
 use hawfinch_kernels::{Isa, Pool, Real, norm, wkv};
 
-use crate::checkpoint::StoredTensor;
+use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::ops::{Apply, Batch, Norm, Ops};
 use crate::quantize::Quant;
 use crate::{Result, State, StateLayout};
 
+mod lent;
 mod matrix;
 
+pub use lent::Copied;
 pub use matrix::Matrix;
 
 /// The CPU.
@@ -23,6 +25,8 @@ pub struct Cpu<F: Real = f32> {
     quant: Option<Quant>,
     /// Scratch of products with quantised weights.
     activations: matrix::Scratch,
+    lent: lent::Lent,
+    copies: bool,
 }
 
 impl<F: Real> Cpu<F> {
@@ -40,6 +44,8 @@ impl<F: Real> Cpu<F> {
             isa,
             quant: None,
             activations: matrix::Scratch::default(),
+            lent: lent::Lent::default(),
+            copies: false,
         }
     }
 
@@ -47,6 +53,21 @@ impl<F: Real> Cpu<F> {
     pub fn quantizing(mut self, quant: Option<Quant>) -> Self {
         self.quant = quant;
         self
+    }
+
+    /// After the first call of a model of a packed file its weights are copied into huge pages, by a thread of its own;
+    /// until then, and without this, they are read where the file is mapped. No result changes.
+    pub fn copying(mut self, copies: bool) -> Self {
+        self.copies = copies;
+        self
+    }
+
+    /// Waits until the weights are copied that [`Cpu::copying`] speaks of; `None` when that never began.
+    ///
+    /// # Errors
+    /// A tensor of the file whose bytes are not those that were written.
+    pub fn copied(&self) -> Result<Option<Copied>> {
+        self.lent.wait()
     }
 
     /// How it quantises weights that are floats.
@@ -412,5 +433,9 @@ impl<F: Real> Ops for Cpu<F> {
 
     fn count_tokens(&self, state: &mut State<F>, tokens: u64) {
         state.tokens += tokens;
+    }
+
+    fn called(&self, checkpoint: &Checkpoint) -> Result<()> {
+        if self.copies { self.lent.begin(checkpoint) } else { Ok(()) }
     }
 }
