@@ -33,6 +33,18 @@ pub enum Layout {
     Tiles,
 }
 
+impl Layout {
+    /// `rows`, `panels`, `strips`, `tiles`: in packed files and as printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Layout::Rows => "rows",
+            Layout::Panels => "panels",
+            Layout::Strips { .. } => "strips",
+            Layout::Tiles => "tiles",
+        }
+    }
+}
+
 /// One tensor, in the bytes of its file (memory-mapped where the format allows).
 #[derive(Clone, Debug)]
 pub struct StoredTensor {
@@ -118,9 +130,9 @@ impl StoredTensor {
         let (dtype, scale) = (self.dtype, self.scale);
         let lent = |data: Bytes| Arc::new(Store::lent(data));
         let rows = match (self.layout, &self.shape[..]) {
-            (Layout::Panels, &[o, i]) => {
-                Panels::packed(dtype, lent(self.data.clone()), o, i, scale).expect("checked when read").unpack()
-            }
+            (Layout::Panels, &[o, i]) => Panels::packed(dtype, lent(self.data.clone()), o, i, scale)
+                .expect("checked when read")
+                .unpack(),
             (Layout::Strips { width }, &[o, i]) => {
                 let strips = Sparse::packed(dtype, lent(self.data.clone()), o, i, scale, width);
                 strips.expect("checked when read").unpack()
@@ -201,7 +213,10 @@ impl StoredTensor {
     /// When there is no such entry, or the first axis is one of two that are swapped or packed.
     pub fn index(&self, z: usize) -> StoredTensor {
         let in_order = !self.transposed && self.layout == Layout::Rows;
-        assert!(in_order || self.shape.len() > 2, "rows of a transposed or packed matrix do not lie together");
+        assert!(
+            in_order || self.shape.len() > 2,
+            "rows of a transposed or packed matrix do not lie together"
+        );
         let len = self.data.len() / self.shape[0];
         let transposed = self.transposed;
         let data = self.data.slice(z * len..(z + 1) * len);

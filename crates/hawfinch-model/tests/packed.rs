@@ -10,7 +10,8 @@ use hawfinch_model::format::{self, SaveFormat, SaveOptions};
 use hawfinch_model::synthetic::{self, Shape};
 use hawfinch_model::verify::against_itself;
 use hawfinch_model::{
-    Checkpoint, Config, Cpu, FileFormat, Layout, Model, OpenOptions, Quant, Rows, Sequence, Version,
+    Background, Checkpoint, Config, Cpu, FileFormat, Layout, Model, OpenOptions, Quant, Rows, Sequence,
+    Version,
 };
 
 const VERSIONS: [Version; 6] =
@@ -65,15 +66,15 @@ fn packed_models_give_the_same_bits() {
             save(&other, &packed, SaveFormat::Gguf, None);
             let want = logits(&model(format::open(&other).unwrap(), Cpu::new(2)), &[&tokens]);
             assert!(logits(&model(in_rows(&packed), Cpu::new(1)), &[&tokens]) == want, "{version} {dtype:?}");
-            for copies in [false, true] {
-                let m = model(packed.clone(), Cpu::new(2).copying(copies));
+            for background in [Background::Nothing, Background::Check, Background::Copy] {
+                let m = model(packed.clone(), Cpu::new(2).in_background(background));
                 assert!(logits(&m, &[&tokens[..1], &tokens[1..]]) == want, "{version} {dtype:?}");
-                let copied = m.ops().copied().unwrap();
-                assert_eq!(copied.is_some(), copies);
                 // Every weight is copied but the table.
                 let all = m.weight_bytes(true) - m.checkpoint().tensors["emb.weight"].data.len() as u64 / 80;
-                assert!(copied.is_none_or(|c| c.bytes == all), "{copied:?} of {all}");
-                assert!(logits(&m, &[&tokens]) == want, "{version} {dtype:?} after copying");
+                let copied = m.ops().checked().unwrap().map(|c| c.copied);
+                let expected = [None, Some(0), Some(all)][background as usize];
+                assert_eq!(copied, expected, "{version} {dtype:?} {background:?}");
+                assert!(logits(&m, &[&tokens]) == want, "{version} {dtype:?} after {background:?}");
             }
             let m = model(packed, Cpu::new(2));
             assert!(against_itself(&m, 4, |_| ()).unwrap().passed(), "{version} {dtype:?}");
@@ -86,7 +87,9 @@ fn packed_models_give_the_same_bits() {
 fn instruction_sets_read_the_same_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.packed.safetensors");
-    for (version, dtype) in [(Version::V6, DType::Q8_0), (Version::V7, DType::Q4_K), (Version::V4, DType::Q4_0)] {
+    for (version, dtype) in
+        [(Version::V6, DType::Q8_0), (Version::V7, DType::Q4_K), (Version::V4, DType::Q4_0)]
+    {
         let source = synthetic::checkpoint(&config(version), DType::BF16, 3);
         save(&path, &source, SaveFormat::Packed, Some(dtype));
         let of = |isa, tokens| {
@@ -136,8 +139,7 @@ fn real_models_give_the_same_bits() {
         let exponentiated = source.decay_form == hawfinch_model::DecayForm::Exponentiated;
         for dtype in [None, Some(DType::Q8_0), Some(DType::Q4_K)] {
             let packed = dir.path().join("m.packed.safetensors");
-            let options =
-                SaveOptions { format: SaveFormat::Packed, dtype, vocabulary: None, progress: None };
+            let options = SaveOptions { format: SaveFormat::Packed, dtype, vocabulary: None, progress: None };
             let saved = format::save(&packed, &source, options);
             if exponentiated {
                 assert!(saved.unwrap_err().to_string().contains("exponentiated"));
@@ -290,9 +292,9 @@ fn every_truncation_and_every_flip_is_said() {
     assert!(later > 100, "{later}");
 }
 
-/// Damage in a large weight is said by the call after the copying thread found it, and by whoever writes or verifies.
+/// Damage in a large weight is said by the call after a thread found it, and by whoever writes or verifies.
 #[test]
-fn damage_is_found_while_copying() {
+fn damage_is_found_after_the_first_call() {
     let dir = tempfile::tempdir().unwrap();
     let (path, mut bytes) = sample(dir.path());
     let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -300,16 +302,19 @@ fn damage_is_found_while_copying() {
     let place = list["blocks.0.ffn.key.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
     bytes[header + place + 70_000] ^= 4;
     std::fs::write(&path, &bytes).unwrap();
-    let m = model(format::open(&path).unwrap(), Cpu::new(2).copying(true));
-    let mut state = m.new_state();
-    let mut call = || {
-        let call = Sequence { tokens: &[1, 2], state: &mut state, logits: Rows::Last, hidden: Rows::None };
-        m.forward(&mut [call])
-    };
-    call().unwrap();
     let said = "tensor `blocks.0.ffn.key.weight` holds other bytes than were written";
-    assert!(m.ops().copied().unwrap_err().to_string().contains(said));
-    assert!(call().unwrap_err().to_string().contains(said));
+    for background in [Background::Check, Background::Copy] {
+        let m = model(format::open(&path).unwrap(), Cpu::new(2).in_background(background));
+        let mut state = m.new_state();
+        let mut call = || {
+            let call =
+                Sequence { tokens: &[1, 2], state: &mut state, logits: Rows::Last, hidden: Rows::None };
+            m.forward(&mut [call])
+        };
+        call().unwrap();
+        assert!(m.ops().checked().unwrap_err().to_string().contains(said));
+        assert!(call().unwrap_err().to_string().contains(said));
+    }
     let report = against_itself(&model(format::open(&path).unwrap(), Cpu::new(2)), 2, |_| ()).unwrap();
     assert!(!report.passed() && report.checks[0].note.contains(said), "{:?}", report.checks[0]);
     let options =
@@ -351,8 +356,7 @@ fn impossible_lists_are_refused() {
             list[n][key] = value.clone();
         })
     };
-    let (key, value, norm) =
-        ("blocks.0.att.key.weight", "blocks.0.ffn.value.weight", "blocks.0.ln1.weight");
+    let (key, value, norm) = ("blocks.0.att.key.weight", "blocks.0.ffn.value.weight", "blocks.0.ln1.weight");
     let huge = u64::MAX / 2;
     for (name, field, new, said) in [
         (key, "shape", serde_json::json!([512, 511]), "shape"),
@@ -391,13 +395,13 @@ fn impossible_lists_are_refused() {
             (other, _) => panic!("{name} {field} {new}: {other:?}"),
         }
     }
-    assert!(changed(&|list| drop(list.as_array_mut().unwrap().pop())).unwrap_err().contains("lacks the tensor"));
+    assert!(
+        changed(&|list| drop(list.as_array_mut().unwrap().pop())).unwrap_err().contains("lacks the tensor")
+    );
     assert!(changed(&|list| *list = 3.into()).unwrap_err().contains("does not parse"));
     let versioned = |version: &str| {
-        let text = String::from_utf8_lossy(&bytes[8..header]).replace(
-            "\"hawfinch.packed\":\"1\"",
-            &format!("\"hawfinch.packed\":\"{version}\""),
-        );
+        let text = String::from_utf8_lossy(&bytes[8..header])
+            .replace("\"hawfinch.packed\":\"1\"", &format!("\"hawfinch.packed\":\"{version}\""));
         let mut file = (text.len() as u64).to_le_bytes().to_vec();
         file.extend(text.as_bytes());
         file.extend(&bytes[header..]);

@@ -67,13 +67,7 @@ impl Columns {
 
     /// What [`Columns::pack`] makes of rows, made before: as many bytes, in another order. `None` when there are
     /// fewer.
-    pub fn packed(
-        dtype: DType,
-        data: Arc<Store>,
-        outputs: usize,
-        inputs: usize,
-        scale: f32,
-    ) -> Option<Self> {
+    pub fn packed(dtype: DType, data: Arc<Store>, outputs: usize, inputs: usize, scale: f32) -> Option<Self> {
         let fits = dtype.bytes_for(outputs)?.checked_mul(inputs)? <= data.bytes().len();
         fits.then_some(Columns { dtype, outputs, inputs, scale, width: width_for(dtype, outputs), data })
     }

@@ -127,9 +127,13 @@ fn columns_agree_to_the_bit() {
 /// Tiles come back as the rows they were made of.
 #[test]
 fn columns_unpack_exactly() {
-    for (dtype, o, i) in
-        [(DType::BF16, 200, 33), (DType::F32, 5, 7), (DType::F16, 128, 3), (DType::Q8_0, 96, 5), (DType::F32, 9, 0)]
-    {
+    for (dtype, o, i) in [
+        (DType::BF16, 200, 33),
+        (DType::F32, 5, 7),
+        (DType::F16, 128, 3),
+        (DType::Q8_0, 96, 5),
+        (DType::F32, 9, 0),
+    ] {
         let bytes = dtype.bytes_for(o).unwrap() * i;
         let data: Vec<u8> = (0..bytes).map(|n| (n * 31 % 251) as u8).collect();
         let w = columns::Columns::pack(dtype, &data, o, i, 1.0);

@@ -142,13 +142,7 @@ impl Panels {
 
     /// What [`Panels::pack`] makes of rows of `dtype`, made before. `None` when the bytes are not as many as
     /// [`bytes_for`] says, or more.
-    pub fn packed(
-        dtype: DType,
-        data: Arc<Store>,
-        outputs: usize,
-        inputs: usize,
-        scale: f32,
-    ) -> Option<Self> {
+    pub fn packed(dtype: DType, data: Arc<Store>, outputs: usize, inputs: usize, scale: f32) -> Option<Self> {
         let kind = Kind::of(dtype)?;
         let records = inputs.div_ceil(kind.record_blocks() * BLOCK);
         let fits = bytes_for(dtype, outputs, inputs)? <= data.bytes().len();

@@ -166,7 +166,8 @@ fn unpacking_is_exact() {
         for (o, i) in [(1, 256), (16, 512), (200, 256), (1030, 768), (70, 1024)] {
             // Every bit pattern of a block, not only those that an encoder writes.
             let bytes = dtype.bytes_for(i).unwrap() * o;
-            let data: Vec<u8> = (0..bytes as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+            let data: Vec<u8> =
+                (0..bytes as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
             let w = Panels::pack(&pool, dtype, &data, o, i, 0.5).unwrap();
             assert!(w.unpack() == data, "{dtype} {o} {i}");
             assert_eq!(bytes_for(dtype, o, i), Some(w.bytes()));
@@ -179,8 +180,9 @@ fn unpacking_is_exact() {
                 let w = sparse::Sparse::pack_in(width, &pool, dtype, &data, o, i, 0.5).unwrap();
                 assert!(w.unpack() == data, "{dtype} {o} {i} {width}");
                 assert_eq!(sparse::bytes_for(dtype, o, i, width), Some(w.bytes()));
-                let packed =
-                    |n| sparse::Sparse::packed(dtype, lent(w.store(), n), o, i, 0.5, width).map(|w| w.unpack());
+                let packed = |n| {
+                    sparse::Sparse::packed(dtype, lent(w.store(), n), o, i, 0.5, width).map(|w| w.unpack())
+                };
                 assert!(packed(w.bytes()) == Some(data.clone()) && packed(w.bytes() - 1).is_none());
             }
         }

@@ -1,8 +1,7 @@
-//! Weights that are read from a packed file's mapping, and their way into huge pages.
+//! Weights that are read from a packed file's mapping: what a thread does with them after the first call.
 //!
-//! A mapped file lies in pages of 4 kB. After the first call, when the first token is there, a thread copies weight by
-//! weight into huge pages, comparing checksums on its way; products that begin later read the copy
-//! ([`Store`]). The same bytes: no result changes.
+//! It compares checksums, which is not done while the file is opened, and copies weight by weight into huge pages if
+//! that is wished. Products that begin later read the copy ([`Store`]): the same bytes, so no result changes.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,12 +13,25 @@ use hawfinch_kernels::Store;
 use crate::format::packed::Packed;
 use crate::{Checkpoint, Result};
 
-/// What became of the weights of a packed file.
+/// What is done with a packed file after a model's first call, when the first token is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Background {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Checksums are compared.
+    Check,
+    /// The same, and the weights copied into huge pages. A mapped file lies in pages of 4 kB or, as the file system
+    /// has it, some more.
+    Copy,
+}
+
+/// What was done.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Copied {
-    /// Bytes that lie in memory of their own now.
-    pub bytes: u64,
-    /// From the beginning of copying to its end.
+pub struct Checked {
+    /// Bytes that were copied into memory of their own.
+    pub copied: u64,
+    /// From the beginning to the end.
     pub time: Duration,
 }
 
@@ -35,7 +47,7 @@ pub(super) struct Lent {
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    /// Nobody needs the copies any more.
+    /// Nobody needs it any more.
     stop: AtomicBool,
 }
 
@@ -43,8 +55,8 @@ struct Shared {
 enum State {
     #[default]
     Idle,
-    Copying,
-    Done(Copied),
+    Running,
+    Done(Checked),
     /// The tensor of that number.
     Damaged(Arc<Packed>, usize),
 }
@@ -67,41 +79,44 @@ impl Lent {
         stores.entry(name.into()).or_default().push(store.clone());
     }
 
-    /// Begins to copy, once, if the checkpoint is that of a packed file.
+    /// Begins, once, if the checkpoint is that of a packed file.
     ///
     /// # Errors
     /// A tensor that was found damaged.
-    pub fn begin(&self, checkpoint: &Checkpoint) -> Result<()> {
+    pub fn begin(&self, checkpoint: &Checkpoint, copies: bool) -> Result<()> {
         let Some(packed) = &checkpoint.packed else { return Ok(()) };
         let mut state = self.shared.state();
         match &*state {
             State::Damaged(packed, n) => return Err(packed.damage(*n)),
-            State::Idle => *state = State::Copying,
+            State::Idle => *state = State::Running,
             _ => return Ok(()),
         }
         drop(state);
-        let stores = std::mem::take(&mut *self.stores.lock().unwrap_or_else(|e| e.into_inner()));
+        let mut stores = std::mem::take(&mut *self.stores.lock().unwrap_or_else(|e| e.into_inner()));
+        if !copies {
+            stores.clear();
+        }
         let (packed, shared) = (packed.clone(), self.shared.clone());
-        let copying = move || shared.set(copy(&packed, &stores, &shared.stop));
-        // Without a thread the weights stay where they are.
-        if std::thread::Builder::new().name("copying weights".into()).spawn(copying).is_err() {
-            self.shared.set(State::Done(Copied::default()));
+        let work = move || shared.set(check(&packed, &stores, &shared.stop));
+        // Without a thread the weights stay as they are.
+        if std::thread::Builder::new().name("checking weights".into()).spawn(work).is_err() {
+            self.shared.set(State::Done(Checked::default()));
         }
         Ok(())
     }
 
-    /// Waits for the end of copying; `None` when it never began.
+    /// Waits for the end; `None` when it never began.
     ///
     /// # Errors
     /// A tensor that was found damaged.
-    pub fn wait(&self) -> Result<Option<Copied>> {
+    pub fn wait(&self) -> Result<Option<Checked>> {
         let mut state = self.shared.state();
         loop {
             match &*state {
                 State::Idle => return Ok(None),
-                State::Done(copied) => return Ok(Some(*copied)),
+                State::Done(checked) => return Ok(Some(*checked)),
                 State::Damaged(packed, n) => return Err(packed.damage(*n)),
-                State::Copying => state = self.shared.changed.wait(state).unwrap_or_else(|e| e.into_inner()),
+                State::Running => state = self.shared.changed.wait(state).unwrap_or_else(|e| e.into_inner()),
             }
         }
     }
@@ -113,9 +128,9 @@ impl Drop for Lent {
     }
 }
 
-/// Checks every tensor and copies the weights among them.
-fn copy(packed: &Arc<Packed>, stores: &HashMap<String, Vec<Arc<Store>>>, stop: &AtomicBool) -> State {
-    let (began, mut bytes) = (Instant::now(), 0);
+/// Checks every tensor and copies the weights that are given.
+fn check(packed: &Arc<Packed>, stores: &HashMap<String, Vec<Arc<Store>>>, stop: &AtomicBool) -> State {
+    let (began, mut copied) = (Instant::now(), 0);
     for (n, (name, data)) in packed.tensors().enumerate() {
         if stop.load(Ordering::Relaxed) {
             break;
@@ -124,10 +139,10 @@ fn copy(packed: &Arc<Packed>, stores: &HashMap<String, Vec<Arc<Store>>>, stop: &
             return State::Damaged(packed.clone(), n);
         }
         let weights = stores.get(name).map_or(&[][..], |w| w);
-        bytes += weights.iter().map(|w| w.copy() as u64).sum::<u64>();
+        copied += weights.iter().map(|w| w.copy() as u64).sum::<u64>();
         if !weights.is_empty() {
             packed.release(data);
         }
     }
-    State::Done(Copied { bytes, time: began.elapsed() })
+    State::Done(Checked { copied, time: began.elapsed() })
 }

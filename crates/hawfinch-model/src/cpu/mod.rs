@@ -14,7 +14,7 @@ use crate::{Result, State, StateLayout};
 mod lent;
 mod matrix;
 
-pub use lent::Copied;
+pub use lent::{Background, Checked};
 pub use matrix::Matrix;
 
 /// The CPU.
@@ -26,7 +26,7 @@ pub struct Cpu<F: Real = f32> {
     /// Scratch of products with quantised weights.
     activations: matrix::Scratch,
     lent: lent::Lent,
-    copies: bool,
+    background: Background,
 }
 
 impl<F: Real> Cpu<F> {
@@ -45,7 +45,7 @@ impl<F: Real> Cpu<F> {
             quant: None,
             activations: matrix::Scratch::default(),
             lent: lent::Lent::default(),
-            copies: false,
+            background: Background::Nothing,
         }
     }
 
@@ -55,18 +55,18 @@ impl<F: Real> Cpu<F> {
         self
     }
 
-    /// After the first call of a model of a packed file its weights are copied into huge pages, by a thread of its own;
-    /// until then, and without this, they are read where the file is mapped. No result changes.
-    pub fn copying(mut self, copies: bool) -> Self {
-        self.copies = copies;
+    /// What a thread does with a packed file after its model's first call. No result changes, but damage that is found
+    /// is the error of the next call.
+    pub fn in_background(mut self, background: Background) -> Self {
+        self.background = background;
         self
     }
 
-    /// Waits until the weights are copied that [`Cpu::copying`] speaks of; `None` when that never began.
+    /// Waits until that is done; `None` when it never began.
     ///
     /// # Errors
     /// A tensor of the file whose bytes are not those that were written.
-    pub fn copied(&self) -> Result<Option<Copied>> {
+    pub fn checked(&self) -> Result<Option<Checked>> {
         self.lent.wait()
     }
 
@@ -436,6 +436,10 @@ impl<F: Real> Ops for Cpu<F> {
     }
 
     fn called(&self, checkpoint: &Checkpoint) -> Result<()> {
-        if self.copies { self.lent.begin(checkpoint) } else { Ok(()) }
+        match self.background {
+            Background::Nothing => Ok(()),
+            Background::Check => self.lent.begin(checkpoint, false),
+            Background::Copy => self.lent.begin(checkpoint, true),
+        }
     }
 }

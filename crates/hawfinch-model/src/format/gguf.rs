@@ -236,15 +236,14 @@ impl<'a> Reader<'a> {
             }
             _ => {}
         }
-        let tensor =
-            StoredTensor {
-                dtype: stored.dtype,
-                shape,
-                transposed,
-                scale: 1.0,
-                layout: Layout::Rows,
-                data: stored.data.clone(),
-            };
+        let tensor = StoredTensor {
+            dtype: stored.dtype,
+            shape,
+            transposed,
+            scale: 1.0,
+            layout: Layout::Rows,
+            data: stored.data.clone(),
+        };
         if tensor.expected_bytes() != Some(tensor.data.len()) {
             return Err(self.wrong_shape(name, stored, "whole blocks in a row"));
         }

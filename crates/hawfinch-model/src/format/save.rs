@@ -209,7 +209,10 @@ fn metadata_of(
 
 /// The tensors in official order; what the version does not know comes last, in file order. Without a
 /// configuration (a state, a LoRA) all stay in file order.
-pub(super) fn official_order<'c>(ckpt: &'c Checkpoint, config: Option<&Config>) -> Vec<(String, &'c StoredTensor)> {
+pub(super) fn official_order<'c>(
+    ckpt: &'c Checkpoint,
+    config: Option<&Config>,
+) -> Vec<(String, &'c StoredTensor)> {
     let mut out: Vec<(String, &StoredTensor)> = Vec::with_capacity(ckpt.tensors.len());
     let mut done = std::collections::HashSet::new();
     if let Some(c) = config {

@@ -97,6 +97,10 @@ pub fn against_itself(model: &Model, tokens: usize, mut progress: impl FnMut(&st
         let damage = packed.check_all().err();
         let note = damage.as_ref().map_or(String::new(), ToString::to_string);
         report.add("packed tensors that are damaged", f64::from(u8::from(damage.is_some())), 0.0, note);
+        // Nothing more can be said of it.
+        if damage.is_some() {
+            return Ok(report);
+        }
     }
     progress("reading every weight");
     let bad = first_bad_tensor(model.checkpoint());

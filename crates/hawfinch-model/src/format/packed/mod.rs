@@ -26,7 +26,6 @@ pub(super) use read::unfold;
 pub(super) use write::{matrix_type, save};
 use xxh64::xxh64;
 
-use crate::checkpoint::Layout;
 use crate::{Error, Result};
 
 /// Metadata: the version of the layout.
@@ -60,16 +59,6 @@ struct Entry {
     scale: Option<f32>,
     /// Sixteen hexadecimal digits.
     xxh64: String,
-}
-
-/// The word for a layout of bytes.
-fn word(layout: Layout) -> &'static str {
-    match layout {
-        Layout::Rows => "rows",
-        Layout::Panels => "panels",
-        Layout::Strips { .. } => "strips",
-        Layout::Tiles => "tiles",
-    }
 }
 
 /// Checksum of all metadata but [`SUM`].

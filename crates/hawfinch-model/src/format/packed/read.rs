@@ -8,7 +8,7 @@ use bytes::Bytes;
 use hawfinch_kernels::DType;
 
 use super::{
-    ALIGNMENT, CHECKED_AT_ONCE, Entry, LAYOUT, Packed, SUM, TENSORS, VERSION, is_ours_alone, sum_of, word,
+    ALIGNMENT, CHECKED_AT_ONCE, Entry, LAYOUT, Packed, SUM, TENSORS, VERSION, is_ours_alone, sum_of,
 };
 use crate::checkpoint::{Checkpoint, FileFormat, Layout, StoredTensor};
 use crate::{Error, Result};
@@ -95,7 +95,11 @@ fn number(text: &str) -> Option<u64> {
 }
 
 /// The tensor that `bytes` are, or what is wrong about them.
-fn logical(entry: &Entry, bytes: StoredTensor, file: &Bytes) -> std::result::Result<StoredTensor, &'static str> {
+fn logical(
+    entry: &Entry,
+    bytes: StoredTensor,
+    file: &Bytes,
+) -> std::result::Result<StoredTensor, &'static str> {
     if bytes.dtype != DType::U8 || bytes.shape.len() != 1 {
         return Err("is no tensor of bytes there");
     }
@@ -108,7 +112,7 @@ fn logical(entry: &Entry, bytes: StoredTensor, file: &Bytes) -> std::result::Res
         ("strips", Some(width)) => Layout::Strips { width },
         (name, None) => [Layout::Rows, Layout::Panels, Layout::Tiles]
             .into_iter()
-            .find(|l| word(*l) == name && entry.width.is_none())
+            .find(|l| l.name() == name && entry.width.is_none())
             .ok_or("has an unknown layout")?,
         _ => return Err("has an unknown layout"),
     };

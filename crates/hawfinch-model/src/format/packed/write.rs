@@ -6,15 +6,15 @@ use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use bytes::Bytes;
+use hawfinch_kernels::DType;
 use hawfinch_kernels::linear::columns::Columns;
 use hawfinch_kernels::panel::sparse::{self, Sparse};
 use hawfinch_kernels::panel::{self, Panels};
-use hawfinch_kernels::DType;
 
 use super::super::encode::{Item, Make, Progress};
 use super::super::save::{Reshaped, official_order, official_shapes, replace_by_file};
 use super::super::{SaveOptions, gguf, safetensors};
-use super::{ALIGNMENT, Entry, LAYOUT, SUM, TENSORS, VERSION, sum_of, word, xxh64};
+use super::{ALIGNMENT, Entry, LAYOUT, SUM, TENSORS, VERSION, sum_of, xxh64};
 use crate::checkpoint::{Checkpoint, Layout, StoredTensor};
 use crate::config::Config;
 use crate::names::{self, Role};
@@ -175,7 +175,7 @@ impl Plan<'_> {
             name: self.name.clone(),
             dtype: self.made.dtype.name().into(),
             shape: self.made.shape.iter().map(|&d| d as u64).collect(),
-            layout: if self.plain { "plain" } else { word(self.made.layout) }.into(),
+            layout: if self.plain { "plain" } else { self.made.layout.name() }.into(),
             width,
             scale: (self.made.scale != 1.0).then_some(self.made.scale),
             xxh64: format!("{sum:016x}"),
@@ -240,7 +240,9 @@ fn make(ops: &Cpu, plan: &Plan) -> io::Result<Bytes> {
     let pool = ops.pool();
     let store = match made.layout {
         Layout::Rows => return Ok(rows),
-        Layout::Panels => Panels::pack(pool, made.dtype, &rows, outputs, inputs, 1.0).map(|w| w.store().clone()),
+        Layout::Panels => {
+            Panels::pack(pool, made.dtype, &rows, outputs, inputs, 1.0).map(|w| w.store().clone())
+        }
         Layout::Strips { width } => {
             Sparse::pack_in(width, pool, made.dtype, &rows, outputs, inputs, 1.0).map(|w| w.store().clone())
         }

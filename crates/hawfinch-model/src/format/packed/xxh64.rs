@@ -30,9 +30,9 @@ pub fn xxh64(bytes: &[u8]) -> u64 {
     } else {
         let turned = lanes.iter().zip([1, 7, 12, 18]).map(|(lane, by)| lane.rotate_left(by));
         let sum = turned.fold(0u64, u64::wrapping_add);
-        lanes.iter().fold(sum, |hash, lane| {
-            (hash ^ round(0, *lane)).wrapping_mul(PRIMES[0]).wrapping_add(PRIMES[3])
-        })
+        lanes
+            .iter()
+            .fold(sum, |hash, lane| (hash ^ round(0, *lane)).wrapping_mul(PRIMES[0]).wrapping_add(PRIMES[3]))
     };
     hash = hash.wrapping_add(bytes.len() as u64);
     let mut words = stripes.remainder().chunks_exact(8);
