@@ -92,7 +92,7 @@ pub fn width_for(outputs: usize, threads: usize) -> usize {
 pub fn bytes_for(dtype: DType, outputs: usize, inputs: usize, width: usize) -> Option<usize> {
     let kind = Kind::of(dtype)?;
     dtype.bytes_for(inputs)?;
-    if width == 0 || width > WIDEST || width % UNIT != 0 {
+    if width == 0 || width > WIDEST || !width.is_multiple_of(UNIT) {
         return None;
     }
     // No block is larger than 64 bytes an output.

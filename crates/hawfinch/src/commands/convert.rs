@@ -38,7 +38,7 @@ pub struct Args {
     from: PathBuf,
     /// The file to write
     to: PathBuf,
-    /// Format to write [default: by the extension: .pth, .safetensors, .gguf, .packed.safetensors]
+    /// Format to write [default: by the extension: .pth, .safetensors, .gguf or .packed.safetensors]
     #[arg(long = "to", value_name = "FORMAT", id = "format")]
     format: Option<Format>,
     /// Number type of the weights: f32, f16, bf16, in GGUF and packed files q8_0, q4_0, q4_k, in GGUF some more

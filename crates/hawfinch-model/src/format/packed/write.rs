@@ -133,10 +133,10 @@ pub(in crate::format) fn save(
             made: Some(&**make),
         })
         .collect();
-    // Bytes first, then wide numbers before narrow ones: each lies where its kind should.
-    let mut order: Vec<&Item> = items.iter().collect();
-    let place = |n: &Item| if n.dtype == DType::U8 { 0 } else { usize::MAX - n.dtype.block_bytes() };
-    order.sort_by_key(|item| place(item));
+    // What is packed first, then wide numbers before narrow ones: each lies where its kind should.
+    let mut order: Vec<(&Plan, &Item)> = plans.iter().zip(&items).collect();
+    order.sort_by_key(|(plan, item)| (plan.plain, std::cmp::Reverse(item.dtype.block_bytes())));
+    let order: Vec<&Item> = order.into_iter().map(|(_, item)| item).collect();
     metadata.insert(VERSION.into(), LAYOUT.to_string());
     let mut header = || -> io::Result<Vec<u8>> {
         let sums = sums.borrow();
@@ -198,7 +198,7 @@ fn plan<'c>(
     let tensor = official.and_then(|(_, t)| t.as_ref()).unwrap_or(tensor);
     let role = role(config, &name);
     let layout = match (role, &shape[..]) {
-        (Some(Role::LowRank), [.., _, _]) => Layout::Tiles,
+        (Some(Role::LowRank), [.., _, _]) if dtype.is_float() || dtype.is_quantized() => Layout::Tiles,
         (Some(Role::Matrix), &[o, i]) if name != "emb.weight" && o > 0 && i > 0 => {
             match panel::Kind::of(dtype) {
                 Some(_) if name.ends_with(".ffn.value.weight") => {
