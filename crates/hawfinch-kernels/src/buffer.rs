@@ -22,20 +22,40 @@ const LINE: usize = 64;
 impl Buffer {
     /// `len` zeros.
     pub fn new(len: usize) -> Self {
-        // Several huge pages are worth their alignment.
-        let align = if len >= 2 * HUGE { HUGE } else { LINE };
-        let layout = Layout::from_size_align(len.max(1), align).expect("a size that can be allocated");
-        // SAFETY: the size is not zero.
-        let data = unsafe { if align == HUGE { huge(layout) } else { alloc_zeroed(layout) } };
+        let layout = layout(len);
+        // SAFETY: the size is not zero; as many bytes are written as were allocated.
+        let data = unsafe {
+            if layout.align() == HUGE {
+                let data = huge(layout);
+                data.write_bytes(0, layout.size());
+                data
+            } else {
+                alloc_zeroed(layout)
+            }
+        };
         if data.is_null() {
             handle_alloc_error(layout);
         }
         Buffer { data, layout }
     }
 
+    /// A copy of `bytes` (of none: one zero).
+    pub fn copy_of(bytes: &[u8]) -> Self {
+        if bytes.is_empty() {
+            return Buffer::new(0);
+        }
+        let layout = layout(bytes.len());
+        // SAFETY: the size is not zero; as many bytes are allocated as are copied, in memory that nothing else has.
+        unsafe {
+            let data = huge(layout);
+            data.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            Buffer { data, layout }
+        }
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: allocated with this size, initialised with zeros.
+        // SAFETY: allocated with this size, and written when it was made.
         unsafe { std::slice::from_raw_parts(self.data, self.layout.size()) }
     }
 
@@ -46,21 +66,28 @@ impl Buffer {
     }
 }
 
-/// Zeros in huge pages where the system has them.
+/// Several huge pages are worth their alignment.
+fn layout(len: usize) -> Layout {
+    let align = if len >= 2 * HUGE { HUGE } else { LINE };
+    Layout::from_size_align(len.max(1), align).expect("a size that can be allocated")
+}
+
+/// Memory of no particular content, in huge pages where the layout is aligned to them and the system has them.
 ///
 /// # Safety
 /// The layout's size is not zero.
 unsafe fn huge(layout: Layout) -> *mut u8 {
     // SAFETY: the caller's promise. (`alloc_zeroed` would touch small pages before they can be made huge.)
     let data = unsafe { std::alloc::alloc(layout) };
-    if !data.is_null() {
-        #[cfg(target_os = "linux")]
+    if data.is_null() {
+        handle_alloc_error(layout);
+    }
+    #[cfg(target_os = "linux")]
+    if layout.align() == HUGE {
         // SAFETY: whole pages of this allocation; the call only advises. A refusal changes nothing.
         unsafe {
             libc::madvise(data.cast(), layout.size() / HUGE * HUGE, libc::MADV_HUGEPAGE);
         }
-        // SAFETY: so many bytes were allocated.
-        unsafe { data.write_bytes(0, layout.size()) };
     }
     data
 }
@@ -84,6 +111,9 @@ mod tests {
             assert!(b.bytes().iter().all(|&v| v == 0));
             b.bytes_mut().fill(7);
             assert!(b.bytes().iter().all(|&v| v == 7));
+            let copy = Buffer::copy_of(b.bytes());
+            assert_eq!(copy.bytes().as_ptr() as usize % if len >= 4 << 20 { HUGE } else { LINE }, 0);
+            assert!(copy.bytes() == b.bytes());
         }
     }
 }

@@ -22,6 +22,7 @@ mod pool;
 mod prefetch;
 mod real;
 pub mod reduce;
+mod store;
 #[cfg(test)]
 mod testing;
 pub mod tiles;
@@ -32,3 +33,4 @@ pub use isa::{Isa, Level};
 pub use output::Then;
 pub use pool::{Pool, Work, run_here};
 pub use real::Real;
+pub use store::Store;

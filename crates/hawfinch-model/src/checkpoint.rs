@@ -4,12 +4,46 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use hawfinch_kernels::{DType, block};
+use hawfinch_kernels::linear::columns::Columns;
+use hawfinch_kernels::panel::sparse::{self, Sparse};
+use hawfinch_kernels::panel::{self, Panels};
+use hawfinch_kernels::{DType, Store, block};
 use indexmap::IndexMap;
 
+use crate::format::packed::Packed;
 use crate::{Error, Result};
+
+/// In which order the bytes of a tensor lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Layout {
+    /// Row after row.
+    #[default]
+    Rows,
+    /// `[out, in]` in [`Panels`].
+    Panels,
+    /// `[out, in]` in strips of so many outputs ([`Sparse`]).
+    Strips {
+        /// Outputs of a strip.
+        width: usize,
+    },
+    /// `[in, out]`, or each of a stack of such matrices, in the tiles of [`Columns`].
+    Tiles,
+}
+
+impl Layout {
+    /// `rows`, `panels`, `strips`, `tiles`: in packed files and as printed.
+    pub fn name(self) -> &'static str {
+        match self {
+            Layout::Rows => "rows",
+            Layout::Panels => "panels",
+            Layout::Strips { .. } => "strips",
+            Layout::Tiles => "tiles",
+        }
+    }
+}
 
 /// One tensor, in the bytes of its file (memory-mapped where the format allows).
 #[derive(Clone, Debug)]
@@ -24,14 +58,16 @@ pub struct StoredTensor {
     /// Every stored number is to be multiplied by this (a power of two; 1 for nearly all files). GGUF
     /// files of RWKV-6 hold output matrices divided by 2^(layer/rescale).
     pub scale: f32,
-    /// Exactly as many bytes as dtype and shape ask for, row-major, without gaps. Little-endian.
+    /// How the bytes lie: row-major in every file but packed ones, where the kernels take them as they lie.
+    pub layout: Layout,
+    /// Exactly as many bytes as dtype, shape and layout ask for, without gaps. Little-endian.
     pub data: Bytes,
 }
 
 impl StoredTensor {
     /// A tensor in plain row-major order; `None` when the bytes are not as many as dtype and shape need.
     pub fn new(dtype: DType, shape: Vec<usize>, data: Bytes) -> Option<Self> {
-        let t = StoredTensor { dtype, shape, transposed: false, scale: 1.0, data };
+        let t = StoredTensor { dtype, shape, transposed: false, scale: 1.0, layout: Layout::Rows, data };
         (t.expected_bytes() == Some(t.data.len())).then_some(t)
     }
 
@@ -45,9 +81,16 @@ impl StoredTensor {
         Self::new(DType::F32, shape.to_vec(), data.into()).expect("as many values as the shape says")
     }
 
-    /// Bytes that dtype and shape ask for; `None` on overflow or when a row is not whole blocks.
+    /// Bytes that dtype, shape and layout ask for; `None` on overflow, when a row is not whole blocks or the layout has
+    /// no such tensors.
     pub fn expected_bytes(&self) -> Option<usize> {
         let (rows, cols) = self.stored_rows_cols()?;
+        match (self.layout, &self.shape[..]) {
+            (Layout::Rows, _) | (Layout::Tiles, [.., _, _]) => {}
+            (Layout::Panels, &[o, i]) => return panel::bytes_for(self.dtype, o, i),
+            (Layout::Strips { width }, &[o, i]) => return sparse::bytes_for(self.dtype, o, i, width),
+            _ => return None,
+        }
         self.dtype.bytes_for(cols)?.checked_mul(rows)
     }
 
@@ -79,8 +122,40 @@ impl StoredTensor {
         Some((total.checked_div(cols).unwrap_or(0), cols))
     }
 
+    /// The tensor with its bytes in rows: itself, without a copy, where they are.
+    ///
+    /// # Panics
+    /// When the bytes are fewer than the shape asks for.
+    pub fn unpacked(&self) -> StoredTensor {
+        let (dtype, scale) = (self.dtype, self.scale);
+        let lent = |data: Bytes| Arc::new(Store::lent(data));
+        let rows = match (self.layout, &self.shape[..]) {
+            (Layout::Panels, &[o, i]) => Panels::packed(dtype, lent(self.data.clone()), o, i, scale)
+                .expect("checked when read")
+                .unpack(),
+            (Layout::Strips { width }, &[o, i]) => {
+                let strips = Sparse::packed(dtype, lent(self.data.clone()), o, i, scale, width);
+                strips.expect("checked when read").unpack()
+            }
+            (Layout::Tiles, &[.., i, o]) => {
+                let bytes = dtype.bytes_for(o).expect("checked when read") * i;
+                let matrices = self.data.len().checked_div(bytes).unwrap_or(0);
+                let matrix = |n| {
+                    let data = self.data.slice(n * bytes..(n + 1) * bytes);
+                    Columns::packed(dtype, lent(data), o, i, scale).expect("as many bytes").unpack()
+                };
+                (0..matrices).flat_map(matrix).collect()
+            }
+            _ => return self.clone(),
+        };
+        StoredTensor { layout: Layout::Rows, data: rows.into(), ..self.clone() }
+    }
+
     /// All values in logical row-major order, scale applied, rounded to f32.
     pub fn to_f32(&self) -> Vec<f32> {
+        if self.layout != Layout::Rows {
+            return self.unpacked().to_f32();
+        }
         let mut out = vec![0.0; self.len()];
         let (rows, cols) = self.stored_rows_cols().expect("checked when read");
         if rows * cols == 0 {
@@ -98,7 +173,7 @@ impl StoredTensor {
 
     /// All values in logical row-major order as f64 (exact for every float type but large I64).
     pub fn to_f64(&self) -> Vec<f64> {
-        if self.dtype == DType::F64 {
+        if self.dtype == DType::F64 && self.layout == Layout::Rows {
             let scale = f64::from(self.scale);
             let values =
                 self.data.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("8 bytes")) * scale);
@@ -111,6 +186,9 @@ impl StoredTensor {
     /// The tensor re-encoded as `dtype` in plain logical order; itself, without a copy, when it is that
     /// already. `None` when `dtype` cannot be written or its blocks do not divide a row.
     pub fn converted(&self, dtype: DType) -> Option<StoredTensor> {
+        if self.layout != Layout::Rows {
+            return self.unpacked().converted(dtype);
+        }
         if self.dtype == dtype && !self.transposed && self.scale == 1.0 {
             return Some(self.clone());
         }
@@ -132,9 +210,13 @@ impl StoredTensor {
     /// Entry `z` of the first axis, without copying.
     ///
     /// # Panics
-    /// When there is no such entry, or the first axis is one of two that are swapped.
+    /// When there is no such entry, or the first axis is one of two that are swapped or packed.
     pub fn index(&self, z: usize) -> StoredTensor {
-        assert!(!self.transposed || self.shape.len() > 2, "rows of a transposed matrix do not lie together");
+        let in_order = !self.transposed && self.layout == Layout::Rows;
+        assert!(
+            in_order || self.shape.len() > 2,
+            "rows of a transposed or packed matrix do not lie together"
+        );
         let len = self.data.len() / self.shape[0];
         let transposed = self.transposed;
         let data = self.data.slice(z * len..(z + 1) * len);
@@ -143,6 +225,7 @@ impl StoredTensor {
             shape: self.shape[1..].to_vec(),
             transposed,
             scale: self.scale,
+            layout: self.layout,
             data,
         }
     }
@@ -157,8 +240,12 @@ impl StoredTensor {
     }
 
     /// Place (flat index of the logical tensor) and value of the first NaN or infinity in the file's order, if
-    /// there is one. Decodes a row at a time: no copy of the tensor is made.
+    /// there is one. Decodes a row at a time: no copy of the tensor is made where it lies in
+    /// rows.
     pub fn first_non_finite(&self) -> Option<(usize, f32)> {
+        if self.layout != Layout::Rows {
+            return self.unpacked().first_non_finite();
+        }
         let (rows, cols) = self.stored_rows_cols()?;
         if rows * cols == 0 {
             return None;
@@ -218,6 +305,8 @@ pub enum FileFormat {
     Gguf,
     /// rwkv.cpp's ggml `.bin`.
     Ggml,
+    /// Weights as the kernels want them, in a safetensors file of ours.
+    Packed,
     /// Made in memory.
     Memory,
 }
@@ -232,6 +321,7 @@ impl FileFormat {
             FileFormat::HuggingFace => "Hugging Face safetensors",
             FileFormat::Gguf => "GGUF",
             FileFormat::Ggml => "rwkv.cpp ggml .bin",
+            FileFormat::Packed => "packed safetensors",
             FileFormat::Memory => "memory",
         }
     }
@@ -258,6 +348,8 @@ pub struct Checkpoint {
     pub group_norm_eps: Option<f32>,
     /// Bytes of the file(s) on disk.
     pub file_bytes: u64,
+    /// The packed file that the tensors lie in, with their checksums.
+    pub packed: Option<Arc<Packed>>,
 }
 
 impl Checkpoint {
@@ -272,6 +364,7 @@ impl Checkpoint {
             decay_form: DecayForm::Raw,
             group_norm_eps: None,
             file_bytes: 0,
+            packed: None,
         }
     }
 
@@ -288,6 +381,16 @@ impl Checkpoint {
         }
         self.tensors.insert(name, tensor);
         Ok(())
+    }
+
+    /// The checkpoint without packed low-rank weights, which writers turn; they are a few percent of a model. (Panels and
+    /// strips are unpacked one by one as they are written.)
+    pub(crate) fn in_rows(&self) -> Checkpoint {
+        let mut ckpt = self.clone();
+        for tensor in ckpt.tensors.values_mut().filter(|t| t.layout == Layout::Tiles) {
+            *tensor = tensor.unpacked();
+        }
+        ckpt
     }
 
     /// Numbers in all tensors.

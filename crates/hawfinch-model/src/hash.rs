@@ -69,7 +69,7 @@ pub fn compute(ckpt: &Checkpoint, mut progress: Option<&mut dyn FnMut(u64, u64)>
             _ => {
                 hash.update(b"transposed\0");
                 hash.update(tensor.scale.to_le_bytes());
-                hash.update(&tensor.data);
+                hash.update(&tensor.unpacked().data);
             }
         }
         done += tensor.data.len() as u64;

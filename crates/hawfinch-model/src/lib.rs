@@ -18,9 +18,9 @@ mod state_file;
 pub mod synthetic;
 pub mod verify;
 
-pub use checkpoint::{Checkpoint, DecayForm, FileFormat, StoredTensor};
+pub use checkpoint::{Checkpoint, DecayForm, FileFormat, Layout, StoredTensor};
 pub use config::{Config, Version};
-pub use cpu::Cpu;
+pub use cpu::{Background, Cpu};
 pub use error::{Error, Printable, Result};
 pub use lora::Lora;
 pub use model::{Model, OpenOptions, Output, Rows, STEP_TOKENS, Sequence, Trace};

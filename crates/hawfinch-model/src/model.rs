@@ -195,7 +195,8 @@ impl<O: Ops + 'static> Model<O> {
     ///
     /// # Errors
     /// An id out of range, a sequence without tokens or a state of another model: checked before
-    /// anything changes. Logits that are not finite: states have moved on by then.
+    /// anything changes. Logits that are not finite, weights of a packed file found damaged: states have moved on by
+    /// then.
     pub fn forward(&self, sequences: &mut [Sequence<'_, O::State>]) -> Result<Vec<Output>> {
         let mut outputs = vec![Output::default(); sequences.len()];
         self.forward_into(sequences, &mut outputs)?;
@@ -258,7 +259,7 @@ impl<O: Ops + 'static> Model<O> {
                 }
             }
             if parts.is_empty() {
-                return Ok(());
+                return self.ops.called(&self.checkpoint);
             }
             self.step(&tokens, &mut batch, &parts, outputs)?;
             for (len, state) in batch.lengths.iter().zip(&mut batch.states) {

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use hawfinch_kernels::elementwise::{Binary, Toward, Unary};
 
-use crate::checkpoint::StoredTensor;
+use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::{Result, State, StateLayout};
 
 /// How a weight matrix is applied.
@@ -206,6 +206,13 @@ pub trait Ops {
     fn layout<'s>(&self, state: &'s Self::State) -> &'s StateLayout;
     /// Adds to the number of tokens that a state has consumed.
     fn count_tokens(&self, state: &mut Self::State, tokens: u64);
+    /// Told when a model's call is done, before its results are given.
+    ///
+    /// # Errors
+    /// Weights that were found damaged since.
+    fn called(&self, _checkpoint: &Checkpoint) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Affine normalisation parameters.

@@ -9,7 +9,9 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hawfinch_engine::Error;
 use hawfinch_kernels::Isa;
 use hawfinch_model::quantize::{Unquantized, held_bytes, unquantized};
-use hawfinch_model::{Checkpoint, Config, Cpu, Lora, Model, OpenOptions, Quant, State, format, synthetic};
+use hawfinch_model::{
+    Background, Checkpoint, Config, Cpu, Lora, Model, OpenOptions, Quant, State, format, synthetic,
+};
 
 use crate::fail::usage;
 use crate::hub;
@@ -17,7 +19,7 @@ use crate::output;
 use crate::output::{note, printable};
 use crate::progress::Progress;
 use crate::system::cpu::threads_allowed;
-use crate::system::memory::{self, Need};
+use crate::system::memory::{self, Memory, Need};
 
 /// The name that stands for the built-in stand-in model.
 pub const DEMO: &str = "demo";
@@ -39,6 +41,10 @@ pub struct ModelOptions {
     /// or mixed (int4, but what costs most in 8 bits: about 5.5)
     #[arg(long, value_name = "TYPE", value_parser = quant_parser())]
     quant: Option<Quant>,
+    /// After the first token, copy the weights of a packed file from its mapping, whose memory processes share, into huge
+    /// pages of this one, which some machines read a few percent faster
+    #[arg(long)]
+    huge_pages: bool,
     /// Run the model even if it does not fit in memory
     #[arg(long)]
     ignore_memory: bool,
@@ -102,7 +108,8 @@ impl ModelOptions {
         }
         self.check_memory(&need).context("the model and its draft model together")?;
         note_unused(&checkpoint, &config);
-        let ops = Cpu::with(model.ops().pool().clone(), model.ops().isa()).quantizing(self.quant);
+        let ops = Cpu::with(model.ops().pool().clone(), model.ops().isa());
+        let ops = ops.quantizing(self.quant).in_background(self.background(&checkpoint));
         Ok(Model::from_checkpoint(checkpoint, OpenOptions::default(), ops)?)
     }
 
@@ -145,13 +152,33 @@ impl ModelOptions {
         if let Some(quant) = self.quant {
             note_not_quantized(quant, &checkpoint, &config);
         }
+        if self.huge_pages && checkpoint.packed.is_none() {
+            note("warning: --huge-pages changes nothing: the model is no packed file");
+        }
         let loras = self.loras.iter().map(|s| Lora::from_spec(s)).collect::<Result<_, _>>()?;
         // They are read for the model as well: nothing may be written over them.
         let lora_file =
             |spec: &String| PathBuf::from(spec.rsplit_once(":alpha=").map_or(&**spec, |(f, _)| f));
         checkpoint.files.extend(self.loras.iter().map(lora_file));
         let options = OpenOptions { loras, group_norm_eps: self.group_norm_eps };
-        Ok(Model::from_checkpoint(checkpoint, options, self.ops().quantizing(self.quant))?)
+        let ops = self.ops().quantizing(self.quant).in_background(self.background(&checkpoint));
+        Ok(Model::from_checkpoint(checkpoint, options, ops)?)
+    }
+
+    /// What is done with a packed file after the first token: checksums are compared, which would take longer than
+    /// opening; copies are made where they fit, since the system can drop what is mapped, but no copies.
+    fn background(&self, checkpoint: &Checkpoint) -> Background {
+        let fits = |available: u64| available / 9 * 8 >= checkpoint.file_bytes;
+        match self.huge_pages {
+            true if Memory::now().available().is_none_or(fits) => Background::Copy,
+            true => {
+                note(
+                    "warning: there is no memory for copies in huge pages: the weights stay where they are mapped",
+                );
+                Background::Check
+            }
+            false => Background::Check,
+        }
     }
 
     /// What computes, with the threads asked for.

@@ -6,11 +6,13 @@
 //! multiply-adds, these added up in f64 (what is small here, mixes and decays, is amplified by every layer after). The
 //! same bits whatever the tokens beside, the threads and the instruction set.
 
+use std::sync::Arc;
+
 use super::{ALONE, Matrix, tokens};
 use crate::buffer::Buffer;
 use crate::isa::compiled_for_each;
 use crate::output::Out;
-use crate::{DType, Isa, Pool, Real, Then, Work};
+use crate::{DType, Isa, Pool, Real, Store, Then, Work};
 
 /// Outputs of a tile.
 const TILE: usize = 64;
@@ -31,7 +33,12 @@ pub struct Columns {
     scale: f32,
     /// Outputs of a tile; the last may have fewer.
     width: usize,
-    data: Buffer,
+    data: Arc<Store>,
+}
+
+/// Outputs of a tile; blocks of several numbers stay together.
+fn width_for(dtype: DType, outputs: usize) -> usize {
+    if dtype.block_len() == 1 { TILE } else { outputs.max(1) }
 }
 
 impl Columns {
@@ -42,8 +49,7 @@ impl Columns {
     pub fn pack(dtype: DType, rows: &[u8], outputs: usize, inputs: usize, scale: f32) -> Self {
         let row = dtype.bytes_for(outputs);
         assert_eq!(Some(rows.len()), row.map(|row| row * inputs), "columns: bytes of [{inputs}, {outputs}]");
-        // Blocks of several numbers stay together.
-        let width = if dtype.block_len() == 1 { TILE } else { outputs.max(1) };
+        let width = width_for(dtype, outputs);
         let mut data = Buffer::new(rows.len());
         let (number, row) = (dtype.block_bytes(), row.unwrap_or(0));
         let mut to = data.bytes_mut();
@@ -56,7 +62,35 @@ impl Columns {
                 to = rest;
             }
         }
-        Columns { dtype, outputs, inputs, scale, width, data }
+        Columns { dtype, outputs, inputs, scale, width, data: Arc::new(Store::own(data)) }
+    }
+
+    /// What [`Columns::pack`] makes of rows, made before: as many bytes, in another order. `None` when there are
+    /// fewer.
+    pub fn packed(dtype: DType, data: Arc<Store>, outputs: usize, inputs: usize, scale: f32) -> Option<Self> {
+        let fits = dtype.bytes_for(outputs)?.checked_mul(inputs)? <= data.bytes().len();
+        fits.then_some(Columns { dtype, outputs, inputs, scale, width: width_for(dtype, outputs), data })
+    }
+
+    /// Where the tiles lie.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.data
+    }
+
+    /// The rows `[i, o]` that were packed, without the scale.
+    pub fn unpack(&self) -> Vec<u8> {
+        let row_bytes = self.dtype.bytes_for(self.outputs).expect("whole blocks");
+        let mut rows = vec![0; row_bytes * self.inputs];
+        let mut at = 0;
+        for tile in (0..self.outputs.div_ceil(self.width)).map(|n| self.tile(n)) {
+            let bytes = tile.data.len() / self.inputs.max(1);
+            let from = tile.data.chunks_exact(bytes.max(1));
+            for (row, from) in rows.chunks_exact_mut(row_bytes.max(1)).zip(from) {
+                row[at..at + bytes].copy_from_slice(from);
+            }
+            at += bytes;
+        }
+        rows
     }
 
     /// o

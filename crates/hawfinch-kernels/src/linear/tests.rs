@@ -123,3 +123,24 @@ fn columns_agree_to_the_bit() {
         }
     }
 }
+
+/// Tiles come back as the rows they were made of.
+#[test]
+fn columns_unpack_exactly() {
+    for (dtype, o, i) in [
+        (DType::BF16, 200, 33),
+        (DType::F32, 5, 7),
+        (DType::F16, 128, 3),
+        (DType::Q8_0, 96, 5),
+        (DType::F32, 9, 0),
+    ] {
+        let bytes = dtype.bytes_for(o).unwrap() * i;
+        let data: Vec<u8> = (0..bytes).map(|n| (n * 31 % 251) as u8).collect();
+        let w = columns::Columns::pack(dtype, &data, o, i, 1.0);
+        assert_eq!(w.unpack(), data, "{dtype} {o} {i}");
+        let lent = |n: usize| std::sync::Arc::new(crate::Store::lent(w.store().bytes()[..n].to_vec()));
+        let again = columns::Columns::packed(dtype, lent(bytes), o, i, 1.0).unwrap();
+        assert_eq!(again.unpack(), data);
+        assert!(bytes == 0 || columns::Columns::packed(dtype, lent(bytes - 1), o, i, 1.0).is_none());
+    }
+}

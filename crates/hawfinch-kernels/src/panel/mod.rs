@@ -32,11 +32,13 @@ mod x86;
 
 pub use activations::{Activations, Group};
 
+use std::sync::Arc;
+
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::Level;
 use crate::buffer::Buffer;
 use crate::output::Out;
-use crate::{DType, Isa, Pool, Then, Work};
+use crate::{DType, Isa, Pool, Store, Then, Work};
 
 /// Inputs that share a scale.
 pub const BLOCK: usize = 32;
@@ -70,6 +72,15 @@ impl Kind {
         }
     }
 
+    /// The format that [`Kind::of`] is asked for.
+    const fn dtype(self) -> DType {
+        match self {
+            Kind::Q8 => DType::Q8_0,
+            Kind::Q4 => DType::Q4_0,
+            Kind::Q4K => DType::Q4_K,
+        }
+    }
+
     /// Blocks of one record.
     pub const fn record_blocks(self) -> usize {
         match self {
@@ -95,7 +106,16 @@ pub struct Panels {
     inputs: usize,
     scale: f32,
     records: usize,
-    data: Buffer,
+    data: Arc<Store>,
+}
+
+/// Bytes of `[outputs, inputs]` in panels; `None` for formats that have none, rows that are no whole blocks, and on
+/// overflow.
+pub fn bytes_for(dtype: DType, outputs: usize, inputs: usize) -> Option<usize> {
+    let kind = Kind::of(dtype)?;
+    dtype.bytes_for(inputs)?;
+    let records = inputs.div_ceil(kind.record_blocks() * BLOCK);
+    outputs.div_ceil(ROWS).checked_mul(records.checked_mul(kind.record_bytes())?)
 }
 
 impl Panels {
@@ -126,7 +146,35 @@ impl Panels {
                 }
             });
         }
-        Some(Panels { kind, outputs, inputs, scale, records, data })
+        Some(Panels { kind, outputs, inputs, scale, records, data: Arc::new(Store::own(data)) })
+    }
+
+    /// What [`Panels::pack`] makes of rows of `dtype`, made before. `None` when the bytes are not as many as
+    /// [`bytes_for`] says, or more.
+    pub fn packed(dtype: DType, data: Arc<Store>, outputs: usize, inputs: usize, scale: f32) -> Option<Self> {
+        let kind = Kind::of(dtype)?;
+        let records = inputs.div_ceil(kind.record_blocks() * BLOCK);
+        let fits = bytes_for(dtype, outputs, inputs)? <= data.bytes().len();
+        fits.then_some(Panels { kind, outputs, inputs, scale, records, data })
+    }
+
+    /// Where the panels lie.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.data
+    }
+
+    /// The rows of blocks that were packed, without the scale.
+    pub fn unpack(&self) -> Vec<u8> {
+        let row_bytes = self.kind.dtype().bytes_for(self.inputs).expect("whole blocks");
+        let mut rows = vec![0; row_bytes * self.outputs];
+        if row_bytes > 0 {
+            let panels = self.data.bytes().chunks_exact(self.panel_bytes());
+            for (rows, panel) in rows.chunks_mut(ROWS * row_bytes).zip(panels) {
+                let rows = rows.chunks_exact_mut(row_bytes).enumerate();
+                rows.for_each(|(r, row)| pack::unpack_row(self.kind, panel, r, row));
+            }
+        }
+        rows
     }
 
     /// o

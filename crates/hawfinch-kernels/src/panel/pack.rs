@@ -1,4 +1,4 @@
-//! From rows of blocks, as files hold them, to panels.
+//! From rows of blocks, as files hold them, to panels and back.
 
 use super::{BLOCK, Kind, QUAD, ROWS};
 
@@ -64,5 +64,53 @@ pub fn scale_min(packed: &[u8], b: usize) -> (u8, u8) {
     } else {
         let high = |at: usize| packed[at] >> 6 << 4;
         (packed[b + 4] & 15 | high(b - 4), packed[b + 4] >> 4 | high(b))
+    }
+}
+
+/// The twelve bytes of which [`scale_min`] takes scale and minimum of eight blocks.
+pub fn pack_scale_min(pairs: [(u8, u8); 8]) -> [u8; 12] {
+    std::array::from_fn(|n| match n {
+        0..4 => pairs[n].0 & 63 | pairs[n + 4].0 >> 4 << 6,
+        4..8 => pairs[n - 4].1 & 63 | pairs[n].1 >> 4 << 6,
+        _ => pairs[n - 4].0 & 15 | pairs[n - 4].1 << 4,
+    })
+}
+
+/// Row `r` of a panel as the row of blocks that [`row`] took.
+pub fn unpack_row(kind: Kind, panel: &[u8], r: usize, row: &mut [u8]) {
+    let records = panel.chunks_exact(kind.record_bytes());
+    match kind {
+        Kind::Q8 | Kind::Q4 => {
+            let (block_bytes, quant_bytes) = if kind == Kind::Q8 { (34, 512) } else { (18, 256) };
+            for (blocks, record) in row.chunks_mut(2 * block_bytes).zip(records) {
+                for (half, block) in blocks.chunks_exact_mut(block_bytes).enumerate() {
+                    block[..2].copy_from_slice(&record[half * 32 + 2 * r..][..2]);
+                    let quants = &record[64 + half * quant_bytes..];
+                    for (n, quad) in block[2..].chunks_exact_mut(QUAD).enumerate() {
+                        quad.copy_from_slice(&quants[(n * ROWS + r) * QUAD..][..QUAD]);
+                        if kind == Kind::Q8 {
+                            quad.iter_mut().for_each(|q| *q ^= 0x80);
+                        }
+                    }
+                }
+            }
+        }
+        Kind::Q4K => {
+            for (block, record) in row.chunks_exact_mut(144).zip(records) {
+                block[..2].copy_from_slice(&record[2 * r..][..2]);
+                block[2..4].copy_from_slice(&record[32 + 2 * r..][..2]);
+                let pair = |b: usize| (record[64 + 32 * b + r], record[64 + 32 * b + 16 + r]);
+                block[4..16].copy_from_slice(&pack_scale_min(std::array::from_fn(pair)));
+                for b in 0..8 {
+                    let quants = &record[320 + 256 * b..];
+                    let byte = |j: usize| quants[(j / QUAD * ROWS + r) * QUAD + j % QUAD];
+                    let to = &mut block[16 + b / 2 * BLOCK..][..BLOCK];
+                    for j in 0..16 {
+                        to[j] |= (byte(j) & 15) << (b % 2 * 4);
+                        to[j + 16] |= (byte(j) >> 4) << (b % 2 * 4);
+                    }
+                }
+            }
+        }
     }
 }

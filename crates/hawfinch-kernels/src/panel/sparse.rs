@@ -9,6 +9,8 @@
 //! sequence: within 64 outputs, output `16 i + 4 l + k` is byte `16 l + 4 i + k`. Four-bit codes of two such groups of
 //! 64 share bytes, the first in the low halves.
 
+use std::sync::Arc;
+
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::many;
 use super::{Activations, BLOCK, Group, Kind, tiled_strips};
@@ -16,7 +18,7 @@ use super::{Activations, BLOCK, Group, Kind, tiled_strips};
 use crate::Level;
 use crate::buffer::Buffer;
 use crate::output::Out;
-use crate::{DType, Isa, Pool, Then, Work, block};
+use crate::{DType, Isa, Pool, Store, Then, Work, block};
 
 /// Outputs that strips are made of.
 pub(super) const UNIT: usize = 128;
@@ -37,7 +39,7 @@ pub struct Sparse {
     width: usize,
     /// Bytes of a strip.
     strip_bytes: usize,
-    data: Buffer,
+    data: Arc<Store>,
 }
 
 /// One strip.
@@ -79,6 +81,26 @@ fn block_at(kind: Kind, width: usize, b: usize) -> usize {
     }
 }
 
+/// The width of strips that so many threads share evenly, none wider than is good for streams.
+pub fn width_for(outputs: usize, threads: usize) -> usize {
+    let (units, threads) = (outputs.div_ceil(UNIT).max(1), threads.max(1));
+    let strips = threads * units.div_ceil(threads * (WIDEST / UNIT));
+    UNIT * units.div_ceil(strips)
+}
+
+/// Bytes of `[outputs, inputs]` in strips of `width` outputs; `None` for formats that have none, rows that are no whole
+/// blocks, widths that strips do not have, and on overflow.
+pub fn bytes_for(dtype: DType, outputs: usize, inputs: usize, width: usize) -> Option<usize> {
+    let kind = Kind::of(dtype)?;
+    dtype.bytes_for(inputs)?;
+    if width == 0 || width > WIDEST || !width.is_multiple_of(UNIT) {
+        return None;
+    }
+    // No block is larger than 64 bytes an output.
+    (inputs / BLOCK + 1).checked_mul(64 * width)?;
+    outputs.div_ceil(width).checked_mul(block_at(kind, width, inputs / BLOCK))
+}
+
 impl Sparse {
     /// Repacks rows `[o, i]` of `dtype`, on all threads. `None` for formats that have no panels.
     ///
@@ -92,13 +114,26 @@ impl Sparse {
         inputs: usize,
         scale: f32,
     ) -> Option<Self> {
+        let width = width_for(outputs, pool.threads());
+        Self::pack_in(width, pool, dtype, rows, outputs, inputs, scale)
+    }
+
+    /// The same in strips of `width` outputs, one that [`width_for`] gives for some number of threads.
+    ///
+    /// # Panics
+    /// As [`Sparse::pack`].
+    pub fn pack_in(
+        width: usize,
+        pool: &Pool,
+        dtype: DType,
+        rows: &[u8],
+        outputs: usize,
+        inputs: usize,
+        scale: f32,
+    ) -> Option<Self> {
         let kind = Kind::of(dtype)?;
         let per_row = dtype.bytes_for(inputs)?;
         assert_eq!(rows.len(), per_row * outputs);
-        // As many strips as threads can share evenly, none wider than the widest.
-        let units = outputs.div_ceil(UNIT).max(1);
-        let strips = pool.threads() * units.div_ceil(pool.threads() * (WIDEST / UNIT));
-        let width = UNIT * units.div_ceil(strips);
         let strips = outputs.div_ceil(width);
         let blocks = inputs / BLOCK;
         let strip_bytes = block_at(kind, width, blocks);
@@ -109,7 +144,46 @@ impl Sparse {
                 rows.enumerate().for_each(|(o, row)| pack_row(kind, row, strip, width, o));
             });
         }
+        let data = Arc::new(Store::own(data));
         Some(Sparse { kind, outputs, inputs, scale, width, strip_bytes, data })
+    }
+
+    /// What [`Sparse::pack_in`] makes of rows of `dtype`, made before. `None` when the bytes are not as many as
+    /// [`bytes_for`] says, or more.
+    pub fn packed(
+        dtype: DType,
+        data: Arc<Store>,
+        outputs: usize,
+        inputs: usize,
+        scale: f32,
+        width: usize,
+    ) -> Option<Self> {
+        let kind = Kind::of(dtype)?;
+        let fits = bytes_for(dtype, outputs, inputs, width)? <= data.bytes().len();
+        let strip_bytes = block_at(kind, width, inputs / BLOCK);
+        fits.then_some(Sparse { kind, outputs, inputs, scale, width, strip_bytes, data })
+    }
+
+    /// Where the strips lie.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.data
+    }
+
+    /// Outputs of a strip.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The rows of blocks that were packed, without the scale.
+    pub fn unpack(&self) -> Vec<u8> {
+        let row_bytes = self.kind.dtype().bytes_for(self.inputs).expect("whole blocks");
+        let mut rows = vec![0; row_bytes * self.outputs];
+        if row_bytes > 0 {
+            for (o, row) in rows.chunks_exact_mut(row_bytes).enumerate() {
+                unpack_row(self.strip(o / self.width), o % self.width, row);
+            }
+        }
+        rows
     }
 
     /// o
@@ -145,11 +219,7 @@ const fn place(o: usize) -> usize {
 
 /// Writes one output's row of blocks into a strip (zero before).
 fn pack_row(kind: Kind, row: &[u8], strip: &mut [u8], width: usize, o: usize) {
-    let dtype = match kind {
-        Kind::Q8 => DType::Q8_0,
-        Kind::Q4 => DType::Q4_0,
-        Kind::Q4K => DType::Q4_K,
-    };
+    let dtype = kind.dtype();
     let blocks_of = dtype.block_len() / BLOCK;
     for (n, bytes) in row.chunks_exact(dtype.block_bytes()).enumerate() {
         if kind == Kind::Q4K {
@@ -176,6 +246,41 @@ fn pack_row(kind: Kind, row: &[u8], strip: &mut [u8], width: usize, o: usize) {
                 match kind {
                     Kind::Q8 => row[o / 64 * 64 + place(o % 64)] = code,
                     _ => row[o / UNIT * 64 + place(o % 64)] |= code << (o / 64 % 2 * 4),
+                }
+            }
+        }
+    }
+}
+
+/// One output of a strip as the row of blocks that [`pack_row`] took.
+fn unpack_row(strip: StripOf<'_>, o: usize, row: &mut [u8]) {
+    let StripOf { kind, width, data, .. } = strip;
+    let dtype = kind.dtype();
+    let blocks_of = dtype.block_len() / BLOCK;
+    for (n, bytes) in row.chunks_exact_mut(dtype.block_bytes()).enumerate() {
+        if kind == Kind::Q4K {
+            let at = block_at(kind, width, 8 * n) - 4 * width;
+            bytes[..2].copy_from_slice(&data[at + 2 * o..][..2]);
+            bytes[2..4].copy_from_slice(&data[at + 2 * width + 2 * o..][..2]);
+            let pair = |b: usize| {
+                let at = block_at(kind, width, 8 * n + b);
+                (data[at + o], data[at + width + o])
+            };
+            bytes[4..16].copy_from_slice(&super::pack::pack_scale_min(std::array::from_fn(pair)));
+        }
+        for b in 0..blocks_of {
+            let at = block_at(kind, width, n * blocks_of + b);
+            if kind != Kind::Q4K {
+                bytes[..2].copy_from_slice(&data[at + 2 * o..][..2]);
+            }
+            let codes = &data[at + header(width)..];
+            for k in 0..BLOCK {
+                let row = &codes[k * row_bytes(kind, width)..];
+                let four = || row[o / UNIT * 64 + place(o % 64)] >> (o / 64 % 2 * 4) & 15;
+                match kind {
+                    Kind::Q8 => bytes[2 + k] = row[o / 64 * 64 + place(o % 64)] ^ 0x80,
+                    Kind::Q4 => bytes[2 + k % 16] |= four() << (k / 16 * 4),
+                    Kind::Q4K => bytes[16 + b / 2 * BLOCK + k] |= four() << (b % 2 * 4),
                 }
             }
         }

@@ -224,3 +224,38 @@ fn strips_agree_with_panels_to_the_bit() {
         }
     }
 }
+
+/// Any blocks come back from panels and strips as they were, and what was packed before is taken as it lies.
+#[test]
+fn unpacking_is_exact() {
+    let pool = Pool::new(2);
+    for dtype in KINDS {
+        for (o, i) in [(1, 256), (16, 512), (200, 256), (1030, 768), (70, 1024)] {
+            // Every bit pattern of a block, not only those that an encoder writes.
+            let bytes = dtype.bytes_for(i).unwrap() * o;
+            let data: Vec<u8> =
+                (0..bytes as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+            let w = Panels::pack(&pool, dtype, &data, o, i, 0.5).unwrap();
+            assert!(w.unpack() == data, "{dtype} {o} {i}");
+            assert_eq!(bytes_for(dtype, o, i), Some(w.bytes()));
+            let lent = |store: &Store, n| Arc::new(Store::lent(store.bytes()[..n].to_vec()));
+            let again = Panels::packed(dtype, lent(w.store(), w.bytes()), o, i, 0.5).unwrap();
+            assert!(again.unpack() == data);
+            assert!(Panels::packed(dtype, lent(w.store(), w.bytes() - 1), o, i, 0.5).is_none());
+            for threads in [1, 3, 16] {
+                let width = sparse::width_for(o, threads);
+                let w = sparse::Sparse::pack_in(width, &pool, dtype, &data, o, i, 0.5).unwrap();
+                assert!(w.unpack() == data, "{dtype} {o} {i} {width}");
+                assert_eq!(sparse::bytes_for(dtype, o, i, width), Some(w.bytes()));
+                let packed = |n| {
+                    sparse::Sparse::packed(dtype, lent(w.store(), n), o, i, 0.5, width).map(|w| w.unpack())
+                };
+                assert!(packed(w.bytes()) == Some(data.clone()) && packed(w.bytes() - 1).is_none());
+            }
+        }
+    }
+    let (huge, fine) = (usize::MAX / 8, 256);
+    assert!(bytes_for(DType::Q8_0, huge, fine).is_none() && bytes_for(DType::Q4_K, fine, 100).is_none());
+    assert!(sparse::bytes_for(DType::Q4_K, huge, huge / 256 * 256, 128).is_none());
+    assert!([0, 64, 640].iter().all(|&w| sparse::bytes_for(DType::Q8_0, 128, 32, w).is_none()));
+}

@@ -1,15 +1,15 @@
 //! Weight matrices on the CPU: how they lie in memory, and products with them.
 
 use std::array;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use hawfinch_kernels::linear::columns::{self, Columns};
 use hawfinch_kernels::panel::sparse::{self, Sparse};
 use hawfinch_kernels::panel::{self, Activations, Panels};
-use hawfinch_kernels::{DType, Isa, Real, Then, Work, block, linear, run_here};
+use hawfinch_kernels::{DType, Isa, Real, Store, Then, Work, block, linear, run_here};
 
 use super::Cpu;
-use crate::checkpoint::StoredTensor;
+use crate::checkpoint::{Layout, StoredTensor};
 use crate::ops::Apply;
 use crate::{Error, Result};
 
@@ -25,13 +25,20 @@ pub struct Matrix {
 
 enum Form {
     /// Row after row in the bytes of the file: a row is an output.
-    Rows(StoredTensor),
+    Rows(Rows),
     /// Low-rank weights, in tiles.
     Columns(Columns),
     /// Quantised, repacked for the kernels.
     Panels(Panels),
     /// The same for inputs that are mostly zero.
     Sparse(Sparse),
+}
+
+/// Rows in whatever number format.
+struct Rows {
+    dtype: DType,
+    scale: f32,
+    data: Arc<Store>,
 }
 
 impl Matrix {
@@ -48,7 +55,7 @@ impl Matrix {
     /// Bytes that a product with it reads.
     pub fn bytes(&self) -> usize {
         match &self.form {
-            Form::Rows(weight) => weight.data.len(),
+            Form::Rows(rows) => rows.data.bytes().len(),
             Form::Columns(tiles) => tiles.bytes(),
             Form::Panels(panels) => panels.bytes(),
             Form::Sparse(strips) => strips.bytes(),
@@ -58,7 +65,7 @@ impl Matrix {
     /// Rows of an embedding: `out` `[t, i]`.
     pub(super) fn look_up<F: Real>(&self, out: &mut [F], tokens: &[u32]) {
         match &self.form {
-            Form::Rows(weight) => linear::embedding(out, tokens, self.view(weight)),
+            Form::Rows(rows) => linear::embedding(out, tokens, self.view(rows)),
             _ => unreachable!("tables are kept in rows"),
         }
     }
@@ -99,13 +106,23 @@ impl Matrix {
         }
     }
 
-    fn view<'a>(&self, weight: &'a StoredTensor) -> linear::Matrix<'a> {
+    fn view<'a>(&self, rows: &'a Rows) -> linear::Matrix<'a> {
         linear::Matrix {
-            dtype: weight.dtype,
+            dtype: rows.dtype,
             outputs: self.outputs,
             inputs: self.inputs,
-            scale: weight.scale,
-            data: &weight.data,
+            scale: rows.scale,
+            data: rows.data.bytes(),
+        }
+    }
+
+    /// Where its bytes lie.
+    fn store(&self) -> &Arc<Store> {
+        match &self.form {
+            Form::Rows(rows) => &rows.data,
+            Form::Columns(tiles) => tiles.store(),
+            Form::Panels(panels) => panels.store(),
+            Form::Sparse(strips) => strips.store(),
         }
     }
 }
@@ -128,9 +145,48 @@ impl<F: Real> Cpu<F> {
         }
         debug_assert!(weight.dtype != DType::Bool);
         let (outputs, inputs) = if apply == Apply::Right { (b, a) } else { (a, b) };
-        let mut weight = weight.clone();
+        let form = match self.as_packed(weight, apply) {
+            Some(form) => form,
+            None => self.form(name, weight.unpacked(), apply, outputs, inputs),
+        };
+        let matrix = Matrix { outputs, inputs, form };
+        // A token reads but a row of the table.
+        if matrix.store().is_lent() && !matches!(apply, Apply::Table | Apply::Adapter) {
+            self.lent.add(name, matrix.store());
+        }
+        Ok(matrix)
+    }
+
+    /// A weight that lies as the kernels want it for that use, as it lies.
+    fn as_packed(&self, weight: &StoredTensor, apply: Apply) -> Option<Form> {
+        let [a, b] = weight.shape[..] else { return None };
+        let (dtype, scale) = (weight.dtype, weight.scale);
+        let data = || Arc::new(Store::lent(weight.data.clone()));
+        let in_f32 = F::as_f32s(&[]).is_some();
+        match (weight.layout, apply) {
+            (Layout::Tiles, Apply::Right) => Columns::packed(dtype, data(), b, a, scale).map(Form::Columns),
+            (Layout::Panels, Apply::Linear) if in_f32 => {
+                Panels::packed(dtype, data(), a, b, scale).map(Form::Panels)
+            }
+            (Layout::Strips { width }, Apply::AfterRelu) if in_f32 => {
+                Sparse::packed(dtype, data(), a, b, scale, width).map(Form::Sparse)
+            }
+            _ => None,
+        }
+    }
+
+    /// A weight in rows, repacked where that is faster.
+    fn form(
+        &self,
+        name: &str,
+        mut weight: StoredTensor,
+        apply: Apply,
+        outputs: usize,
+        inputs: usize,
+    ) -> Form {
         // Files that store them the other way round: turned once, so that they give the same bits as all others.
         if weight.transposed {
+            let [a, b] = weight.shape[..] else { unreachable!("a matrix") };
             let (dtype, data) = linear::turned(weight.dtype, &weight.data, b, a);
             (weight.dtype, weight.data, weight.transposed) = (dtype, data.into(), false);
         }
@@ -138,8 +194,7 @@ impl<F: Real> Cpu<F> {
             if let Some(data) = narrowed(&weight) {
                 (weight.dtype, weight.data) = (DType::BF16, data.into());
             }
-            let tiles = Columns::pack(weight.dtype, &weight.data, outputs, inputs, weight.scale);
-            return Ok(Matrix { outputs, inputs, form: Form::Columns(tiles) });
+            return Form::Columns(Columns::pack(weight.dtype, &weight.data, outputs, inputs, weight.scale));
         }
         if matches!(apply, Apply::Linear | Apply::AfterRelu)
             && let Some(dtype) = self.quant.and_then(|q| q.block_type(name, weight.dtype, inputs))
@@ -148,16 +203,15 @@ impl<F: Real> Cpu<F> {
         }
         // In f64 (checking) the blocks are decoded and activations keep their precision.
         let packs = F::as_f32s(&[]).is_some() && apply != Apply::Table && outputs > 0 && inputs > 0;
-        let (pool, bytes) = (self.pool(), &weight.data);
+        let (pool, bytes, dtype, scale) = (self.pool(), &weight.data, weight.dtype, weight.scale);
         let packed = if !packs {
             None
         } else if apply == Apply::AfterRelu {
-            Sparse::pack(pool, weight.dtype, bytes, outputs, inputs, weight.scale).map(Form::Sparse)
+            Sparse::pack(pool, dtype, bytes, outputs, inputs, scale).map(Form::Sparse)
         } else {
-            Panels::pack(pool, weight.dtype, bytes, outputs, inputs, weight.scale).map(Form::Panels)
+            Panels::pack(pool, dtype, bytes, outputs, inputs, scale).map(Form::Panels)
         };
-        let form = packed.unwrap_or(Form::Rows(weight));
-        Ok(Matrix { outputs, inputs, form })
+        packed.unwrap_or_else(|| Form::Rows(Rows { dtype, scale, data: Arc::new(Store::lent(weight.data)) }))
     }
 
     /// Rows of floats as blocks of `dtype`, on all threads.

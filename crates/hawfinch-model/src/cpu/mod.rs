@@ -8,13 +8,15 @@ use hawfinch_kernels::elementwise::{self, Binary, Toward, Unary};
 use hawfinch_kernels::mixes::{Affine, Run, norm_mixes};
 use hawfinch_kernels::{self as kernels, Isa, Pool, Real, norm, wkv};
 
-use crate::checkpoint::StoredTensor;
+use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::ops::{Apply, Batch, Norm, Ops, Then};
 use crate::quantize::Quant;
 use crate::{Result, State, StateLayout};
 
+mod lent;
 mod matrix;
 
+pub use lent::{Background, Checked};
 pub use matrix::Matrix;
 
 /// The CPU.
@@ -25,6 +27,8 @@ pub struct Cpu<F: Real = f32> {
     quant: Option<Quant>,
     /// Scratch of products with quantised weights.
     activations: matrix::Scratch,
+    lent: lent::Lent,
+    background: Background,
 }
 
 impl<F: Real> Cpu<F> {
@@ -42,6 +46,8 @@ impl<F: Real> Cpu<F> {
             isa,
             quant: None,
             activations: matrix::Scratch::default(),
+            lent: lent::Lent::default(),
+            background: Background::Nothing,
         }
     }
 
@@ -49,6 +55,21 @@ impl<F: Real> Cpu<F> {
     pub fn quantizing(mut self, quant: Option<Quant>) -> Self {
         self.quant = quant;
         self
+    }
+
+    /// What a thread does with a packed file after its model's first call. No result changes, but damage that is found
+    /// is the error of the next call.
+    pub fn in_background(mut self, background: Background) -> Self {
+        self.background = background;
+        self
+    }
+
+    /// Waits until that is done; `None` when it never began.
+    ///
+    /// # Errors
+    /// A tensor of the file whose bytes are not those that were written.
+    pub fn checked(&self) -> Result<Option<Checked>> {
+        self.lent.wait()
     }
 
     /// How it quantises weights that are floats.
@@ -464,5 +485,13 @@ impl<F: Real> Ops for Cpu<F> {
 
     fn count_tokens(&self, state: &mut State<F>, tokens: u64) {
         state.tokens += tokens;
+    }
+
+    fn called(&self, checkpoint: &Checkpoint) -> Result<()> {
+        match self.background {
+            Background::Nothing => Ok(()),
+            Background::Check => self.lent.begin(checkpoint, false),
+            Background::Copy => self.lent.begin(checkpoint, true),
+        }
     }
 }

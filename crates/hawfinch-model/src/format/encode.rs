@@ -116,7 +116,7 @@ impl Item<'_> {
             }
             return Ok(());
         }
-        let t = self.tensor;
+        let t = &self.tensor.unpacked();
         if t.dtype == self.dtype && !t.transposed && t.scale == 1.0 {
             for piece in t.data.chunks(4 * PIECE) {
                 out.write_all(piece)?;

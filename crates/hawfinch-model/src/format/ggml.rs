@@ -19,7 +19,7 @@ use hawfinch_kernels::DType;
 
 use super::le::Cursor;
 use crate::names::{self, Dim, Role};
-use crate::{Checkpoint, DecayForm, Error, FileFormat, Result, StoredTensor, Version};
+use crate::{Checkpoint, DecayForm, Error, FileFormat, Layout, Result, StoredTensor, Version};
 
 /// `ggmf` as a little-endian number.
 pub const MAGIC: u32 = 0x6767_6d66;
@@ -155,7 +155,14 @@ fn read_tensor(path: &Path, cur: &mut Cursor) -> Result<(String, StoredTensor)> 
         .map_err(|_| Error::damaged(path, format!("the tensor at byte {start} has a name that is not text")))?
         .to_string();
     let dtype = known_dtype(path, code, &format!("tensor `{name}`"))?;
-    let mut tensor = StoredTensor { dtype, shape, transposed: false, scale: 1.0, data: Bytes::new() };
+    let mut tensor = StoredTensor {
+        dtype,
+        shape,
+        transposed: false,
+        scale: 1.0,
+        layout: Layout::Rows,
+        data: Bytes::new(),
+    };
     let len = tensor.expected_bytes().ok_or_else(|| {
         Error::damaged(
             path,

@@ -20,7 +20,7 @@ use indexmap::IndexMap;
 use super::gguf_container::{self, Container, Stored, Value};
 use super::gguf_names::{self as names, Arch};
 use crate::names::{Dim, Param, Role, split_block};
-use crate::{Checkpoint, Error, FileFormat, Result, StoredTensor, config};
+use crate::{Checkpoint, Error, FileFormat, Layout, Result, StoredTensor, config};
 
 /// Rank of layer 0's unused value residual in a v7 GGUF of ours; without this key it has none.
 pub const META_LAYER_0_VALUE_RANK: &str = "hawfinch.layer_0_value_rank";
@@ -236,8 +236,14 @@ impl<'a> Reader<'a> {
             }
             _ => {}
         }
-        let tensor =
-            StoredTensor { dtype: stored.dtype, shape, transposed, scale: 1.0, data: stored.data.clone() };
+        let tensor = StoredTensor {
+            dtype: stored.dtype,
+            shape,
+            transposed,
+            scale: 1.0,
+            layout: Layout::Rows,
+            data: stored.data.clone(),
+        };
         if tensor.expected_bytes() != Some(tensor.data.len()) {
             return Err(self.wrong_shape(name, stored, "whole blocks in a row"));
         }

@@ -13,6 +13,7 @@ mod gguf_names;
 mod gguf_write;
 mod huggingface;
 mod le;
+pub mod packed;
 mod pickle;
 pub mod pth;
 mod pth_write;
@@ -27,8 +28,10 @@ pub use save_made::{MadeTensor, save_made};
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use memmap2::Mmap;
 
 use crate::checkpoint::{Checkpoint, FileFormat};
 use crate::{Config, Error, Result};
@@ -42,9 +45,25 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     if path.is_dir() {
         return huggingface::open(path);
     }
-    let mut ckpt = read(path, map_file(path)?)?;
+    translate(open_file(path)?)
+}
+
+/// A file with the names that stand in it.
+fn open_file(path: &Path) -> Result<Checkpoint> {
+    let map = map(path)?;
+    let mut ckpt = read_file(path, Bytes::from_owner(Mapped(map.clone())))?;
     ckpt.files = vec![path.into()];
+    if let Some(packed) = ckpt.packed.as_mut().and_then(Arc::get_mut) {
+        packed.is_mapped_by(map);
+    }
     Ok(ckpt)
+}
+
+/// The bytes of a file with the names that stand in it.
+fn read_file(path: &Path, file: Bytes) -> Result<Checkpoint> {
+    let ckpt = detect::read_any(path, file.clone())?;
+    let is_packed = ckpt.format == FileFormat::Safetensors && packed::recognise(&ckpt.metadata);
+    if is_packed { packed::unfold(ckpt, &file) } else { Ok(ckpt) }
 }
 
 /// Whether a file's content is a model, or would be if it were whole: a damaged one counts; a file of no known format
@@ -74,7 +93,7 @@ pub fn open_state(path: &Path) -> Result<Checkpoint> {
 /// # Errors
 /// Bytes of no known format, and what the format's reader finds wrong.
 pub fn read(path: &Path, file: Bytes) -> Result<Checkpoint> {
-    translate(detect::read_any(path, file)?)
+    translate(read_file(path, file)?)
 }
 
 /// Official names for tensors that a program named in its own way. Formats with names of their own
@@ -110,6 +129,19 @@ fn unwrap_names(ckpt: &mut Checkpoint) {
 /// # Errors
 /// What the system says; a path that is no regular file; an empty file.
 pub fn map_file(path: &Path) -> Result<Bytes> {
+    Ok(Bytes::from_owner(Mapped(map(path)?)))
+}
+
+/// A mapping that bytes are cut from.
+struct Mapped(Arc<Mmap>);
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+fn map(path: &Path) -> Result<Arc<Mmap>> {
     // Asked before it is opened: opening a pipe waits for somebody to write.
     if !std::fs::metadata(path).map_err(|e| Error::io(path, e))?.is_file() {
         return Err(Error::not_a_model(path, "it is not a regular file"));
@@ -122,5 +154,5 @@ pub fn map_file(path: &Path) -> Result<Bytes> {
     // SAFETY: the mapping is private and read-only. As with every mapped file, truncating or rewriting it
     // while a model is open is undefined; hawfinch itself replaces files by rename, never in place.
     let map = unsafe { memmap2::MmapOptions::new().map(&file) }.map_err(|e| Error::io(path, e))?;
-    Ok(Bytes::from_owner(map))
+    Ok(Arc::new(map))
 }

@@ -174,13 +174,24 @@ pub(super) fn write(
 ) -> io::Result<()> {
     let mut order: Vec<&Item> = items.iter().collect();
     order.sort_by_key(|i| std::cmp::Reverse(i.dtype.block_bytes()));
+    out.write_all(&header(&order, metadata, 8)?)?;
+    order.iter().try_for_each(|item| item.write(out, progress))
+}
+
+/// The length and the header of a file whose tensors lie in this order; filled up so that the data begin at a multiple
+/// of `alignment`.
+pub(super) fn header(
+    order: &[&Item],
+    metadata: &BTreeMap<String, String>,
+    alignment: usize,
+) -> io::Result<Vec<u8>> {
     // Written by hand rather than as one Map: the order of names is the order of the bytes.
     let mut json = String::from("{");
     if !metadata.is_empty() {
         json += &format!("\"__metadata__\":{},", serde_json::to_string(metadata)?);
     }
     let mut at = 0u64;
-    for item in &order {
+    for item in order {
         let dtype = name_of(item.dtype)
             .ok_or_else(|| io::Error::other(format!("safetensors cannot hold {} tensors", item.dtype)))?;
         let end = at + item.bytes()?;
@@ -192,13 +203,10 @@ pub(super) fn write(
         json.pop();
     }
     json.push('}');
-    while json.len() % 8 != 0 {
+    while (json.len() + 8) % alignment != 0 {
         json.push(' ');
     }
-    out.write_all(&(json.len() as u64).to_le_bytes())?;
-    out.write_all(json.as_bytes())?;
-    for item in order {
-        item.write(out, progress)?;
-    }
-    Ok(())
+    let mut out = (json.len() as u64).to_le_bytes().to_vec();
+    out.extend(json.as_bytes());
+    Ok(out)
 }

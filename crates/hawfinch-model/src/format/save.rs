@@ -7,10 +7,10 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use hawfinch_kernels::DType;
+use hawfinch_kernels::{DType, panel};
 
 use super::encode::{Item, Progress};
-use super::{gguf, gguf_write, pth_write, safetensors};
+use super::{gguf, gguf_write, packed, pth_write, safetensors};
 use crate::checkpoint::{Checkpoint, DecayForm, StoredTensor};
 use crate::config::{self, Config, Version};
 use crate::{Error, Result, metadata, names};
@@ -24,13 +24,18 @@ pub enum SaveFormat {
     Safetensors,
     /// GGUF.
     Gguf,
+    /// Weights as the kernels want them, in a safetensors file ([`super::packed`]).
+    Packed,
 }
 
 impl SaveFormat {
-    /// The format that a file name's extension asks for.
+    /// The format that a file name's extension asks for; `.packed.safetensors` is that of packed files.
     pub fn from_extension(path: &Path) -> Option<SaveFormat> {
+        let before = path.file_stem().and_then(|stem| Path::new(stem).extension());
+        let is_packed = before.is_some_and(|e| e.eq_ignore_ascii_case("packed"));
         match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
             "pth" | "pt" => Some(SaveFormat::Pth),
+            "safetensors" if is_packed => Some(SaveFormat::Packed),
             "safetensors" | "st" => Some(SaveFormat::Safetensors),
             "gguf" => Some(SaveFormat::Gguf),
             _ => None,
@@ -42,6 +47,7 @@ impl SaveFormat {
         match self {
             SaveFormat::Pth | SaveFormat::Safetensors => dtype.is_float(),
             SaveFormat::Gguf => dtype.is_float() || (dtype.is_quantized() && gguf_write::writable(dtype)),
+            SaveFormat::Packed => dtype.is_float() || panel::Kind::of(dtype).is_some(),
         }
     }
 }
@@ -51,7 +57,7 @@ pub struct SaveOptions<'a> {
     /// Format.
     pub format: SaveFormat,
     /// Number type of the floating-point tensors; `None` keeps each tensor's own. Block types are
-    /// kept where the format has them (GGUF) and become F16 where it has not: F16's eleven significant
+    /// kept where the format has them (GGUF, packed) and become F16 where it has not: F16's eleven significant
     /// bits lose the least of a block's `scale × integer`.
     pub dtype: Option<DType>,
     /// GGUF: bytes of each token of the World vocabulary by id (id 0, the end of text, has none), which
@@ -79,15 +85,27 @@ pub fn save(path: &Path, ckpt: &Checkpoint, options: SaveOptions) -> Result<()> 
         && options.format != SaveFormat::Gguf
         && !options.format.writes(d)
     {
-        return Err(Error::Invalid(format!(
-            "{d} is not a number type of .pth and .safetensors files; GGUF has it"
-        )));
+        let files = if options.format == SaveFormat::Packed { "packed" } else { ".pth and .safetensors" };
+        return Err(Error::Invalid(format!("{d} is not a number type of {files} files; GGUF has it")));
     }
+    let unpacked;
+    let ckpt = if let Some(packed) = &ckpt.packed {
+        // What damage made of it should not become a sound file.
+        packed.check_all()?;
+        unpacked = ckpt.in_rows();
+        &unpacked
+    } else {
+        ckpt
+    };
     let config = Config::infer(ckpt).ok();
     let metadata = metadata_of(ckpt, config.as_ref(), |name, t| match options.format {
         SaveFormat::Gguf => gguf_write::matrix_type(options.dtype, name, t),
+        SaveFormat::Packed => packed::matrix_type(options.dtype, name, t),
         _ => target_dtype(t.dtype, options.dtype),
     });
+    if options.format == SaveFormat::Packed {
+        return packed::save(path, ckpt, options, metadata);
+    }
     if options.format == SaveFormat::Gguf {
         return save_gguf(path, ckpt, options, metadata);
     }
@@ -191,7 +209,10 @@ fn metadata_of(
 
 /// The tensors in official order; what the version does not know comes last, in file order. Without a
 /// configuration (a state, a LoRA) all stay in file order.
-fn official_order<'c>(ckpt: &'c Checkpoint, config: Option<&Config>) -> Vec<(String, &'c StoredTensor)> {
+pub(super) fn official_order<'c>(
+    ckpt: &'c Checkpoint,
+    config: Option<&Config>,
+) -> Vec<(String, &'c StoredTensor)> {
     let mut out: Vec<(String, &StoredTensor)> = Vec::with_capacity(ckpt.tensors.len());
     let mut done = std::collections::HashSet::new();
     if let Some(c) = config {
@@ -207,11 +228,11 @@ fn official_order<'c>(ckpt: &'c Checkpoint, config: Option<&Config>) -> Vec<(Str
     out
 }
 
-type Reshaped = BTreeMap<String, (Vec<usize>, Option<StoredTensor>)>;
+pub(super) type Reshaped = BTreeMap<String, (Vec<usize>, Option<StoredTensor>)>;
 
 /// Official shapes of the tensors whose format dropped or added axes of length 1. A tensor with its last
 /// two axes swapped in the file is put in order first, since other axes become the last two.
-fn official_shapes(ckpt: &Checkpoint, config: Option<&Config>) -> Reshaped {
+pub(super) fn official_shapes(ckpt: &Checkpoint, config: Option<&Config>) -> Reshaped {
     let Some(c) = config else { return Reshaped::new() };
     let mut out = Reshaped::new();
     for (key, t) in &ckpt.tensors {

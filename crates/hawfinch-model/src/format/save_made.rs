@@ -12,7 +12,7 @@ use hawfinch_kernels::DType;
 use super::encode::{Item, Make, Progress};
 use super::save::{SaveFormat, replace_by_file, replace_file};
 use super::{pth_write, safetensors};
-use crate::checkpoint::StoredTensor;
+use crate::checkpoint::{Layout, StoredTensor};
 use crate::{Error, Result};
 
 /// A tensor to be made.
@@ -32,7 +32,7 @@ pub struct MadeTensor {
 /// (bytes written, bytes in all).
 ///
 /// # Errors
-/// GGUF is not written this way; a shape that is no whole number of blocks or overflows; what the system
+/// GGUF and packed files are not written this way; a shape that is no whole number of blocks or overflows; what the system
 /// says.
 pub fn save_made(
     path: &Path,
@@ -43,9 +43,9 @@ pub fn save_made(
     sparse: bool,
     progress: Option<&mut dyn FnMut(u64, u64)>,
 ) -> Result<()> {
-    if format == SaveFormat::Gguf {
+    if !matches!(format, SaveFormat::Pth | SaveFormat::Safetensors) {
         return Err(Error::Invalid(
-            "a GGUF file cannot be made this way: make a .safetensors and convert it".into(),
+            "a GGUF or packed file cannot be made this way: make a .safetensors and convert it".into(),
         ));
     }
     let io_error = |e: io::Error| Error::io(path, e);
@@ -57,6 +57,7 @@ pub fn save_made(
                 shape: t.shape.clone(),
                 transposed: false,
                 scale: 1.0,
+                layout: Layout::Rows,
                 data: Bytes::new(),
             };
             let too_large =

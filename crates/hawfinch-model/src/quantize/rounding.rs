@@ -51,6 +51,7 @@ fn check(name: &str, weight: &StoredTensor) -> Result<()> {
 
 /// Rows as they are stored, decoded but not scaled.
 fn each_row(t: &StoredTensor, mut f: impl FnMut(&[f32])) {
+    let t = &t.unpacked();
     let cols = t.shape[t.shape.len() - if t.transposed { 2 } else { 1 }];
     let Some(bytes) = t.dtype.bytes_for(cols).filter(|&b| b > 0) else { return };
     let mut row = vec![0.0; cols];

@@ -92,6 +92,16 @@ pub(crate) fn run<O: Ops + 'static>(
 /// What [`Model::forward`] says.
 pub fn against_itself(model: &Model, tokens: usize, mut progress: impl FnMut(&str)) -> Result<Report> {
     let mut report = Report::default();
+    if let Some(packed) = &model.checkpoint().packed {
+        progress("comparing checksums");
+        let damage = packed.check_all().err();
+        let note = damage.as_ref().map_or(String::new(), ToString::to_string);
+        report.add("packed tensors that are damaged", f64::from(u8::from(damage.is_some())), 0.0, note);
+        // Nothing more can be said of it.
+        if damage.is_some() {
+            return Ok(report);
+        }
+    }
     progress("reading every weight");
     let bad = first_bad_tensor(model.checkpoint());
     report.add(

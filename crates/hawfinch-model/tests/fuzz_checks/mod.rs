@@ -197,7 +197,7 @@ pub fn round_trip(data: &[u8]) {
     static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| tempfile::tempdir().expect("a folder"));
     let model = Config::infer(&ckpt).ok();
-    for format in [SaveFormat::Pth, SaveFormat::Safetensors, SaveFormat::Gguf] {
+    for format in [SaveFormat::Pth, SaveFormat::Safetensors, SaveFormat::Gguf, SaveFormat::Packed] {
         let path = folder.path().join(format!("{}-{format:?}", std::process::id()));
         let saved =
             format::save(&path, &ckpt, SaveOptions { format, dtype: None, progress: None, vocabulary: None });
@@ -234,8 +234,8 @@ fn same(name: &str, t: &StoredTensor, back: &StoredTensor, format: FileFormat) {
     if t.is_empty() {
         return;
     }
-    if t.dtype == back.dtype && t.scale == 1.0 && !t.transposed && !back.transposed {
-        assert_eq!(t.data, back.data, "{format:?} {name} ({})", t.dtype);
+    if t.dtype == back.dtype && t.scale == back.scale && !t.transposed && !back.transposed {
+        assert_eq!(t.unpacked().data, back.unpacked().data, "{format:?} {name} ({})", t.dtype);
         return;
     }
     // Blocks become F16 where the format lacks them; what a GGUF of ours says to have been F16 before it was

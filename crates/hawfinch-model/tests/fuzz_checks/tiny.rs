@@ -57,9 +57,9 @@ pub fn models(format: SaveFormat) -> Vec<(String, Vec<u8>)> {
         let ckpt = synthetic::checkpoint(&small, types[i % 3], 1);
         out.push((format!("v{}", version.number()), saved(folder.path(), &ckpt, format, None)));
     }
-    if format == SaveFormat::Gguf {
+    if matches!(format, SaveFormat::Gguf | SaveFormat::Packed) {
         // Rows of 32 numbers, for the block types.
-        for dtype in [DType::Q8_0, DType::Q4_0, DType::Q5_1] {
+        for dtype in [DType::Q8_0, DType::Q4_0, DType::Q5_1].into_iter().filter(|d| format.writes(*d)) {
             let wide = Config {
                 layers: 1,
                 width: 32,
@@ -279,7 +279,8 @@ pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
         let gguf = models(SaveFormat::Gguf).into_iter().take(6);
         let pth = models(SaveFormat::Pth).into_iter().take(2);
         let other = fixtures("safetensors").into_iter().chain(ggml_models());
-        let all = safetensors.chain(gguf).chain(pth).chain(other).enumerate();
+        let packed = models(SaveFormat::Packed);
+        let all = safetensors.chain(gguf).chain(pth).chain(other).chain(packed).enumerate();
         all.map(|(i, (name, file))| (format!("{i:02}-{name}"), file)).collect::<Vec<_>>()
     };
     match target {

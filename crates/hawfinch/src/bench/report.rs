@@ -42,6 +42,8 @@ pub struct Report {
     /// From the file to a model that runs; of a made-up model, without making it up.
     pub load_seconds: f64,
     pub first_token: FirstToken,
+    /// Of a packed file, what was done after the first token and before all below was measured.
+    pub packed: Option<PackedReport>,
     pub memory: MemoryReport,
     /// `n` sequences at once, a token each and step.
     pub decode: Vec<Speed>,
@@ -88,6 +90,19 @@ pub struct FirstToken {
     pub prompt_tokens: usize,
     /// From the beginning of opening.
     pub seconds: f64,
+}
+
+/// A packed file after the first token: checksums are compared, weights copied into huge pages if asked for.
+#[derive(Clone, Debug, Serialize)]
+pub struct PackedReport {
+    /// Copying counted.
+    pub checked_seconds: f64,
+    /// 0: the weights are read where the file is mapped.
+    pub copied_bytes: u64,
+    /// From the beginning of opening until all of it was done.
+    pub since_opening_seconds: f64,
+    /// Memory of this process then.
+    pub resident_bytes: Option<u64>,
 }
 
 /// Memory of this process without what measures the machine; absent where the system does not tell.

@@ -47,6 +47,18 @@ pub fn text(r: &Report) -> String {
             r.first_token.prompt_tokens
         ),
     );
+    if let Some(p) = &r.packed {
+        let copied = match p.copied_bytes {
+            0 => "checksums compared".into(),
+            n => format!("checksums compared and {} copied into huge pages", size(n)),
+        };
+        let memory = p.resident_bytes.map_or(String::new(), |n| format!(", {} of memory", size(n)));
+        let since = time(p.since_opening_seconds);
+        line(
+            "packed file",
+            format!("{copied} in {}: {since} after opening began{memory}", time(p.checked_seconds)),
+        );
+    }
     line("memory", memory(r));
     let l = &r.limits;
     line(

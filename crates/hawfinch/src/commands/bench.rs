@@ -11,7 +11,9 @@ use hawfinch_model::names::{self, Role};
 use hawfinch_model::synthetic::Random;
 use hawfinch_model::{Checkpoint, Config, Model};
 
-use crate::bench::report::{FirstToken, Limits, MemoryReport, ModelReport, Report, Speed, Spread};
+use crate::bench::report::{
+    FirstToken, Limits, MemoryReport, ModelReport, PackedReport, Report, Speed, Spread,
+};
 use crate::bench::{self, Bench, Plan, made, table};
 use crate::fail::usage;
 use crate::measure::Gauge;
@@ -107,6 +109,16 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let prompt: Vec<u32> = (0..FIRST_PROMPT).map(|_| (random.bits() % vocab) as u32).collect();
     let mut warm = model.new_state();
     let first = bench::first_token(model, &prompt, &mut warm)?;
+    let checked = {
+        let _bar = Progress::time("checking the file");
+        model.ops().checked()?
+    };
+    let packed = checked.map(|checked| PackedReport {
+        checked_seconds: checked.time.as_secs_f64(),
+        copied_bytes: checked.copied,
+        since_opening_seconds: opened.began.elapsed().as_secs_f64(),
+        resident_bytes: load::resident().map(|r| r.now),
+    });
     let (cpu, memory) = (Cpu::now(), Memory::now());
     let budget = Duration::from_millis(if args.quick { 10 } else { 120 });
     let gauge = Gauge::new(model.ops().isa(), model.ops().pool().clone(), &cpu, &memory, budget);
@@ -136,6 +148,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         limits: limits(&decode, &prefill, bench.gauge()),
         load_seconds: opened.seconds,
         first_token: FirstToken { prompt_tokens: FIRST_PROMPT, seconds: opened.seconds + first },
+        packed,
         memory: MemoryReport {
             opened_bytes: opened.resident.map(|r| r.now),
             // What measures the machine came after the model was opened.
@@ -200,6 +213,7 @@ fn find(name: &str) -> anyhow::Result<Published> {
 struct Opened {
     model: Model,
     made_up: bool,
+    began: Instant,
     seconds: f64,
     resident: Option<load::Resident>,
 }
@@ -229,7 +243,7 @@ fn open(args: &Args, shape: Option<&Published>, sequences: usize) -> anyhow::Res
         }
     };
     let model = args.options.prepare(checkpoint)?;
-    Ok(Opened { model, made_up, seconds: began.elapsed().as_secs_f64(), resident: load::resident() })
+    Ok(Opened { model, made_up, began, seconds: began.elapsed().as_secs_f64(), resident: load::resident() })
 }
 
 /// Random weights, if they fit: as they are made and, quantised, once more as they are repacked.

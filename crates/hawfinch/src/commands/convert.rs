@@ -22,22 +22,27 @@ use crate::tokenizer_args::TokenizerOption;
 /// Arguments of `convert`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Files of rwkv.cpp (ggml .bin) can be read, not written: they hold the decays already
-exponentiated. At equal number types .pth, .safetensors and .gguf convert into each other without
-losing a bit.
+exponentiated. At equal number types .pth, .safetensors, .gguf and packed files convert into each
+other without losing a bit.
+
+A packed file holds the weights as they are computed with: it is mapped, not loaded, and gives its
+first token at once. Only hawfinch reads it; docs/quantization.md says more.
 
 Examples:
   hawfinch convert model.pth model.safetensors
   hawfinch convert model.safetensors model.gguf --dtype q8_0
+  hawfinch convert model.gguf model.packed.safetensors
   hawfinch convert hf-folder/ model.out --to pth --dtype bf16")]
 pub struct Args {
     /// The checkpoint to read: a file or folder of any format (`demo`: the built-in stand-in)
     from: PathBuf,
     /// The file to write
     to: PathBuf,
-    /// Format to write [default: by the extension: .pth, .safetensors, .gguf]
+    /// Format to write [default: by the extension: .pth, .safetensors, .gguf or .packed.safetensors]
     #[arg(long = "to", value_name = "FORMAT", id = "format")]
     format: Option<Format>,
-    /// Number type of the weights: f32, f16, bf16, or in GGUF q8_0, q4_0, q4_k … [default: as they are]
+    /// Number type of the weights: f32, f16, bf16, in GGUF and packed files q8_0, q4_0, q4_k, in GGUF some more
+    /// [default: as they are]
     #[arg(long, value_name = "TYPE")]
     dtype: Option<String>,
     /// Epsilon of the group norm after WKV to note in the file, in place of what the source implies
@@ -58,6 +63,7 @@ enum Format {
     Pth,
     Safetensors,
     Gguf,
+    Packed,
 }
 
 /// A number type that may be asked for by name in a format.
@@ -81,9 +87,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(Format::Pth) => SaveFormat::Pth,
         Some(Format::Safetensors) => SaveFormat::Safetensors,
         Some(Format::Gguf) => SaveFormat::Gguf,
+        Some(Format::Packed) => SaveFormat::Packed,
         None => SaveFormat::from_extension(&args.to).ok_or_else(|| {
             usage(format!(
-                "{} names no format that hawfinch writes: end it in .pth, .safetensors or .gguf, or give --to FORMAT",
+                "{} names no format that hawfinch writes: end it in .pth, .safetensors, .gguf or .packed.safetensors, or \
+                 give --to FORMAT",
                 args.to.display()
             ))
         })?,

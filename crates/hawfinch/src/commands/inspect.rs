@@ -254,7 +254,13 @@ fn dtypes(ckpt: &Checkpoint) -> BTreeMap<&'static str, Share> {
 }
 
 fn tensor_json(name: &str, t: &StoredTensor) -> Value {
-    json!({"name": name, "shape": t.shape, "dtype": t.dtype.name(), "bytes": t.data.len()})
+    json!({
+        "name": name,
+        "shape": t.shape,
+        "dtype": t.dtype.name(),
+        "layout": t.layout.name(),
+        "bytes": t.data.len(),
+    })
 }
 
 fn text(args: &Args, ckpt: &Checkpoint, said: &Said) -> String {
@@ -279,7 +285,9 @@ fn text(args: &Args, ckpt: &Checkpoint, said: &Said) -> String {
         out.push('\n');
         let longest = ckpt.tensors.keys().map(String::len).max().unwrap_or(0);
         for (name, t) in &ckpt.tensors {
-            let _ = writeln!(out, "  {name:<longest$}  {:<6}{:?}", t.dtype.name(), t.shape);
+            let layout =
+                if ckpt.packed.is_some() { format!("{:<8}", t.layout.name()) } else { String::new() };
+            let _ = writeln!(out, "  {name:<longest$}  {:<6}{layout}{:?}", t.dtype.name(), t.shape);
         }
     }
     out

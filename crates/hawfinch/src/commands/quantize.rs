@@ -36,13 +36,15 @@ are: docs/quantization.md says why, and --evidence measures it for your model.
 
 Examples:
   hawfinch quantize model.pth -o model.gguf
+  hawfinch quantize model.pth -o model.packed.safetensors --to int4
   hawfinch quantize model.pth -o model.gguf --bits 5.5 --text my-texts.txt
   hawfinch quantize model.pth --to int4 --json"
 )]
 pub struct Args {
     /// The model to quantise, in floating-point numbers (`demo`: the built-in stand-in)
     model: PathBuf,
-    /// The GGUF file to write [default: none, only the report]
+    /// The file to write: .gguf, or .packed.safetensors for one that opens at once, in hawfinch alone [default:
+    /// none, only the report]
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
     /// int8: all in 8 bits; int4: head and embedding in 8, all else in 4; mixed: each weight in 4 or 8
@@ -100,12 +102,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     if let Some(out) = &args.out {
         output::may_write(out, args.force)?;
-        if SaveFormat::from_extension(out) != Some(SaveFormat::Gguf) {
-            return Err(usage(format!(
-                "{} must end in .gguf: it is the format that holds quantised weights",
-                out.display()
-            )));
-        }
+        format_of(out)?;
     }
     let mut ckpt = open_checkpoint(&args.model)?;
     if let Some(out) = &args.out {
@@ -169,6 +166,17 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         note(format_args!("wrote {}: {} in {seconds:.1} s", out.display(), size(bytes)));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The format that a file's name asks for, one of those that hold quantised weights.
+fn format_of(out: &Path) -> anyhow::Result<SaveFormat> {
+    let format = SaveFormat::from_extension(out);
+    format.filter(|f| matches!(f, SaveFormat::Gguf | SaveFormat::Packed)).ok_or_else(|| {
+        usage(format!(
+            "{} must end in .gguf or .packed.safetensors: these are the formats that hold quantised weights",
+            out.display()
+        ))
+    })
 }
 
 /// The weights with their types, by measurement or by rule.
@@ -297,7 +305,7 @@ fn write(args: &Args, out: &Path, model: &Model, made: Vec<(String, StoredTensor
         bar.get_or_insert_with(|| Progress::bytes("writing", total)).set(done);
     };
     let options = SaveOptions {
-        format: SaveFormat::Gguf,
+        format: format_of(out)?,
         dtype: None,
         vocabulary: vocabulary.as_deref(),
         progress: Some(&mut tell),

@@ -76,8 +76,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "--dtype must be f32, f16 or bf16, not {dtype}; `hawfinch convert` quantises"
         )));
     }
+    let format = SaveFormat::from_extension(&args.out);
     let format =
-        SaveFormat::from_extension(&args.out).filter(|f| *f != SaveFormat::Gguf).ok_or_else(|| {
+        format.filter(|f| matches!(f, SaveFormat::Pth | SaveFormat::Safetensors)).ok_or_else(|| {
             usage(format!(
                 "{} must end in .pth or .safetensors (`hawfinch convert` makes others of it)",
                 args.out.display()

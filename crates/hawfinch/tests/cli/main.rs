@@ -7,6 +7,7 @@ mod chat;
 mod files;
 mod generate;
 mod help;
+mod packed;
 mod quantize;
 mod speculate;
 mod text;

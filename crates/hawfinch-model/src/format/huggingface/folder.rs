@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::checkpoint::{Checkpoint, FileFormat};
 use crate::config::GROUP_NORM_EPS;
-use crate::format::{self, detect};
+use crate::format;
 use crate::{Error, Result};
 
 /// Longest index or configuration that is read.
@@ -77,9 +77,7 @@ fn read(dir: &Path) -> Result<Checkpoint> {
 }
 
 fn read_file(path: &Path) -> Result<Checkpoint> {
-    let mut ckpt = detect::read_any(path, format::map_file(path)?)?;
-    ckpt.files = vec![path.into()];
-    Ok(ckpt)
+    format::open_file(path)
 }
 
 /// Weight files in the folder itself, sorted by name.
