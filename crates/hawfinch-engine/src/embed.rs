@@ -1,7 +1,7 @@
 //! Sentence embeddings for free: what the model's activations say about a text it has read.
 
 use crate::{Error, Result};
-use hawfinch_model::{Model, Rows, STEP_TOKENS, Sequence, State};
+use hawfinch_model::{Model, Rows, STEP_TOKENS, Sequence, State, Version};
 
 /// Which vector stands for a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -69,7 +69,10 @@ pub fn embed(
     }
     let vectors: Vec<Vec<f32>> = match what {
         Embedding::Mean => sums.into_iter().map(normalised).collect(),
-        Embedding::State(layer) => states.iter().map(|s| layer_of(s, layer)).collect(),
+        Embedding::State(layer) => {
+            let version = model.config().version;
+            states.iter().map(|s| layer_of(s, version, layer)).collect()
+        }
     };
     if vectors.iter().flatten().any(|v| !v.is_finite()) {
         return Err(invalid(
@@ -80,9 +83,9 @@ pub fn embed(
     Ok(vectors)
 }
 
-/// All fields of one layer of a state.
-fn layer_of(state: &State, layer: usize) -> Vec<f32> {
-    state.layout().fields.iter().flat_map(|f| state.field(layer, f.name)).copied().collect()
+/// All fields of one layer of a state, in the order of state files.
+fn layer_of(state: &State, version: Version, layer: usize) -> Vec<f32> {
+    state.layout().fields.iter().flat_map(|f| state.as_in_files(version, layer, f.name)).collect()
 }
 
 /// Scaled to length 1; the sum's direction is the mean's.

@@ -27,6 +27,21 @@ const STATE: &str = "state.";
 const START: &str = "start.";
 
 impl State {
+    /// One field of one layer in the order of state files: RWKV-7's matrices `[head, value, key]`.
+    ///
+    /// # Panics
+    /// As [`State::field`].
+    pub fn as_in_files(&self, version: Version, layer: usize, name: &str) -> Vec<f32> {
+        let mut values = self.field(layer, name).to_vec();
+        if version == Version::V7
+            && name == "wkv"
+            && let Some(field) = self.layout().field(name)
+        {
+            turn(&mut values, field.shape[1]);
+        }
+        values
+    }
+
     /// Writes the state to a file of our format, atomically. `model` is the identity of the model that
     /// it belongs to ([`Model::identity`]).
     ///
@@ -54,15 +69,7 @@ impl State {
             let Some(state) = state else { continue };
             for layer in 0..state.layout().layers {
                 for f in &state.layout().fields {
-                    let values = state.field(layer, f.name);
-                    let tensor = match (version, f.name) {
-                        (Version::V7, "wkv") => {
-                            let mut values = values.to_vec();
-                            turn(&mut values, f.shape[1]);
-                            StoredTensor::from_f32(&f.shape, &values)
-                        }
-                        _ => StoredTensor::from_f32(&f.shape, values),
-                    };
+                    let tensor = StoredTensor::from_f32(&f.shape, &state.as_in_files(version, layer, f.name));
                     file.insert(format!("{prefix}{layer}.{}", f.name), tensor)?;
                 }
             }
