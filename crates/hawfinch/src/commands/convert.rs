@@ -36,9 +36,9 @@ Examples:
 pub struct Args {
     /// The checkpoint to read: a file or folder of any format (`demo`: the built-in stand-in)
     from: PathBuf,
-    /// The file to write
+    /// The file to write: .pth, .safetensors, .gguf or .packed.safetensors
     to: PathBuf,
-    /// Format to write [default: by the extension: .pth, .safetensors, .gguf or .packed.safetensors]
+    /// Format to write [default: by the extension]
     #[arg(long = "to", value_name = "FORMAT", id = "format")]
     format: Option<Format>,
     /// Number type of the weights: f32, f16, bf16, in GGUF and packed files q8_0, q4_0, q4_k, in GGUF some more

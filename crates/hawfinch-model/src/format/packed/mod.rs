@@ -29,13 +29,13 @@ use xxh64::xxh64;
 use crate::{Error, Result};
 
 /// Metadata: the version of the layout.
-const VERSION: &str = "hawfinch.packed";
+pub const VERSION: &str = "hawfinch.packed";
 /// Metadata: the tensors.
-const TENSORS: &str = "hawfinch.packed.tensors";
+pub const TENSORS: &str = "hawfinch.packed.tensors";
 /// Metadata: checksum of the other metadata.
-const SUM: &str = "hawfinch.packed.sum";
+pub const SUM: &str = "hawfinch.packed.sum";
 /// The layout that is written and read.
-const LAYOUT: u64 = 1;
+pub const LAYOUT: u64 = 1;
 /// Where tensors of bytes begin.
 const ALIGNMENT: usize = 64;
 /// Tensors up to this size are checked when the file is opened, larger ones later.
@@ -61,8 +61,7 @@ struct Entry {
     xxh64: String,
 }
 
-/// Checksum of all metadata but [`SUM`].
-#[doc(hidden)]
+/// The number that [`SUM`] should be: a checksum of all other metadata.
 pub fn sum_of(metadata: &BTreeMap<String, String>) -> u64 {
     let mut all = Vec::new();
     for (key, value) in metadata.iter().filter(|(key, _)| *key != SUM) {

@@ -130,7 +130,8 @@ fn logical(
     if bytes.data[exact..].iter().any(|&b| b != 0) {
         return Err("is not filled up with zeros");
     }
-    let from = bytes.data.as_ptr() as usize - file.as_ptr() as usize;
+    // (A slice of no bytes points anywhere.)
+    let from = (bytes.data.as_ptr() as usize).wrapping_sub(file.as_ptr() as usize);
     if !bytes.data.is_empty() && !from.is_multiple_of(ALIGNMENT) {
         return Err("does not begin at a multiple of 64 bytes");
     }
