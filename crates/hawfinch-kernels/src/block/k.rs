@@ -11,39 +11,49 @@
 //! | Q5_K | `d`, `m`, 6-bit pairs, 32 of fifth bits, 128 × nibbles | the same |
 //! | Q6_K | 128 × low nibbles, 64 × high 2 bits, 16 × i8 scales, `d` | `d·scale(s)·(q − 32)` |
 
-use half::f16;
-
 use super::k_search;
 use crate::DType;
 
 /// Numbers in a block.
 pub(super) const LEN: usize = 256;
 
+#[inline(always)]
 fn read_f16(b: &[u8]) -> f32 {
-    f16::from_le_bytes([b[0], b[1]]).to_f32()
+    super::widen_f16(u16::from_le_bytes([b[0], b[1]]))
 }
 
-/// Decodes whole blocks; `out` is 256 numbers for each block of `bytes`.
+/// Decodes whole blocks; `out` is 256 numbers for each block of `bytes`. Inlined, as all that it calls, so that it is
+/// compiled for the instruction set of its caller.
+#[inline(always)]
 pub(super) fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
-    let one = match dtype {
-        DType::Q2_K => decode_q2,
-        DType::Q3_K => decode_q3,
-        DType::Q4_K => decode_q4,
-        DType::Q5_K => decode_q5,
-        DType::Q6_K => decode_q6,
-        _ => unreachable!("{dtype} is of another family"),
-    };
     let blocks = bytes.chunks_exact(dtype.block_bytes());
-    blocks.zip(out.as_chunks_mut::<LEN>().0).for_each(|(b, o)| one(b, o));
+    let blocks = blocks.zip(out.as_chunks_mut::<LEN>().0);
+    macro_rules! each {
+        ($one:ident) => {
+            for (b, o) in blocks {
+                $one(b, o);
+            }
+        };
+    }
+    match dtype {
+        DType::Q2_K => each!(decode_q2),
+        DType::Q3_K => each!(decode_q3),
+        DType::Q4_K => each!(decode_q4),
+        DType::Q5_K => each!(decode_q5),
+        DType::Q6_K => each!(decode_q6),
+        _ => unreachable!("{dtype} is of another family"),
+    }
 }
 
 /// The 32 two-bit codes of plane `p` (0 to 7) in 64 bytes: each half of the block has 32 bytes, each
 /// byte four planes.
+#[inline(always)]
 fn plane2(q: &[u8], p: usize) -> [u8; 32] {
     let b: &[u8; 32] = q[p / 4 * 32..][..32].as_array().expect("32 bytes");
     b.map(|b| (b >> (2 * (p % 4))) & 3)
 }
 
+#[inline(always)]
 fn decode_q2(b: &[u8], out: &mut [f32; LEN]) {
     let (d, m) = (read_f16(&b[80..]), read_f16(&b[82..]));
     for p in 0..8 {
@@ -58,6 +68,7 @@ fn decode_q2(b: &[u8], out: &mut [f32; LEN]) {
     }
 }
 
+#[inline(always)]
 fn decode_q3(b: &[u8], out: &mut [f32; LEN]) {
     let (high, s, d) = (&b[..32], &b[96..108], read_f16(&b[108..]));
     for p in 0..8 {
@@ -77,6 +88,7 @@ fn decode_q3(b: &[u8], out: &mut [f32; LEN]) {
 }
 
 /// Scale and minimum `i` of the 12 bytes of 6-bit pairs.
+#[inline(always)]
 pub(super) fn scale_min(s: &[u8], i: usize) -> (u8, u8) {
     if i < 4 {
         (s[i] & 63, s[i + 4] & 63)
@@ -85,6 +97,7 @@ pub(super) fn scale_min(s: &[u8], i: usize) -> (u8, u8) {
     }
 }
 
+#[inline(always)]
 fn decode_q4(b: &[u8], out: &mut [f32; LEN]) {
     let (d, m) = (read_f16(b), read_f16(&b[2..]));
     for (i, o) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -98,6 +111,7 @@ fn decode_q4(b: &[u8], out: &mut [f32; LEN]) {
     }
 }
 
+#[inline(always)]
 fn decode_q5(b: &[u8], out: &mut [f32; LEN]) {
     let (d, m) = (read_f16(b), read_f16(&b[2..]));
     let high: &[u8; 32] = b[16..48].as_array().expect("32 bytes");
@@ -112,6 +126,7 @@ fn decode_q5(b: &[u8], out: &mut [f32; LEN]) {
     }
 }
 
+#[inline(always)]
 fn decode_q6(b: &[u8], out: &mut [f32; LEN]) {
     let (low, high, scales, d) = (&b[..128], &b[128..192], &b[192..208], read_f16(&b[208..]));
     for (i, o) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -119,10 +134,13 @@ fn decode_q6(b: &[u8], out: &mut [f32; LEN]) {
         let (half, plane) = (i / 4, i % 4);
         let l: &[u8; 32] = low[64 * half + 32 * (plane % 2)..][..32].as_array().expect("32 bytes");
         let h: &[u8; 32] = high[32 * half..][..32].as_array().expect("32 bytes");
-        for j in 0..32 {
-            let scale = d * f32::from(scales[2 * i + j / 16] as i8);
-            let code = (l[j] >> (4 * (plane / 2))) & 15 | ((h[j] >> (2 * plane)) & 3) << 4;
-            o[j] = scale * (i32::from(code) - 32) as f32;
+        for (part, o) in o.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let scale = d * f32::from(scales[2 * i + part] as i8);
+            for j in 0..16 {
+                let (l, h) = (l[16 * part + j], h[16 * part + j]);
+                let code = (l >> (4 * (plane / 2))) & 15 | ((h >> (2 * plane)) & 3) << 4;
+                o[j] = scale * (i32::from(code) - 32) as f32;
+            }
         }
     }
 }

@@ -21,55 +21,69 @@ use crate::DType;
 const LEN: usize = 32;
 const HALF: usize = LEN / 2;
 
+#[inline(always)]
 fn read_f16(b: &[u8]) -> f32 {
-    f16::from_le_bytes([b[0], b[1]]).to_f32()
+    super::widen_f16(u16::from_le_bytes([b[0], b[1]]))
 }
 
-/// Decodes whole blocks; `out` is 32 numbers for each block of `bytes`.
+/// Decodes whole blocks; `out` is 32 numbers for each block of `bytes`. Inlined, as all that it calls, so that it is
+/// compiled for the instruction set of its caller.
+#[inline(always)]
 pub(super) fn decode(dtype: DType, bytes: &[u8], out: &mut [f32]) {
     let blocks = bytes.chunks_exact(dtype.block_bytes());
     let outs = out.as_chunks_mut::<LEN>().0.iter_mut();
     match dtype {
-        DType::Q4_0 => blocks.zip(outs).for_each(|(b, o)| {
-            let d = read_f16(b);
-            let q = nibbles(&b[2..]);
-            for j in 0..LEN {
-                o[j] = d * (i32::from(q[j]) - 8) as f32;
+        DType::Q4_0 => {
+            for (b, o) in blocks.zip(outs) {
+                let d = read_f16(b);
+                let q = nibbles(&b[2..]);
+                for j in 0..LEN {
+                    o[j] = d * (i32::from(q[j]) - 8) as f32;
+                }
             }
-        }),
-        DType::Q4_1 => blocks.zip(outs).for_each(|(b, o)| {
-            let (d, m) = (read_f16(b), read_f16(&b[2..]));
-            let q = nibbles(&b[4..]);
-            for j in 0..LEN {
-                o[j] = d * f32::from(q[j]) + m;
+        }
+        DType::Q4_1 => {
+            for (b, o) in blocks.zip(outs) {
+                let (d, m) = (read_f16(b), read_f16(&b[2..]));
+                let q = nibbles(&b[4..]);
+                for j in 0..LEN {
+                    o[j] = d * f32::from(q[j]) + m;
+                }
             }
-        }),
-        DType::Q5_0 => blocks.zip(outs).for_each(|(b, o)| {
-            let d = read_f16(b);
-            let q = five_bits(&b[2..]);
-            for j in 0..LEN {
-                o[j] = d * (i32::from(q[j]) - 16) as f32;
+        }
+        DType::Q5_0 => {
+            for (b, o) in blocks.zip(outs) {
+                let d = read_f16(b);
+                let q = five_bits(&b[2..]);
+                for j in 0..LEN {
+                    o[j] = d * (i32::from(q[j]) - 16) as f32;
+                }
             }
-        }),
-        DType::Q5_1 => blocks.zip(outs).for_each(|(b, o)| {
-            let (d, m) = (read_f16(b), read_f16(&b[2..]));
-            let q = five_bits(&b[4..]);
-            for j in 0..LEN {
-                o[j] = d * f32::from(q[j]) + m;
+        }
+        DType::Q5_1 => {
+            for (b, o) in blocks.zip(outs) {
+                let (d, m) = (read_f16(b), read_f16(&b[2..]));
+                let q = five_bits(&b[4..]);
+                for j in 0..LEN {
+                    o[j] = d * f32::from(q[j]) + m;
+                }
             }
-        }),
-        DType::Q8_0 => blocks.zip(outs).for_each(|(b, o)| {
-            let d = read_f16(b);
-            let q: &[u8; LEN] = b[2..].as_array().expect("34 bytes a block");
-            for j in 0..LEN {
-                o[j] = d * f32::from(q[j] as i8);
+        }
+        DType::Q8_0 => {
+            for (b, o) in blocks.zip(outs) {
+                let d = read_f16(b);
+                let q: &[u8; LEN] = b[2..].as_array().expect("34 bytes a block");
+                for j in 0..LEN {
+                    o[j] = d * f32::from(q[j] as i8);
+                }
             }
-        }),
+        }
         _ => unreachable!("{dtype} is of another family"),
     }
 }
 
 /// The 32 codes of 16 nibble bytes.
+#[inline(always)]
 fn nibbles(b: &[u8]) -> [u8; LEN] {
     let b: &[u8; HALF] = b[..HALF].as_array().expect("16 bytes");
     let mut q = [0; LEN];
@@ -81,6 +95,7 @@ fn nibbles(b: &[u8]) -> [u8; LEN] {
 }
 
 /// The 32 codes of a u32 of fifth bits and 16 nibble bytes.
+#[inline(always)]
 fn five_bits(b: &[u8]) -> [u8; LEN] {
     let high = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
     let mut q = nibbles(&b[4..]);

@@ -13,6 +13,8 @@ use super::Matrix;
 use super::rows::{GROUP, decode_number};
 #[cfg(target_arch = "x86_64")]
 use super::widen_x86 as widen;
+#[cfg(target_arch = "x86_64")]
+use crate::block;
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
 use crate::reduce::{LANES, fold};
@@ -124,8 +126,8 @@ fn prefetch_part(w: Matrix<'_>, row: usize, at: usize, len: usize) {
     let Some(before) = w.dtype.bytes_for(at) else { return };
     let bytes = w.row(row);
     let until = w.dtype.bytes_for(at + len).map_or(bytes.len(), |until| until.min(bytes.len()));
-    for line in (before..until).step_by(64) {
-        prefetch::second(bytes[line..].as_ptr());
+    for line in (before..until).step_by(64).chain(until.checked_sub(1)) {
+        prefetch::second(bytes.as_ptr().wrapping_add(line));
     }
 }
 
@@ -276,6 +278,12 @@ macro_rules! width {
             #[inline]
             #[target_feature(enable = $features)]
             fn decode(w: Matrix<'_>, row: usize, at: usize, out: &mut [f32], narrow: &mut Vec<f32>) {
+                #[cfg(target_arch = "x86_64")]
+                if w.dtype == DType::Q6_K {
+                    let bytes = |numbers| w.dtype.bytes_for(numbers).expect("whole blocks");
+                    let (from, until) = (bytes(at), bytes(at + out.len()));
+                    return block::k_x86::decode_q6(&w.row(row)[from..until], out);
+                }
                 w.decode_part(row, at, out, narrow);
             }
 
@@ -313,7 +321,7 @@ macro_rules! width {
                         }
                         // Ask for the next strip, of these rows or of the next, while this one is multiplied.
                         let (row, from) = if last { (j + GROUP, 0) } else { (j, at + len) };
-                        for r in row..(row + n).min(first + count) {
+                        for r in row..(row + n).min(w.outputs) {
                             prefetch_part(w, r, from, STRIP);
                         }
                         let mut s = 0;
