@@ -1,14 +1,15 @@
-//! Times the matrix products and recurrences of every instruction set against what the machine can do, measured in the
-//! same run:
+//! Times the matrix products of every instruction set against what the machine can do, measured in the same run (the
+//! recurrences: `wkv.rs`):
 //! `cargo run --release -p hawfinch-kernels --example perf [THREADS]`.
 
 use std::time::Duration;
 
 use hawfinch_kernels::buffer::Buffer;
+use hawfinch_kernels::linear::columns::{self, Columns};
 use hawfinch_kernels::linear::{self, Matrix};
 use hawfinch_kernels::panel::{self, Activations, Panels};
 use hawfinch_kernels::tiles::{self, Runs};
-use hawfinch_kernels::{DType, Isa, Pool, block, peak, wkv};
+use hawfinch_kernels::{DType, Isa, Pool, block, peak};
 
 fn main() {
     let threads = std::env::args().nth(1).map_or(2, |n| n.parse().expect("a number of threads"));
@@ -77,7 +78,7 @@ fn main() {
             }
         }
         matrices(isa, &pool, fma, budget);
-        recurrences(isa, budget);
+        low_rank(isa, &pool, fma, budget);
     }
 }
 
@@ -135,17 +136,23 @@ fn matrices(isa: Isa, pool: &Pool, fma: f64, budget: Duration) {
     say("tiles of 8 bits", time, Some(int8));
 }
 
-/// One head of 64 channels and one token, the state in the nearest cache, one thread.
-fn recurrences(isa: Isa, budget: Duration) {
-    let (n, t) = (64, 128);
-    let wave = |f: f32| -> Vec<f32> { (0..t * n).map(|i| (i as f32 * f).sin() * 0.3).collect() };
-    let [r, k, v, d, kk, a] = [0.7, 1.1, 0.3, 0.9, 0.5, 0.21].map(wave);
-    let (mut y, mut s) = (vec![0f32; t * n], vec![0f32; n * n]);
-    // SAFETY: one call at a time.
-    let rows = unsafe { wkv::Rows::new(&mut y) };
-    let x = wkv::Head { r: &r, k: &k, v: &v, head: 0, n, c: n };
-    let six = peak::fastest(budget, || wkv::wkv6(isa, &rows, &mut s, x, &d, &a[..n]));
-    let seven = peak::fastest(budget, || wkv::wkv7(isa, &rows, &mut s, x, &d, &kk, &a));
-    let [six, seven] = [six, seven].map(|time| time * 1e9 / t as f64);
-    println!("{isa} wkv6 {six:.0} ns, wkv7 {seven:.0} ns a head and token");
+/// Low-rank weights, bf16 in tiles: down to a rank and up again.
+fn low_rank(isa: Isa, pool: &Pool, fma: f64, budget: Duration) {
+    for (o, i) in [(96usize, 2048usize), (2048, 96), (256, 2048), (2048, 256)] {
+        let weights: Vec<f32> = (0..o * i).map(|n| ((n * 7919) % 1000) as f32 / 1000.0 - 0.5).collect();
+        let mut data = Vec::new();
+        assert!(block::encode(DType::BF16, &weights, &mut data));
+        let w = Columns::pack(DType::BF16, &data, o, i, 1.0);
+        for t in [1usize, 16, 512] {
+            let x: Vec<f32> = (0..t * i).map(|n| (n % 13) as f32 - 6.0).collect();
+            let mut y = vec![0f32; t * o];
+            let time = peak::fastest(budget / 4, || columns::linear(isa, pool, &mut y, &x, &w));
+            let multiplied = (t * o * i) as f64 / time;
+            println!(
+                "{isa} low rank {i} -> {o}, {t:3} tokens: {:.1} G multiply-adds/s {:.0}%",
+                multiplied / 1e9,
+                100.0 * multiplied / fma
+            );
+        }
+    }
 }

@@ -91,7 +91,10 @@ pub trait Ops {
     }
     /// Matrix product, and what follows it, which an implementor may do as its outputs are stored.
     fn linear_then(&self, x: &Self::Tensor, w: &Self::Matrix, then: Then<'_, Self::Tensor>) -> Self::Tensor {
-        let y = self.linear(x, w);
+        self.after(self.linear(x, w), then)
+    }
+    /// What follows a product whose outputs are `y`.
+    fn after(&self, y: Self::Tensor, then: Then<'_, Self::Tensor>) -> Self::Tensor {
         match then {
             Then::ReluSquared => self.unary(Unary::ReluSquared, &y),
             Then::Add(x) => self.binary(Binary::Add, x, &y),

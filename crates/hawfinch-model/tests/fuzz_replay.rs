@@ -13,12 +13,13 @@ use std::path::Path;
 use hawfinch_kernels::DType;
 use hawfinch_model::{Config, Version, synthetic};
 
-const TARGETS: [replay::Target; 9] = [
+const TARGETS: [replay::Target; 10] = [
     ("pth", fuzz_checks::pth),
     ("pth_pickle", fuzz_checks::pth_pickle),
     ("safetensors", fuzz_checks::safetensors),
     ("gguf", fuzz_checks::gguf),
     ("ggml", fuzz_checks::ggml),
+    ("packed", fuzz_checks::packed),
     ("ai00", fuzz_checks::ai00),
     ("state_lora", fuzz_checks::state_lora),
     ("model_run", fuzz_checks::model_run),
@@ -46,7 +47,10 @@ fn seeds_are_accepted() {
         if matches!(target, "pth_pickle" | "safetensors") {
             continue;
         }
-        for (name, file) in seeds {
+        for (name, mut file) in seeds {
+            if target == "packed" {
+                file = fuzz_checks::packed_file(&file).expect("a header and a list");
+            }
             if let Err(e) = hawfinch_model::format::read(Path::new("seed"), file.into()) {
                 panic!("{target}: the seed {name} is refused: {e}");
             }

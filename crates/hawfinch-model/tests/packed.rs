@@ -5,6 +5,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use common::logits;
 use hawfinch_kernels::{DType, Isa, Pool};
 use hawfinch_model::format::{self, SaveFormat, SaveOptions};
 use hawfinch_model::synthetic::{self, Shape};
@@ -28,18 +29,6 @@ fn save(path: &Path, ckpt: &Checkpoint, format: SaveFormat, dtype: Option<DType>
 
 fn model(ckpt: Checkpoint, cpu: Cpu) -> Model {
     Model::from_checkpoint(ckpt, OpenOptions::default(), cpu).unwrap()
-}
-
-/// Logits of every token and the state after.
-fn logits(m: &Model, pieces: &[&[u32]]) -> Vec<f32> {
-    let mut state = m.new_state();
-    let mut out = Vec::new();
-    for tokens in pieces {
-        let call = Sequence { tokens, state: &mut state, logits: Rows::All, hidden: Rows::None };
-        out.extend(m.forward(&mut [call]).unwrap().remove(0).logits);
-    }
-    out.extend(state.data());
-    out
 }
 
 /// The same numbers in rows: what packing starts from, with the types that the packed file has.

@@ -4,6 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
+use common::logits;
 use hawfinch_kernels::{DType, Isa, Pool};
 use hawfinch_model::synthetic::{self, Shape};
 use hawfinch_model::verify::{against_itself, divergence};
@@ -15,17 +16,6 @@ const VERSIONS: [Version; 6] =
 /// Wide enough for blocks of 256 and heads of the usual size.
 fn wide(version: Version) -> Config {
     Shape { version, layers: 2, width: 256, vocab: 80, head_size: 64 }.config()
-}
-
-fn logits(m: &Model, pieces: &[&[u32]]) -> Vec<f32> {
-    let mut state = m.new_state();
-    let mut out = Vec::new();
-    for tokens in pieces {
-        let call = Sequence { tokens, state: &mut state, logits: Rows::All, hidden: Rows::None };
-        out.extend(m.forward(&mut [call]).unwrap().remove(0).logits);
-    }
-    out.extend(state.data());
-    out
 }
 
 /// Whole and in pieces, alone and beside others, on one thread and three, on every instruction set.

@@ -17,7 +17,7 @@ pub fn rows<F: Real>(isa: Isa, y: &Out<'_, F>, x: &[F], w: Matrix<'_>, first: us
     if let Some(x) = F::as_f32s(x)
         && super::wide::rows(isa, x, w, first, count, &mut |t, j, v| {
             // SAFETY: promised by this function's callers: j is in their range.
-            unsafe { y.put(t, j, v, 1.0) }
+            unsafe { y.put(t, j, v, w.scale) }
         })
     {
         return;

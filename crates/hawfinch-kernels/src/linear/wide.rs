@@ -45,8 +45,8 @@ thread_local! {
     static ROOM: RefCell<Room> = RefCell::default();
 }
 
-/// Outputs `first .. first + count` of every token, given to `put(token, first output, values)`. False when this
-/// instruction set has no loops of its own.
+/// Outputs `first .. first + count` of every token before scaling, given to `put(token, first output, values)`. False
+/// when this instruction set has no loops of its own.
 pub fn rows(
     isa: Isa,
     x: &[f32],
@@ -71,11 +71,12 @@ pub fn rows(
             // Fewer than four are left: the last one stands in for those that are missing.
             let rows: [&[u8]; 4] = std::array::from_fn(|r| &w.data[(j + r.min(n - 1)) * bytes..][..bytes]);
             let mut finish = |token: usize, mut sums: [f32; 4]| {
-                for (r, sum) in sums.iter_mut().enumerate().take(n) {
-                    for k in i / LANES * LANES..i {
-                        *sum = decode_number(w.dtype, &rows[r][size * k..]).mul_add(x[token * i + k], *sum);
+                if !i.is_multiple_of(LANES) {
+                    for (row, sum) in rows.iter().zip(&mut sums) {
+                        for k in i / LANES * LANES..i {
+                            *sum = decode_number(w.dtype, &row[size * k..]).mul_add(x[token * i + k], *sum);
+                        }
                     }
-                    *sum *= w.scale;
                 }
                 put(token, j, &sums[..n]);
             };
@@ -357,7 +358,7 @@ macro_rules! width {
                                 let w_rest = &block[r * STRIDE + whole - at..][..k - whole];
                                 let x_rest = &x[(s + t) * k + whole..(s + t + 1) * k];
                                 let rest = w_rest.iter().zip(x_rest);
-                                *out = rest.fold(fold(*lanes), |sum, (w, x)| w.mul_add(*x, sum)) * w.scale;
+                                *out = rest.fold(fold(*lanes), |sum, (w, x)| w.mul_add(*x, sum));
                             }
                             put(s + t, j, &out[..n]);
                         }

@@ -8,14 +8,14 @@ use std::arch::aarch64::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use super::operands::{Q4, Q4K, Q8, offset};
+use super::operands::{Q4, Q4K, Q8, by_width, offset};
 use super::sparse::{StripOf, UNIT, WIDEST, header, row_bytes};
 #[cfg(target_arch = "x86_64")]
 use super::x86::multiply512;
 use super::{Activations, BLOCK, GROUP, Group, Kind, QUAD};
 #[cfg(target_arch = "aarch64")]
 use crate::neon::{self, Dot, Mixed, Multiply, Plain, shift};
-use crate::{Isa, Level, prefetch};
+use crate::{Isa, prefetch};
 
 /// Bytes of a row whose codes are arranged together: those of 64 outputs, or of 128 of 4 bits.
 const PIECE: usize = 64;
@@ -70,18 +70,7 @@ pub fn run(isa: Isa, w: StripOf<'_>, n: usize, a: &Activations, put: &mut dyn Fn
                     }
                 };
             }
-            match isa.level() {
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => slab!(avx512),
-                #[cfg(target_arch = "x86_64")]
-                _ => slab!(avx2),
-                #[cfg(target_arch = "aarch64")]
-                Level::NeonI8mm => slab!(mixed),
-                #[cfg(target_arch = "aarch64")]
-                Level::NeonDotprod => slab!(dotprod),
-                #[cfg(target_arch = "aarch64")]
-                _ => slab!(plain),
-            }
+            by_width!(isa, slab)
         }
     }
 }

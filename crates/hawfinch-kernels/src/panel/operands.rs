@@ -103,6 +103,25 @@ macro_rules! by_kind {
 }
 pub(super) use by_kind;
 
+/// Calls the macro `$run` with the name of the loops for an instruction set that has some.
+macro_rules! by_width {
+    ($isa:expr, $run:ident) => {
+        match $isa.level() {
+            #[cfg(target_arch = "x86_64")]
+            $crate::Level::Avx512 => $run!(avx512),
+            #[cfg(target_arch = "x86_64")]
+            _ => $run!(avx2),
+            #[cfg(target_arch = "aarch64")]
+            $crate::Level::NeonI8mm => $run!(mixed),
+            #[cfg(target_arch = "aarch64")]
+            $crate::Level::NeonDotprod => $run!(dotprod),
+            #[cfg(target_arch = "aarch64")]
+            _ => $run!(plain),
+        }
+    };
+}
+pub(super) use by_width;
+
 /// Hands over the sums of P panels with T tokens.
 pub fn give<const P: usize, const T: usize>(
     panel: usize,

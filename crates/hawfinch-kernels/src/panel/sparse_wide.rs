@@ -5,12 +5,12 @@ use std::arch::aarch64::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use super::operands::{Q4, Q4K, Q8, offset};
+use super::operands::{Q4, Q4K, Q8, by_width, offset};
 use super::sparse::{StripOf, UNIT, WIDEST, header, row_bytes};
 use super::{BLOCK, Group, Kind};
 #[cfg(target_arch = "aarch64")]
 use crate::neon::{self, Dot, Mixed, Multiply, Plain, shift};
-use crate::{Isa, Level, prefetch};
+use crate::{Isa, prefetch};
 
 /// Tokens that run together.
 const MOST: usize = 4;
@@ -148,18 +148,7 @@ fn tokens<const T: usize>(
                 }
             };
         }
-        match isa.level() {
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => run!(avx512),
-            #[cfg(target_arch = "x86_64")]
-            _ => run!(avx2),
-            #[cfg(target_arch = "aarch64")]
-            Level::NeonI8mm => run!(mixed),
-            #[cfg(target_arch = "aarch64")]
-            Level::NeonDotprod => run!(dotprod),
-            #[cfg(target_arch = "aarch64")]
-            _ => run!(plain),
-        }
+        by_width!(isa, run)
     }
     for (t, sums) in sums.iter().enumerate() {
         put(token + t, &sums[..w.width]);

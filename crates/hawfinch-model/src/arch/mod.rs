@@ -8,7 +8,7 @@ mod v7;
 
 use std::cell::Cell;
 
-use hawfinch_kernels::elementwise::{Binary, Toward, Unary};
+use hawfinch_kernels::elementwise::{Binary, Toward};
 
 use crate::checkpoint::{Checkpoint, DecayForm, StoredTensor};
 use crate::config::{Config, LAYER_NORM_EPS, Version, present_name};
@@ -99,13 +99,9 @@ impl<O: Ops> Linear<O> {
 
     /// The layer, and what follows it.
     pub fn forward_then(&self, o: &O, x: &O::Tensor, then: Then<'_, O::Tensor>) -> O::Tensor {
-        if self.adapters.is_empty() {
-            return o.linear_then(x, &self.weight, then);
-        }
-        let y = self.forward(o, x);
-        match then {
-            Then::ReluSquared => o.unary(Unary::ReluSquared, &y),
-            Then::Add(x) => o.binary(Binary::Add, x, &y),
+        match self.adapters.is_empty() {
+            true => o.linear_then(x, &self.weight, then),
+            false => o.after(self.forward(o, x), then),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use hawfinch_model::Checkpoint;
+use hawfinch_model::{Checkpoint, Model, Rows, Sequence};
 
 /// A folder of `../shared/data`, or `None` (said on the terminal) where it is absent.
 pub fn shared(part: &str) -> Option<PathBuf> {
@@ -26,4 +26,16 @@ pub fn compare(a: &Checkpoint, name_a: &str, b: &Checkpoint, name_b: &str) {
     assert_eq!((x.dtype, &x.shape), (y.dtype, &y.shape), "{name_a}");
     assert!(!x.transposed && !y.transposed, "{name_a}");
     assert_eq!(x.data, y.data, "{name_a}");
+}
+
+/// Logits of every token, fed in pieces, and the state after.
+pub fn logits(m: &Model, pieces: &[&[u32]]) -> Vec<f32> {
+    let mut state = m.new_state();
+    let mut out = Vec::new();
+    for tokens in pieces {
+        let call = Sequence { tokens, state: &mut state, logits: Rows::All, hidden: Rows::None };
+        out.extend(m.forward(&mut [call]).unwrap().remove(0).logits);
+    }
+    out.extend(state.data());
+    out
 }

@@ -4,6 +4,7 @@
 //! A check fails by panicking; aborting on large allocations is `limit.rs`'s part.
 #![allow(dead_code)] // each fuzz target calls one of them
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use hawfinch_kernels::DType;
 use hawfinch_model::format::{self, SaveFormat, SaveOptions, ai00, ggml, gguf, pth, safetensors};
 use hawfinch_model::{
-    Checkpoint, Config, Cpu, DecayForm, FileFormat, Lora, Model, OpenOptions, Rows, Sequence, State,
+    Checkpoint, Config, Cpu, DecayForm, FileFormat, Layout, Lora, Model, OpenOptions, Rows, Sequence, State,
     StoredTensor, Version,
 };
 
@@ -114,6 +115,50 @@ pub fn ai00(data: &[u8]) {
     reader(ai00::read, data);
     reader(format::read, data);
 }
+
+/// The packed file of which length, padding and checksums are made up: given are its header as JSON, where the list of tensors
+/// stands in the open under [`LIST`], a zero byte, and the data. An entry may say how many bytes its tensor is filled
+/// up with (`fill`), which are not summed. A checksum that it has stays.
+pub fn packed_file(data: &[u8]) -> Option<Vec<u8>> {
+    let header = data.iter().position(|&b| b == 0).unwrap_or(data.len());
+    let body = data.get(header + 1..).unwrap_or_default();
+    let mut json: serde_json::Map<_, _> = serde_json::from_slice(&data[..header]).ok()?;
+    let mut list = json.remove(LIST)?;
+    for entry in list.as_array_mut().into_iter().flatten() {
+        let fill = entry.as_object_mut().and_then(|e| e.remove("fill")).and_then(|n| n.as_u64());
+        let at = |n: usize| json.get(entry["name"].as_str()?)?["data_offsets"][n].as_u64();
+        let range = at(0).zip(at(1).and_then(|to| to.checked_sub(fill.unwrap_or(0))));
+        let bytes = range.and_then(|(from, to)| body.get(from.try_into().ok()?..to.try_into().ok()?));
+        if let (Some(bytes), Some(entry)) = (bytes, entry.as_object_mut()) {
+            entry.entry("xxh64").or_insert_with(|| format!("{:016x}", format::packed::xxh64(bytes)).into());
+        }
+    }
+    let mut metadata: BTreeMap<String, String> =
+        json.remove("__metadata__").and_then(|m| serde_json::from_value(m).ok()).unwrap_or_default();
+    metadata.insert(format::packed::TENSORS.into(), list.to_string());
+    metadata.entry(format::packed::VERSION.into()).or_insert_with(|| format::packed::LAYOUT.to_string());
+    let sum = format::packed::sum_of(&metadata);
+    metadata.insert(format::packed::SUM.into(), format!("{sum:016x}"));
+    json.insert("__metadata__".into(), serde_json::json!(metadata));
+    let mut text = serde_json::Value::Object(json).to_string();
+    text += &" ".repeat((8 + text.len()).next_multiple_of(64) - 8 - text.len());
+    Some([&(text.len() as u64).to_le_bytes(), text.as_bytes(), body].concat())
+}
+
+/// A packed file as [`packed_file`] makes it: it runs, and what it holds unpacks.
+pub fn packed(data: &[u8]) {
+    let Some(file) = packed_file(data) else { return };
+    model_run(&file);
+    if let Ok(ckpt) = format::read(Path::new(PATH), file.into()) {
+        for (name, tensor) in &ckpt.tensors {
+            let rows = tensor.unpacked();
+            assert_eq!((rows.shape.clone(), rows.layout), (tensor.shape.clone(), Layout::Rows), "{name}");
+        }
+    }
+}
+
+/// Key of the list of tensors in inputs of [`packed_file`].
+pub const LIST: &str = "list";
 
 /// A file of any format, names translated: whatever opens as a model runs, and a division of its tokens
 /// gives the same bits.

@@ -272,6 +272,30 @@ fn memory() -> Checkpoint {
     Checkpoint::new("memory", FileFormat::Memory)
 }
 
+/// A packed file in the form that [`super::packed`] takes.
+fn opened(file: &[u8]) -> Vec<u8> {
+    let length = u64::from_le_bytes(*file.first_chunk().expect("a length")) as usize;
+    let (header, body) = file[8..].split_at(length);
+    let mut json: serde_json::Value = serde_json::from_slice(header).expect("a header");
+    let metadata = json["__metadata__"].as_object_mut().expect("metadata");
+    let list = metadata.remove(format::packed::TENSORS).expect("a list");
+    metadata.remove(format::packed::SUM);
+    let mut list: serde_json::Value = serde_json::from_str(list.as_str().expect("text")).expect("a list");
+    for entry in list.as_array_mut().expect("a list") {
+        let entry = entry.as_object_mut().expect("an entry");
+        let sum = entry.remove("xxh64").expect("a checksum");
+        let at = &json[entry["name"].as_str().expect("a name")]["data_offsets"];
+        let at = [0, 1].map(|n| at[n].as_u64().expect("an offset") as usize);
+        let sum_without = |fill| format!("{:016x}", format::packed::xxh64(&body[at[0]..at[1] - fill]));
+        let fill = (0..64).find(|&fill| sum == sum_without(fill)).expect("the bytes of the checksum");
+        if fill > 0 {
+            entry.insert("fill".into(), fill.into());
+        }
+    }
+    json[super::LIST] = list;
+    [json.to_string().as_bytes(), b"\0", body].concat()
+}
+
 /// What a fuzz target starts from.
 pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
     let any = || {
@@ -297,6 +321,9 @@ pub fn seeds(target: &str) -> Vec<(String, Vec<u8>)> {
         }
         "gguf" => models(SaveFormat::Gguf).into_iter().chain(fixtures("gguf")).collect(),
         "ggml" => ggml_models(),
+        "packed" => {
+            models(SaveFormat::Packed).into_iter().map(|(name, file)| (name, opened(&file))).collect()
+        }
         "ai00" => fixtures("state"),
         "state_lora" => adapters(),
         "model_run" | "round_trip" => any(),

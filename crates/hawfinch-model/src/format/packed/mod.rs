@@ -12,7 +12,6 @@
 
 mod read;
 mod write;
-mod xxh64;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -22,11 +21,9 @@ use bytes::Bytes;
 use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 
+use crate::{Error, Result};
 pub(super) use read::unfold;
 pub(super) use write::{matrix_type, save};
-use xxh64::xxh64;
-
-use crate::{Error, Result};
 
 /// Metadata: the version of the layout.
 pub const VERSION: &str = "hawfinch.packed";
@@ -59,6 +56,11 @@ struct Entry {
     scale: Option<f32>,
     /// Sixteen hexadecimal digits.
     xxh64: String,
+}
+
+/// The checksum of some bytes: XXH64 with seed 0, against damage, not malice.
+pub fn xxh64(bytes: &[u8]) -> u64 {
+    xxhash_rust::xxh64::xxh64(bytes, 0)
 }
 
 /// The number that [`SUM`] should be: a checksum of all other metadata.
@@ -153,5 +155,29 @@ impl Packed {
     /// Remembers the mapping.
     pub(super) fn is_mapped_by(&mut self, map: Arc<Mmap>) {
         self.mapping = Some(map);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::xxh64;
+
+    /// Files name the checksum: values of its specification.
+    #[test]
+    fn known_values() {
+        assert_eq!(xxh64(b""), 0xEF46_DB37_51D8_E999);
+        assert_eq!(xxh64(b"a"), 0xD24E_C4F1_A98C_6E5B);
+        assert_eq!(xxh64(b"abc"), 0x44BC_2CF5_AD77_0999);
+        assert_eq!(xxh64(b"Nobody inspects the spammish repetition"), 0xFBCE_A83C_8A37_8BF1);
+    }
+
+    #[test]
+    fn every_flip_shows() {
+        let bytes: Vec<u8> = (0..77).collect();
+        for bit in 0..77 * 8 {
+            let mut other = bytes.clone();
+            other[bit / 8] ^= 1 << (bit % 8);
+            assert_ne!(xxh64(&other), xxh64(&bytes), "{bit}");
+        }
     }
 }
