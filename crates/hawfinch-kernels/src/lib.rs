@@ -5,6 +5,7 @@
 //! `t` tokens, `c` channels, `h` heads, `n` head size, `o` and `i` a matrix's outputs and inputs.
 //! Nothing here knows what a model is.
 
+mod ahead;
 pub mod block;
 pub mod buffer;
 mod dtype;
@@ -28,6 +29,7 @@ mod testing;
 pub mod tiles;
 pub mod wkv;
 
+pub use ahead::Reads;
 pub use dtype::DType;
 pub use isa::{Isa, Level};
 pub use output::Then;

@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{JoinHandle, Thread};
 
+use crate::Reads;
+use crate::ahead::Ahead;
+
 /// Looks at the job before the first yield: some microseconds.
 const SPINS: usize = 4000;
 /// Yields before going to sleep: about as long as choosing a token takes.
@@ -29,6 +32,10 @@ pub trait Work: Sync {
     /// # Safety
     /// `n` is below [`Work::chunks`], and no other thread does chunk `n` at the same time.
     unsafe fn chunk(&self, n: usize);
+    /// What one reads from memory that is worth fetching ahead, in the order in which it does.
+    fn reads(&self, _n: usize) -> &[u8] {
+        &[]
+    }
 }
 
 /// Does all of some work on the calling thread: for what is over sooner than other threads would wake.
@@ -50,6 +57,9 @@ impl<W: Work> Work for Option<W> {
             unsafe { work.chunk(n) }
         }
     }
+    fn reads(&self, n: usize) -> &[u8] {
+        self.as_ref().map_or(&[], |work| work.reads(n))
+    }
 }
 
 /// The job that is open, as long as it is.
@@ -65,6 +75,7 @@ struct Shared {
     job: UnsafeCell<Option<Job>>,
     /// Next chunk of each thread's share.
     next: Vec<Line<AtomicUsize>>,
+    ahead: Ahead,
     /// Threads that sleep or are about to.
     asleep: AtomicUsize,
     stop: AtomicBool,
@@ -97,6 +108,7 @@ impl Pool {
             state: Line(AtomicU64::new(0)),
             job: UnsafeCell::new(None),
             next: (0..threads).map(|_| Line(AtomicUsize::new(0))).collect(),
+            ahead: Ahead::new(threads),
             asleep: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             panicked: Mutex::new(None),
@@ -149,7 +161,7 @@ impl Pool {
         let mut state = s.state.0.fetch_and(!OPEN, Ordering::AcqRel);
         let mut looks = 0;
         while state & INSIDE != 0 {
-            wait_a_little(&mut looks);
+            s.wait_a_little(0, &mut looks);
             state = s.state.0.load(Ordering::Acquire);
         }
         let panicked = s.panicked.lock().unwrap_or_else(|e| e.into_inner()).take();
@@ -174,6 +186,26 @@ impl Pool {
                 n -= chunks;
             }
         });
+    }
+
+    /// What each thread reads first when it does such work, for [`Pool::expect`] at another time.
+    pub fn reads<W: Work>(&self, works: &[W]) -> impl Iterator<Item = Reads> {
+        let chunks = works.iter().map(Work::chunks).sum();
+        (0..self.threads()).map(move |me| {
+            let share = self.shared.share(me, chunks);
+            let mut first = 0;
+            Reads::of(works.iter().flat_map(|work| {
+                let (from, end) = (first, first + work.chunks());
+                first = end;
+                let own = share.start.max(from)..share.end.min(end);
+                own.map(move |n| work.reads(n - from))
+            }))
+        })
+    }
+
+    /// Says what each thread reads first in the job after the next: threads that wait fetch it.
+    pub fn expect(&self, reads: &[Reads]) {
+        self.shared.ahead.set(reads);
     }
 
     /// Divides `data`, made of items of `item` numbers, into parts of `chunk` items (the last may be
@@ -205,12 +237,16 @@ impl Drop for Pool {
     }
 }
 
-fn wait_a_little(looks: &mut usize) {
-    *looks += 1;
-    if *looks < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
-}
-
 impl Shared {
+    fn wait_a_little(&self, me: usize, looks: &mut usize) {
+        *looks += 1;
+        if *looks >= SPINS {
+            return std::thread::yield_now();
+        }
+        self.ahead.fetch_some(me);
+        std::hint::spin_loop();
+    }
+
     /// The chunks of thread `me`.
     fn share(&self, me: usize, chunks: usize) -> std::ops::Range<usize> {
         let threads = self.next.len();
@@ -264,7 +300,7 @@ impl Shared {
                 continue;
             }
             if looks < SPINS + YIELDS {
-                wait_a_little(&mut looks);
+                self.wait_a_little(me, &mut looks);
                 continue;
             }
             // Announce the sleep, then look once more: whoever opens a job sees one or is seen.

@@ -19,7 +19,6 @@ pub fn first<T>(p: *const T) {
 }
 
 /// Into the second cache, which has room for more lines under way than the first.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline(always)]
 pub fn second<T>(p: *const T) {
     #[cfg(target_arch = "x86_64")]
@@ -33,4 +32,6 @@ pub fn second<T>(p: *const T) {
     unsafe {
         std::arch::asm!("prfm pldl2keep, [{}]", in(reg) p, options(nostack, readonly, preserves_flags));
     }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = p;
 }

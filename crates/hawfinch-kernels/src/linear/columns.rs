@@ -110,11 +110,18 @@ impl Columns {
 
     /// Tile `n`, as a matrix of its own.
     fn tile(&self, n: usize) -> Matrix<'_> {
-        let first = n * self.width;
-        let outputs = self.width.min(self.outputs - first);
-        let bytes = |outputs| self.dtype.bytes_for(outputs).expect("whole blocks") * self.inputs;
-        let data = &self.data.bytes()[bytes(first)..][..bytes(outputs)];
-        Matrix { dtype: self.dtype, outputs, inputs: self.inputs, scale: self.scale, data }
+        let outputs = self.width.min(self.outputs - n * self.width);
+        let (dtype, inputs, scale) = (self.dtype, self.inputs, self.scale);
+        Matrix { dtype, outputs, inputs, scale, data: self.tiles(n, 1) }
+    }
+
+    /// The bytes of `count` tiles, or as many as there are, from tile `n` on.
+    fn tiles(&self, n: usize, count: usize) -> &[u8] {
+        let at = |tile: usize| {
+            let outputs = self.outputs.min(tile * self.width);
+            self.dtype.bytes_for(outputs).expect("whole blocks") * self.inputs
+        };
+        &self.data.bytes()[at(n)..at(n + count)]
     }
 }
 
@@ -195,6 +202,11 @@ impl<F: Real> Work for Product<'_, F> {
         } else {
             self.part(n);
         }
+    }
+
+    fn reads(&self, n: usize) -> &[u8] {
+        let (across, (_, of)) = (self.parts().0, self.tiles());
+        if self.alone || n >= across { &[] } else { self.w.tiles(n * of, of) }
     }
 }
 

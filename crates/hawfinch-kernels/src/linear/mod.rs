@@ -146,6 +146,11 @@ impl<F: Real> Work for Product<'_, F> {
         let first = n * self.per;
         rows::rows(self.isa, &self.y, self.x, self.w, first, self.per.min(self.w.outputs - first));
     }
+
+    fn reads(&self, n: usize) -> &[u8] {
+        let (from, bytes) = (n * self.per, self.w.row_bytes());
+        &self.w.data[from * bytes..self.w.outputs.min(from + self.per) * bytes]
+    }
 }
 
 /// Rows of an embedding table: `out` `[t, c]`, table `[v, c]`.

@@ -303,6 +303,10 @@ impl Work for Product<'_> {
     unsafe fn chunk(&self, n: usize) {
         if self.alone { (0..self.strips()).for_each(|n| self.strip(n)) } else { self.strip(n) }
     }
+
+    fn reads(&self, n: usize) -> &[u8] {
+        if self.alone { &[] } else { self.w.strip(n * STRIP).data }
+    }
 }
 
 /// Sums of a strip with each token of a group, given to `put(panel, token, sums)`.

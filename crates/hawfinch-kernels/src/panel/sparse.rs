@@ -23,7 +23,7 @@ use crate::{DType, Isa, Pool, Store, Then, Work, block};
 /// Outputs that strips are made of.
 pub(super) const UNIT: usize = 128;
 /// Outputs of a strip at most: enough that a row is worth a stream, few enough that sums stay near.
-pub(super) const WIDEST: usize = 4 * UNIT;
+pub(super) const WIDEST: usize = 8 * UNIT;
 
 /// Tokens up to which inputs that are zero for all of them are worth finding.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

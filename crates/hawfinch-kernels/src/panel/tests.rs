@@ -257,5 +257,5 @@ fn unpacking_is_exact() {
     let (huge, fine) = (usize::MAX / 8, 256);
     assert!(bytes_for(DType::Q8_0, huge, fine).is_none() && bytes_for(DType::Q4_K, fine, 100).is_none());
     assert!(sparse::bytes_for(DType::Q4_K, huge, huge / 256 * 256, 128).is_none());
-    assert!([0, 64, 640].iter().all(|&w| sparse::bytes_for(DType::Q8_0, 128, 32, w).is_none()));
+    assert!([0, 64, 1152].iter().all(|&w| sparse::bytes_for(DType::Q8_0, 128, 32, w).is_none()));
 }

@@ -7,6 +7,10 @@ pub use super::operands::{Q4, Q4K, Q8, offset};
 use super::{Group, Kind, QUAD, ROWS, STRIP, Strip};
 use crate::prefetch;
 
+/// Tokens up to which a block is multiplied panel by panel: memory gives most when it is read in runs of some lines.
+/// With more tokens, a panel's four inputs of each are worth loading once for all panels.
+const FEW: usize = 2;
+
 /// Adds the products of P panels' bytes with four inputs of T tokens.
 ///
 /// # Safety
@@ -57,6 +61,9 @@ pub unsafe fn multiply512<const P: usize, const T: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn tile512<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_>) -> [[[f32; ROWS]; T]; P] {
     let kind = const { kind_of(KIND) };
+    assert!(o.x.width == T && o.token == 0);
+    // A constant width makes the places of all tokens' inputs constant offsets.
+    let o = Operands { x: Group { width: T, ..o.x }, ..o };
     let mut sums = [[_mm512_setzero_ps(); T]; P];
     let low = _mm512_set1_epi8(15);
     for n in 0..o.records {
@@ -78,29 +85,43 @@ unsafe fn tile512<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
                         }
                     }
                 }
-                if KIND == Q8 {
-                    for quad in 0..8 {
-                        let mut w = [low; P];
-                        for p in 0..P {
-                            let from = at[p].add(64 + 512 * b + 64 * quad);
-                            w[p] = _mm512_loadu_si512(from.cast());
-                            prefetch::second(from.wrapping_add(ahead));
+                let (codes, quads) = if KIND == Q8 {
+                    (64 + 512 * b, 8)
+                } else {
+                    (kind.record_bytes() - kind.record_blocks() * 256 + 256 * b, 4)
+                };
+                // A line of codes: of one quad, or of two.
+                let load = |p: usize, quad: usize| {
+                    let from = at[p].add(codes + 64 * quad);
+                    prefetch::second(from.wrapping_add(ahead));
+                    let codes = _mm512_loadu_si512(from.cast());
+                    if KIND == Q8 {
+                        [codes, codes]
+                    } else {
+                        [codes, _mm512_srli_epi16::<4>(codes)].map(|codes| _mm512_and_si512(codes, low))
+                    }
+                };
+                if T <= FEW {
+                    for p in 0..P {
+                        let dot = std::array::from_mut(&mut dot[p]);
+                        for quad in 0..quads {
+                            let [w, high] = load(p, quad);
+                            multiply512(dot, &[w], o.quads(block * 8 + quad));
+                            if KIND != Q8 {
+                                multiply512(dot, &[high], o.quads(block * 8 + quad + 4));
+                            }
                         }
-                        multiply512(&mut dot, &w, o.quads(block * 8 + quad));
                     }
                 } else {
-                    let quants = kind.record_bytes() - kind.record_blocks() * 256;
-                    for quad in 0..4 {
+                    for quad in 0..quads {
                         let (mut w, mut high) = ([low; P], [low; P]);
                         for p in 0..P {
-                            let from = at[p].add(quants + 256 * b + 64 * quad);
-                            let both = _mm512_loadu_si512(from.cast());
-                            prefetch::second(from.wrapping_add(ahead));
-                            w[p] = _mm512_and_si512(both, low);
-                            high[p] = _mm512_and_si512(_mm512_srli_epi16::<4>(both), low);
+                            [w[p], high[p]] = load(p, quad);
                         }
                         multiply512(&mut dot, &w, o.quads(block * 8 + quad));
-                        multiply512(&mut dot, &high, o.quads(block * 8 + quad + 4));
+                        if KIND != Q8 {
+                            multiply512(&mut dot, &high, o.quads(block * 8 + quad + 4));
+                        }
                     }
                 }
                 for p in 0..P {
@@ -169,8 +190,8 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize, const H: usize
             // SAFETY: all offsets lie within record n of each panel, block and quads within the group.
             unsafe {
                 if KIND == Q8 {
-                    for quad in 0..8 {
-                        for p in 0..P {
+                    for p in 0..P {
+                        for quad in 0..8 {
                             let from = at[p].add(64 + 512 * b + 64 * quad);
                             prefetch::second(from.wrapping_add(ahead));
                             for h in 0..H {
@@ -189,8 +210,8 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize, const H: usize
                     }
                 } else {
                     let quants = kind.record_bytes() - kind.record_blocks() * 256;
-                    for quad in 0..4 {
-                        for p in 0..P {
+                    for p in 0..P {
+                        for quad in 0..4 {
                             let from = at[p].add(quants + 256 * b + 64 * quad);
                             prefetch::second(from.wrapping_add(ahead));
                             for h in 0..H {

@@ -229,6 +229,11 @@ impl<O: Ops> Loader<'_, O> {
         self.matrix(name, self.tensor(name)?, Apply::Right)
     }
 
+    /// The first weight `[in, rank]` of a low-rank function, to be applied beside linear layers.
+    pub fn low_rank_first(&self, name: &str) -> Result<Linear<O>> {
+        Ok(Linear { weight: self.low_rank(name)?, adapters: Vec::new() })
+    }
+
     /// The `z`-th low-rank weight of a stack `[k, in, out]`.
     pub fn low_rank_of(&self, name: &str, z: usize) -> Result<O::Matrix> {
         self.matrix(name, &self.tensor(name)?.index(z), Apply::Right)

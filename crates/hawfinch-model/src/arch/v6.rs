@@ -17,7 +17,7 @@ pub(super) struct V6<O: Ops> {
     maa_w1: O::Matrix,
     maa_w2: [O::Matrix; 5],
     time_decay: O::Tensor,
-    decay_w1: O::Matrix,
+    decay_w1: Linear<O>,
     decay_w2: O::Matrix,
     bonus: O::Tensor,
     receptance: Linear<O>,
@@ -47,7 +47,7 @@ impl<O: Ops> V6<O> {
             maa_w1: load.low_rank(&att("time_maa_w1"))?,
             maa_w2: [w2(0)?, w2(1)?, w2(2)?, w2(3)?, w2(4)?],
             time_decay: load.vector(&att("time_decay"))?,
-            decay_w1: load.low_rank(&att("time_decay_w1"))?,
+            decay_w1: load.low_rank_first(&att("time_decay_w1"))?,
             decay_w2: load.low_rank(&att("time_decay_w2"))?,
             bonus: load.vector(&att("time_faaaa"))?,
             receptance: load.linear(&att("receptance.weight"))?,
@@ -73,12 +73,18 @@ impl<O: Ops> Block<O> for V6<O> {
         let m = array::from_fn::<_, 5, _>(|z| o.columns(&m, z * self.mix_rank, self.mix_rank));
         let m = o.linears(array::from_fn::<_, 5, _>(|z| (&m[z], &self.maa_w2[z])));
         let mix = |z: usize| o.lerp(&now, &last, &o.binary(Binary::Add, &m[z], &self.maa[z]));
-        let [w, x_k, x_v, x_r, x_g] = array::from_fn(mix);
-        let [k, v, r, g] = Linear::forward_all(
+        let [x_w, x_k, x_v, x_r, x_g] = array::from_fn(mix);
+        let [k, v, r, g, d] = Linear::forward_all(
             o,
-            [(&self.key, &x_k), (&self.value, &x_v), (&self.receptance, &x_r), (&self.gate, &x_g)],
+            [
+                (&self.key, &x_k),
+                (&self.value, &x_v),
+                (&self.receptance, &x_r),
+                (&self.gate, &x_g),
+                (&self.decay_w1, &x_w),
+            ],
         );
-        let d = o.linear(&o.unary(Unary::Tanh, &o.linear(&w, &self.decay_w1)), &self.decay_w2);
+        let d = o.linear(&o.unary(Unary::Tanh, &d), &self.decay_w2);
         let d = o.binary(Binary::Add, &d, &self.time_decay);
         let y = o.wkv6([&r, &k, &v], &d, &self.bonus, step.batch, x.layer);
         let y = o.group_norm(&y, &self.ln_x, self.heads);

@@ -10,7 +10,7 @@ use crate::ops::{Norm, Ops, Then};
 /// `bias + f(x @ a) @ b`
 struct LowRank<O: Ops> {
     bias: O::Tensor,
-    a: O::Matrix,
+    a: Linear<O>,
     b: O::Matrix,
 }
 
@@ -26,7 +26,7 @@ pub(super) struct V7<O: Ops> {
     a: LowRank<O>,
     /// Not in layer 0.
     v: Option<LowRank<O>>,
-    g1: O::Matrix,
+    g1: Linear<O>,
     g2: O::Matrix,
     k_k: O::Tensor,
     k_a: O::Tensor,
@@ -48,7 +48,7 @@ impl<O: Ops> V7<O> {
         let low_rank = |z: &str| -> Result<LowRank<O>> {
             Ok(LowRank {
                 bias: load.vector(&att(&format!("{z}0")))?,
-                a: load.low_rank(&att(&format!("{z}1")))?,
+                a: load.low_rank_first(&att(&format!("{z}1")))?,
                 b: load.low_rank(&att(&format!("{z}2")))?,
             })
         };
@@ -63,7 +63,7 @@ impl<O: Ops> V7<O> {
             w: low_rank("w")?,
             a: low_rank("a")?,
             v: if layer == 0 { None } else { Some(low_rank("v")?) },
-            g1: load.low_rank(&att("g1"))?,
+            g1: load.low_rank_first(&att("g1"))?,
             g2: load.low_rank(&att("g2"))?,
             k_k: load.vector(&att("k_k"))?,
             k_a: load.vector(&att("k_a"))?,
@@ -86,29 +86,40 @@ impl<O: Ops> Block<O> for V7<O> {
         let [x_r, x_k, x_v, x_w, x_a, x_g] = x.mixes(o, step, mixes, Toward::Before);
         let add = |y: &O::Tensor, p: &LowRank<O>| o.binary(Binary::Add, y, &p.bias);
 
-        let [r, k, mut v] =
-            Linear::forward_all(o, [(&self.receptance, &x_r), (&self.key, &x_k), (&self.value, &x_v)]);
-        // Down to the ranks of the low-rank functions, and up again.
-        let down = [(&x_w, &self.w.a), (&x_a, &self.a.a), (&x_g, &self.g1)];
-        let (w, a, g, mixed) = match (&self.v, &step.v_first) {
-            (Some(p), Some(first)) => {
-                let [w, a, g] = down;
-                let [w, a, g, mixed] = o.linears([w, a, g, (&x_v, &p.a)]);
-                let (w, g) = (o.unary(Unary::Tanh, &w), o.unary(Unary::Sigmoid, &g));
-                let up = [(&w, &self.w.b), (&a, &self.a.b), (&g, &self.g2), (&mixed, &p.b)];
-                let [w, a, g, mixed] = o.linears(up);
-                (w, a, g, Some((add(&mixed, p), first)))
+        // All that depends on the mixes alone, down to the ranks of the low-rank functions; then up again.
+        let first = [
+            (&self.receptance, &x_r),
+            (&self.key, &x_k),
+            (&self.value, &x_v),
+            (&self.w.a, &x_w),
+            (&self.a.a, &x_a),
+            (&self.g1, &x_g),
+        ];
+        let activate = |w: &O::Tensor, g: &O::Tensor| (o.unary(Unary::Tanh, w), o.unary(Unary::Sigmoid, g));
+        let (r, k, mut v, w, a, g, mixed);
+        match (&self.v, &step.v_first) {
+            (Some(p), Some(v_first)) => {
+                let [of_r, of_k, of_v, of_w, of_a, of_g] = first;
+                let all = [of_r, of_k, of_v, of_w, of_a, of_g, (&p.a, &x_v)];
+                let (w_1, a_1, g_1, v_1);
+                [r, k, v, w_1, a_1, g_1, v_1] = Linear::forward_all(o, all);
+                let (w_1, g_1) = activate(&w_1, &g_1);
+                let weight;
+                [w, a, g, weight] =
+                    o.linears([(&w_1, &self.w.b), (&a_1, &self.a.b), (&g_1, &self.g2), (&v_1, &p.b)]);
+                mixed = Some((add(&weight, p), v_first));
             }
             _ => {
-                let [w, a, g] = o.linears(down);
-                let (w, g) = (o.unary(Unary::Tanh, &w), o.unary(Unary::Sigmoid, &g));
-                let [w, a, g] = o.linears([(&w, &self.w.b), (&a, &self.a.b), (&g, &self.g2)]);
-                (w, a, g, None)
+                let (w_1, a_1, g_1);
+                [r, k, v, w_1, a_1, g_1] = Linear::forward_all(o, first);
+                let (w_1, g_1) = activate(&w_1, &g_1);
+                [w, a, g] = o.linears([(&w_1, &self.w.b), (&a_1, &self.a.b), (&g_1, &self.g2)]);
+                mixed = None;
             }
-        };
+        }
         let (om, a) = (add(&w, &self.w), o.unary(Unary::Sigmoid, &add(&a, &self.a)));
         match mixed {
-            Some((weight, first)) => v = o.lerp(&v, first, &o.unary(Unary::Sigmoid, &weight)),
+            Some((weight, v_first)) => v = o.lerp(&v, v_first, &o.unary(Unary::Sigmoid, &weight)),
             None => step.v_first = Some(v.clone()),
         }
 

@@ -252,10 +252,12 @@ impl<F: Real> Cpu<F> {
             self.pool().run_all(&rounding);
         }
         let mut operands = ys.into_iter().zip(products).zip(&scratch);
-        self.pool().run_all(&array::from_fn::<_, N, _>(|_| {
+        let works = array::from_fn::<_, N, _>(|_| {
             let ((y, (x, w)), a) = operands.next()?;
             w.product(isa, y, x, a.as_ref())
-        }));
+        });
+        self.order.next(self.pool(), &works);
+        self.pool().run_all(&works);
         scratch.into_iter().flatten().for_each(|a| self.activations.give(a));
     }
 }
@@ -299,6 +301,9 @@ impl<F: Real> Work for Product<'_, F> {
     unsafe fn chunk(&self, n: usize) {
         // SAFETY: the caller's promise.
         unsafe { self.work().chunk(n) }
+    }
+    fn reads(&self, n: usize) -> &[u8] {
+        self.work().reads(n)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::{Result, State, StateLayout};
 
 mod lent;
 mod matrix;
+mod order;
 
 pub use lent::{Background, Checked};
 pub use matrix::Matrix;
@@ -27,6 +28,7 @@ pub struct Cpu<F: Real = f32> {
     quant: Option<Quant>,
     /// Scratch of products with quantised weights.
     activations: matrix::Scratch,
+    order: order::Order,
     lent: lent::Lent,
     background: Background,
 }
@@ -46,6 +48,7 @@ impl<F: Real> Cpu<F> {
             isa,
             quant: None,
             activations: matrix::Scratch::default(),
+            order: order::Order::default(),
             lent: lent::Lent::default(),
             background: Background::Nothing,
         }
