@@ -174,6 +174,7 @@ fn arrange(sheet: &mut Sheet, kind: Kind, panel: &[u8], halves: impl Fn(&[u8]) -
                     low.iter_mut().zip(from).for_each(|(code, &b)| *code = (b & 15) as i8 - zero);
                     high.iter_mut().zip(from).for_each(|(code, &b)| *code = (b >> 4) as i8 - zero);
                 }
+                Kind::Q6K => unreachable!("TODO"),
             }
             if kind == Kind::Q4K {
                 let (d, dmin) = (halves(&record[..32]), halves(&record[32..64]));

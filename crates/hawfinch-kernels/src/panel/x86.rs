@@ -3,8 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::operands::{Operands, Put, by_kind, give, kind_of};
-pub use super::operands::{Q4, Q4K, Q8, offset};
-use super::{Group, Kind, QUAD, ROWS, STRIP, Strip};
+pub use super::operands::{Q4, Q4K, Q6K, Q8, offset};
+use super::{Group, Kind, QUAD, ROWS, STRIP, Strip, six_x86};
 use crate::prefetch;
 
 /// Adds the products of P panels' bytes with four inputs of T tokens.
@@ -56,6 +56,10 @@ pub unsafe fn multiply512<const P: usize, const T: usize>(
 /// `o` was made for at least P panels, and T tokens of the group are left.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn tile512<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_>) -> [[[f32; ROWS]; T]; P] {
+    if KIND == Q6K {
+        // SAFETY: the caller's promise.
+        return unsafe { six_x86::tile512(o) };
+    }
     let kind = const { kind_of(KIND) };
     let mut sums = [[_mm512_setzero_ps(); T]; P];
     let low = _mm512_set1_epi8(15);
@@ -153,6 +157,10 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize, const H: usize
     first: usize,
     out: &mut [[[f32; ROWS]; T]; P],
 ) {
+    if KIND == Q6K {
+        // SAFETY: the caller's promise.
+        return unsafe { six_x86::tile256::<P, T, H>(o, first, out) };
+    }
     assert!(first + H <= 2);
     let kind = const { kind_of(KIND) };
     let mut sums = [[[_mm256_setzero_ps(); H]; T]; P];
