@@ -304,9 +304,7 @@ impl Product<'_> {
             // SAFETY: these outputs belong to this chunk alone.
             unsafe { self.y.put(token, row, &sums[..n], self.w.scale) }
         };
-        if strip.kind != Kind::Q6K
-            && let Some((tokens, x)) = self.a.tiled(self.isa)
-        {
+        if let Some((tokens, x)) = self.a.tiled(self.isa) {
             return tiled::strip(self.isa, strip, x, tokens, &mut { put });
         }
         for group in self.a.groups() {
