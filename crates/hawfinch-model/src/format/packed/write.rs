@@ -25,7 +25,7 @@ use crate::{Cpu, Error, Result};
 const THREADS: usize = 8;
 
 /// The type that a matrix takes: the one asked for where rows are whole blocks of it, with head and embedding in 8
-/// bits at least; none of the others is multiplied fast.
+/// bits at least. Types that have no panels are multiplied slowly: where one is asked for, 4 bits stand in.
 pub(in crate::format) fn matrix_type(asked: Option<DType>, name: &str, t: &StoredTensor) -> DType {
     let inputs = t.shape.last().copied().unwrap_or(1);
     match asked {
