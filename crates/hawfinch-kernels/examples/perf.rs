@@ -54,7 +54,7 @@ fn main() {
                 );
             }
         }
-        for dtype in [DType::Q8_0, DType::Q4_0, DType::Q4_K] {
+        for dtype in [DType::Q8_0, DType::Q4_0, DType::Q4_K, DType::Q6_K] {
             let mut row = Vec::new();
             assert!(block::encode(dtype, &weights, &mut row));
             let data = row.repeat(o * 4);
@@ -107,7 +107,7 @@ fn matrices(isa: Isa, pool: &Pool, fma: f64, budget: Duration) {
     let x: Vec<f32> = (0..t * i).map(|n| (n % 13) as f32 - 6.0).collect();
     let row: Vec<f32> = (0..i).map(|n| ((n * 7919) % 1000) as f32 / 1000.0 - 0.5).collect();
     let mut y = vec![0f32; t * o];
-    for dtype in [DType::Q8_0, DType::Q4_0, DType::Q4_K] {
+    for dtype in [DType::Q8_0, DType::Q4_0, DType::Q4_K, DType::Q6_K] {
         let mut data = Vec::new();
         assert!(block::encode(dtype, &row, &mut data));
         let w = Panels::pack(pool, dtype, &data.repeat(o), o, i, 1.0).expect("panels");

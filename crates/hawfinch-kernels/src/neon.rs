@@ -195,6 +195,19 @@ pub unsafe fn bytes(p: *const u8) -> float32x4_t {
     }
 }
 
+/// Four signed bytes.
+///
+/// # Safety
+/// 4 bytes can be read.
+#[inline(always)]
+pub unsafe fn signed_bytes(p: *const u8) -> float32x4_t {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let four = vreinterpret_s8_u32(vdup_n_u32(p.cast::<u32>().read_unaligned()));
+        vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(four))))
+    }
+}
+
 macro_rules! on_registers {
     ($($(#[$meta:meta])* fn $name:ident($($arg:ident: $ty:ty),*) -> $out:ty = $body:expr;)*) => {$(
         $(#[$meta])*
@@ -238,6 +251,20 @@ on_registers! {
 pub fn low4(a: int32x4_t) -> int32x4_t {
     // SAFETY: registers only, as above.
     unsafe { vandq_s32(a, set8(15)) }
+}
+
+/// The low six bits of bytes.
+#[inline(always)]
+pub fn low6(a: int32x4_t) -> int32x4_t {
+    // SAFETY: registers only, as above.
+    unsafe { vandq_s32(a, set8(63)) }
+}
+
+/// The bytes of `b` shifted right, below what is left of those of `a`.
+#[inline(always)]
+pub fn insert<const BITS: i32>(a: int32x4_t, b: int32x4_t) -> int32x4_t {
+    // SAFETY: registers only, as above.
+    unsafe { vreinterpretq_s32_u8(vsriq_n_u8::<BITS>(vreinterpretq_u8_s32(a), vreinterpretq_u8_s32(b))) }
 }
 
 /// The bytes shifted right.

@@ -17,7 +17,8 @@ use hawfinch_model::{
 
 const VERSIONS: [Version; 6] =
     [Version::V4, Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7];
-const DTYPES: [Option<DType>; 4] = [None, Some(DType::Q8_0), Some(DType::Q4_K), Some(DType::F16)];
+const DTYPES: [Option<DType>; 5] =
+    [None, Some(DType::Q8_0), Some(DType::Q4_K), Some(DType::Q6_K), Some(DType::F16)];
 
 fn config(version: Version) -> Config {
     Shape { version, layers: 2, width: 256, vocab: 80, head_size: 64 }.config()
@@ -76,9 +77,12 @@ fn packed_models_give_the_same_bits() {
 fn instruction_sets_read_the_same_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.packed.safetensors");
-    for (version, dtype) in
-        [(Version::V6, DType::Q8_0), (Version::V7, DType::Q4_K), (Version::V4, DType::Q4_0)]
-    {
+    for (version, dtype) in [
+        (Version::V6, DType::Q8_0),
+        (Version::V7, DType::Q4_K),
+        (Version::V4, DType::Q4_0),
+        (Version::V7, DType::Q6_K),
+    ] {
         let source = synthetic::checkpoint(&config(version), DType::BF16, 3);
         save(&path, &source, SaveFormat::Packed, Some(dtype));
         let of = |isa, tokens| {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use common::logits;
 use hawfinch_kernels::{DType, Isa, Pool};
+use hawfinch_model::format::{SaveFormat, SaveOptions};
 use hawfinch_model::synthetic::{self, Shape};
 use hawfinch_model::verify::{against_itself, divergence};
 use hawfinch_model::{Config, Cpu, Model, OpenOptions, Quant, Rows, Sequence, Trace, Version, format};
@@ -45,6 +46,55 @@ fn the_same_bits_however_they_are_run() {
                 }
             }
         }
+    }
+}
+
+/// GGUF files in Q6_K, of which `ffn.value` too lies in panels: the same bits however they are run, and near
+/// the source.
+#[test]
+fn files_of_six_bits() {
+    let tokens: Vec<u32> = (0..30).map(|n| n * 7 % 80).collect();
+    let dir = tempfile::tempdir().unwrap();
+    for version in [Version::V4, Version::V6, Version::V7] {
+        let source = synthetic::checkpoint(&wide(version), DType::BF16, 3);
+        let path = dir.path().join("six.gguf");
+        let options = SaveOptions {
+            format: SaveFormat::Gguf,
+            dtype: Some(DType::Q6_K),
+            vocabulary: None,
+            progress: None,
+        };
+        format::save(&path, &source, options).unwrap();
+        let open = |isa, threads| {
+            let ckpt = format::open(&path).unwrap();
+            let is_six = |name: &str| ckpt.tensors[name].dtype == DType::Q6_K;
+            assert!(is_six("blocks.1.att.key.weight"));
+            // The hidden layer of version 6 is no whole 256 channels wide here.
+            assert!(is_six("blocks.1.ffn.value.weight") || version == Version::V6);
+            let cpu = Cpu::with(Arc::new(Pool::new(threads)), isa);
+            Model::from_checkpoint(ckpt, OpenOptions::default(), cpu).unwrap()
+        };
+        let fastest = open(Isa::best(), 3);
+        assert!(against_itself(&fastest, 12, |_| ()).unwrap().passed(), "{version}");
+        let want = logits(&fastest, &[&tokens]);
+        for isa in Isa::available().into_iter().chain([Isa::best().with_emulated_tiles()]) {
+            let tokens = if isa == Isa::SCALAR { &tokens[..3] } else { &tokens };
+            let want = if isa == Isa::SCALAR { logits(&fastest, &[tokens]) } else { want.clone() };
+            let m = open(isa, 1);
+            assert!(logits(&m, &[tokens]) == want, "{version} {isa}");
+            assert!(logits(&m, &[&tokens[..1], &tokens[1..]]) == want, "{version} {isa} in pieces");
+        }
+        // Full precision, 8 bits, 4 bits: between the last two, nearer to 8.
+        let of_source = [None, Some(Quant::Int8), Some(Quant::Int4)].map(|quant| {
+            let cpu = Cpu::new(2).quantizing(quant);
+            let m = Model::from_checkpoint(source.clone(), OpenOptions::default(), cpu).unwrap();
+            logits(&m, &[&tokens])
+        });
+        let rows = tokens.len() * 80;
+        let kl = |other: &[f32]| divergence(&of_source[0][..rows], &other[..rows], 80);
+        let (eight, six, four) = (kl(&of_source[1]), kl(&want), kl(&of_source[2]));
+        eprintln!("{version}: KL {eight:.2e} {six:.2e} {four:.2e}");
+        assert!(eight < six && 3.0 * six < four, "{version}: KL {eight:.2e} {six:.2e} {four:.2e}");
     }
 }
 

@@ -5,8 +5,6 @@
 mod iq4;
 mod k;
 mod k_search;
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod k_x86;
 mod legacy;
 
 use crate::DType;

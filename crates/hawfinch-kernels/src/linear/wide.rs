@@ -13,8 +13,6 @@ use super::Matrix;
 use super::rows::{GROUP, decode_number};
 #[cfg(target_arch = "x86_64")]
 use super::widen_x86 as widen;
-#[cfg(target_arch = "x86_64")]
-use crate::block;
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
 use crate::reduce::{LANES, fold};
@@ -26,6 +24,7 @@ const STRIP: usize = 512;
 /// Where the next row's strip begins: the last may be longer by less than sixteen.
 const STRIDE: usize = STRIP + LANES;
 /// Tokens that are multiplied with rows as they are widened, where there are registers enough.
+#[cfg(target_arch = "x86_64")]
 const DIRECT: usize = 4;
 /// How far ahead of the loads each stream is fetched, in bytes: into the second cache, which has room for more
 /// lines under way than the first.
@@ -156,7 +155,7 @@ macro_rules! width {
             }
 
             /// Sums of four rows with each token, over the whole groups of sixteen, given to `put(token, sums)`. No more
-            /// tokens than [`DIRECT`].
+            /// tokens than `DIRECT`.
             #[target_feature(enable = $features)]
             pub fn four(dtype: DType, rows: [&[u8]; 4], x: &[f32], put: &mut dyn FnMut(usize, [f32; 4])) {
                 #[inline(always)]
@@ -279,12 +278,6 @@ macro_rules! width {
             #[inline]
             #[target_feature(enable = $features)]
             fn decode(w: Matrix<'_>, row: usize, at: usize, out: &mut [f32], narrow: &mut Vec<f32>) {
-                #[cfg(target_arch = "x86_64")]
-                if w.dtype == DType::Q6_K {
-                    let bytes = |numbers| w.dtype.bytes_for(numbers).expect("whole blocks");
-                    let (from, until) = (bytes(at), bytes(at + out.len()));
-                    return block::k_x86::decode_q6(&w.row(row)[from..until], out);
-                }
                 w.decode_part(row, at, out, narrow);
             }
 

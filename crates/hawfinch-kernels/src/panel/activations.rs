@@ -20,6 +20,7 @@ pub struct Activations {
     quads: Vec<[i8; QUAD]>,
     scales: Vec<f32>,
     sums: Vec<i32>,
+    halves: Vec<i32>,
     /// The same in the order of tiles, where these are used.
     tiled: tiled::Tokens,
 }
@@ -37,7 +38,12 @@ pub struct Group<'a> {
     pub scales: &'a [f32],
     /// `[blocks, width]`: Σ q
     pub sums: &'a [i32],
+    /// `[blocks, 2, width]`: -32 Σ q over each half of a block, which stands for zero where codes are those of Q6_K.
+    pub halves: &'a [i32],
 }
+
+/// What stands for zero in Q6_K's codes.
+const SIX_ZERO: i32 = 32;
 
 impl Activations {
     /// Quantises `x` `[t, i]`, padding each row with zeros to `blocks` blocks.
@@ -53,14 +59,15 @@ impl Activations {
         self.quads.resize(tokens * blocks * BLOCK / QUAD, [0; QUAD]);
         self.scales.resize(tokens * blocks, 0.0);
         self.sums.resize(tokens * blocks, 0);
-        let (quads, scales, sums) =
-            (Parts::new(&mut self.quads), Parts::new(&mut self.scales), Parts::new(&mut self.sums));
+        self.halves.resize(2 * tokens * blocks, 0);
+        let (quads, scales) = (Parts::new(&mut self.quads), Parts::new(&mut self.scales));
+        let (sums, halves) = (Parts::new(&mut self.sums), Parts::new(&mut self.halves));
         self.tiled.resize(isa, tokens, blocks);
         let tiled = (!self.tiled.is_empty()).then(|| {
             let tiled = &mut self.tiled;
             (Parts::new(&mut tiled.codes), Parts::new(&mut tiled.scales), Parts::new(&mut tiled.offsets))
         });
-        Quantizing { isa, x, i, tokens, blocks, quads, scales, sums, tiled, borrowed: PhantomData }
+        Quantizing { isa, x, i, tokens, blocks, quads, scales, sums, halves, tiled, borrowed: PhantomData }
     }
 
     /// How many tokens they are, and they in the order of tiles, if this instruction set has any and they are many.
@@ -90,6 +97,7 @@ impl Activations {
             quads: &self.quads[at * per..(at + n) * per],
             scales: &self.scales[at..at + n],
             sums: &self.sums[at..at + n],
+            halves: &self.halves[2 * at..2 * (at + n)],
         }
     }
 }
@@ -104,6 +112,7 @@ pub struct Quantizing<'a> {
     quads: Parts<[i8; QUAD]>,
     scales: Parts<f32>,
     sums: Parts<i32>,
+    halves: Parts<i32>,
     tiled: Option<(Parts<tiles::Row>, Parts<f32>, Parts<f32>)>,
     borrowed: PhantomData<&'a mut Activations>,
 }
@@ -117,16 +126,19 @@ impl Work for Quantizing<'_> {
         let (i, blocks, first) = (self.i, self.blocks, group * GROUP);
         let width = GROUP.min(self.tokens - first);
         // SAFETY: each group has parts of its own.
-        let (quads, scales, sums) = unsafe {
-            (
-                self.quads.get(first * blocks * BLOCK / QUAD, width * blocks * BLOCK / QUAD),
-                self.scales.get(first * blocks, width * blocks),
-                self.sums.get(first * blocks, width * blocks),
-            )
+        let mut to = unsafe {
+            Rounded {
+                width,
+                quads: self.quads.get(first * blocks * BLOCK / QUAD, width * blocks * BLOCK / QUAD),
+                scales: self.scales.get(first * blocks, width * blocks),
+                sums: self.sums.get(first * blocks, width * blocks),
+                halves: self.halves.get(2 * first * blocks, 2 * width * blocks),
+            }
         };
         for (t, x) in self.x[first * i..(first + width) * i].chunks_exact(i).enumerate() {
-            row(self.isa, x, t, width, quads, scales, sums);
+            row(self.isa, x, t, &mut to);
         }
+        let Rounded { quads, scales, sums, .. } = to;
         let Some((codes, tiled_scales, offsets)) = &self.tiled else { return };
         for (b, quads) in quads.chunks_exact(BLOCK / QUAD * width).enumerate() {
             for t in 0..width {
@@ -148,53 +160,47 @@ impl Work for Quantizing<'_> {
     }
 }
 
-/// Token `t` of a group of `width`.
-fn row(
-    isa: Isa,
-    x: &[f32],
-    t: usize,
+/// A [`Group`] being made.
+struct Rounded<'a> {
     width: usize,
-    quads: &mut [[i8; QUAD]],
-    scales: &mut [f32],
-    sums: &mut [i32],
-) {
+    quads: &'a mut [[i8; QUAD]],
+    scales: &'a mut [f32],
+    sums: &'a mut [i32],
+    halves: &'a mut [i32],
+}
+
+/// Token `t` of a group.
+fn row(isa: Isa, x: &[f32], t: usize, to: &mut Rounded<'_>) {
     #[cfg(target_arch = "x86_64")]
     if isa.level() >= Level::Avx2 {
         // SAFETY: an Isa exists only where the machine has the instructions.
-        return unsafe { row_avx2(x, t, width, quads, scales, sums) };
+        return unsafe { row_avx2(x, t, to) };
     }
     let _ = isa;
-    row_body(x, t, width, quads, scales, sums, block);
+    row_body(x, t, to, block);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn row_avx2(
-    x: &[f32],
-    t: usize,
-    width: usize,
-    quads: &mut [[i8; QUAD]],
-    scales: &mut [f32],
-    sums: &mut [i32],
-) {
-    row_body(x, t, width, quads, scales, sums, |x| block_avx2(x));
+fn row_avx2(x: &[f32], t: usize, to: &mut Rounded<'_>) {
+    row_body(x, t, to, |x| block_avx2(x));
 }
 
 #[inline(always)]
 fn row_body(
     x: &[f32],
     t: usize,
-    width: usize,
-    quads: &mut [[i8; QUAD]],
-    scales: &mut [f32],
-    sums: &mut [i32],
-    block: impl Fn(&[f32; BLOCK]) -> (f32, i32, [i8; BLOCK]),
+    to: &mut Rounded<'_>,
+    block: impl Fn(&[f32; BLOCK]) -> (f32, [i32; 2], [i8; BLOCK]),
 ) {
-    let outs = quads.chunks_exact_mut(BLOCK / QUAD * width).zip(scales.chunks_exact_mut(width));
-    for (b, ((quads, scales), sums)) in outs.zip(sums.chunks_exact_mut(width)).enumerate() {
+    let width = to.width;
+    let quads = to.quads.chunks_exact_mut(BLOCK / QUAD * width);
+    let sums = to.sums.chunks_exact_mut(width).zip(to.halves.chunks_exact_mut(2 * width));
+    let outs = quads.zip(to.scales.chunks_exact_mut(width)).zip(sums);
+    for (b, ((quads, scales), (sums, halves))) in outs.enumerate() {
         let x = &x[(b * BLOCK).min(x.len())..];
-        let q;
-        (scales[t], sums[t], q) = match x.first_chunk() {
+        let (q, of_halves);
+        (scales[t], of_halves, q) = match x.first_chunk() {
             Some(x) => block(x),
             None => {
                 let mut padded = [0f32; BLOCK];
@@ -202,6 +208,9 @@ fn row_body(
                 block(&padded)
             }
         };
+        sums[t] = of_halves[0].wrapping_add(of_halves[1]);
+        halves[t] = of_halves[0].wrapping_mul(-SIX_ZERO);
+        halves[width + t] = of_halves[1].wrapping_mul(-SIX_ZERO);
         for (quads, q) in quads.chunks_exact_mut(width).zip(q.as_chunks::<QUAD>().0) {
             quads[t] = *q;
         }
@@ -211,7 +220,7 @@ fn row_body(
 /// [`block`] in wide registers: the same operations.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn block_avx2(x: &[f32; BLOCK]) -> (f32, i32, [i8; BLOCK]) {
+fn block_avx2(x: &[f32; BLOCK]) -> (f32, [i32; 2], [i8; BLOCK]) {
     use std::arch::x86_64::*;
     let sign = _mm256_set1_ps(-0.0);
     let (mut lanes, mut poison) = (_mm256_setzero_ps(), _mm256_setzero_ps());
@@ -233,18 +242,19 @@ fn block_avx2(x: &[f32; BLOCK]) -> (f32, i32, [i8; BLOCK]) {
     let by = _mm256_set1_ps(inverse);
     // To the nearest, ties to even: the mode every program starts in.
     let codes = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, by)));
-    let total = _mm256_add_epi32(_mm256_add_epi32(codes[0], codes[1]), _mm256_add_epi32(codes[2], codes[3]));
+    // Sums of pairs of each half in turn, then of fours: (first, second) in each 64 bits.
+    let pairs = _mm256_hadd_epi32(_mm256_add_epi32(codes[0], codes[1]), _mm256_add_epi32(codes[2], codes[3]));
+    let fours = _mm256_hadd_epi32(pairs, pairs);
+    let sums = _mm_add_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256::<1>(fours));
+    let sums = [_mm_extract_epi32::<0>(sums), _mm_extract_epi32::<1>(sums)];
     let bytes =
         _mm256_packs_epi16(_mm256_packs_epi32(codes[0], codes[1]), _mm256_packs_epi32(codes[2], codes[3]));
     // Packing works within halves: fours of codes lie in the order 0 2 4 6 1 3 5 7.
     let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    let (mut q, mut sums) = ([0i8; BLOCK], [0i32; 8]);
-    // SAFETY: 32 bytes each.
-    unsafe {
-        _mm256_storeu_si256(q.as_mut_ptr().cast(), bytes);
-        _mm256_storeu_si256(sums.as_mut_ptr().cast(), total);
-    }
-    (scale, sums.iter().fold(0, |a, &b| a.wrapping_add(b)), q)
+    let mut q = [0i8; BLOCK];
+    // SAFETY: 32 bytes.
+    unsafe { _mm256_storeu_si256(q.as_mut_ptr().cast(), bytes) };
+    (scale, sums, q)
 }
 
 /// Scale and inverse step of a block, from the largest sizes and what NaN and infinity leave behind.
@@ -256,9 +266,9 @@ fn scales(largest: &[f32; 8], poison: &[f32; 8]) -> (f32, f32) {
     (largest * (1.0 / 127.0) + poison, inverse)
 }
 
-/// Scale, sum of codes and codes of 32 numbers, rounded to the nearest (even) code. NaN or infinity makes the scale
+/// Scale, sum of codes of each half, and codes of 32 numbers, rounded to the nearest (even) code. NaN or infinity makes the scale
 /// NaN.
-fn block(x: &[f32; BLOCK]) -> (f32, i32, [i8; BLOCK]) {
+fn block(x: &[f32; BLOCK]) -> (f32, [i32; 2], [i8; BLOCK]) {
     let mut lanes = [0f32; 8];
     let mut poison = [0f32; 8];
     for x in x.as_chunks::<8>().0 {
@@ -271,7 +281,8 @@ fn block(x: &[f32; BLOCK]) -> (f32, i32, [i8; BLOCK]) {
     let (scale, inverse) = scales(&lanes, &poison);
     // Within -127..=127 but for NaN, which the scale carries.
     let q = x.map(|x| (x * inverse).round_ties_even() as i32 as i8);
-    (scale, q.iter().map(|&q| i32::from(q)).sum(), q)
+    let sum = |half: &[i8]| half.iter().map(|&q| i32::from(q)).sum();
+    (scale, [sum(&q[..BLOCK / 2]), sum(&q[BLOCK / 2..])], q)
 }
 
 #[cfg(test)]
@@ -290,6 +301,9 @@ mod tests {
                 let got = g.scales[j / 32] * f32::from(g.quads[j / 4][j % 4]);
                 assert!((got - v).abs() <= g.scales[j / 32] * 0.51, "{isa} {j}");
             }
+            let sum = |quads: &[[i8; 4]]| quads.as_flattened().iter().map(|&q| i32::from(q)).sum::<i32>();
+            assert_eq!(g.sums, [sum(&g.quads[..8]), sum(&g.quads[8..])]);
+            assert_eq!(g.halves, [0, 4, 8, 12].map(|at| -32 * sum(&g.quads[at..at + 4])));
             assert!(g.quads[10..].iter().all(|q| *q == [0; 4]), "padding");
             let mut bad = x;
             bad[35] = f32::NAN;

@@ -9,7 +9,7 @@ use std::arch::aarch64::*;
 use std::arch::x86_64::*;
 
 use super::operands::{Q4, Q4K, Q8, by_width, offset};
-use super::sparse::{StripOf, UNIT, WIDEST, header, row_bytes};
+use super::sparse::{NO_STRIPS, StripOf, UNIT, WIDEST, header, row_bytes};
 #[cfg(target_arch = "x86_64")]
 use super::x86::multiply512;
 use super::{Activations, BLOCK, GROUP, Group, Kind, QUAD};
@@ -67,6 +67,7 @@ pub fn run(isa: Isa, w: StripOf<'_>, n: usize, a: &Activations, put: &mut dyn Fn
                         Kind::Q8 => $width::slab::<Q8>(w, pieces.clone(), a, groups, put),
                         Kind::Q4 => $width::slab::<Q4>(w, pieces.clone(), a, groups, put),
                         Kind::Q4K => $width::slab::<Q4K>(w, pieces.clone(), a, groups, put),
+                        Kind::Q6K => unreachable!("{NO_STRIPS}"),
                     }
                 };
             }

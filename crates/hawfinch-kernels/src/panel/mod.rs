@@ -8,8 +8,9 @@
 //! The meaning (`scalar.rs`): activations are quantised to 8 bits per block of 32 ([`Activations`]), products are
 //! summed exactly in integers, and for every block in order
 //! `sum = fma(Σ q x, w_scale * x_scale, sum)` (for formats with a minimum also
-//! `sum = fma(-w_min, x_scale * Σ x, sum)`). So a result depends neither on the other tokens nor on threads or
-//! instruction sets, to the bit.
+//! `sum = fma(-w_min, x_scale * Σ x, sum)`; Q6_K, whose weights have a scale for every 16 inputs, does it for one half of
+//! a block, then for the other). So a result depends neither on the other tokens nor on threads or instruction sets, to
+//! the bit.
 
 mod activations;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -22,6 +23,8 @@ mod neon_rows;
 mod operands;
 mod pack;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod six_x86;
 pub mod sparse;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod sparse_wide;
@@ -42,6 +45,8 @@ use crate::{DType, Isa, Pool, Store, Then, Work};
 
 /// Inputs that share a scale.
 pub const BLOCK: usize = 32;
+/// Inputs that share a scale of Q6_K: two sub-blocks make a block.
+const SUB_BLOCK: usize = 16;
 /// Inputs whose bytes lie together.
 pub const QUAD: usize = 4;
 /// Outputs of a panel.
@@ -59,6 +64,9 @@ pub enum Kind {
     Q4,
     /// Q4_K. Per 256 inputs: 16 f16 `d`, 16 f16 `dmin`, 8 × (16 scales, 16 minima), then 8 × 4 × 64 bytes as Q4.
     Q4K,
+    /// Q6_K. Per 256 inputs: 16 f16 `d`, 16 × 16 signed scales of 8 bits, then 16 × 3 × 64 bytes. In sub-block s, byte
+    /// 64 n + j holds quad n's code in its low six bits; its high two are bits 2 n and 2 n + 1 of quad 3's code.
+    Q6K,
 }
 
 impl Kind {
@@ -68,6 +76,7 @@ impl Kind {
             DType::Q8_0 => Some(Kind::Q8),
             DType::Q4_0 => Some(Kind::Q4),
             DType::Q4_K => Some(Kind::Q4K),
+            DType::Q6_K => Some(Kind::Q6K),
             _ => None,
         }
     }
@@ -78,6 +87,7 @@ impl Kind {
             Kind::Q8 => DType::Q8_0,
             Kind::Q4 => DType::Q4_0,
             Kind::Q4K => DType::Q4_K,
+            Kind::Q6K => DType::Q6_K,
         }
     }
 
@@ -85,7 +95,7 @@ impl Kind {
     pub const fn record_blocks(self) -> usize {
         match self {
             Kind::Q8 | Kind::Q4 => 2,
-            Kind::Q4K => 8,
+            Kind::Q4K | Kind::Q6K => 8,
         }
     }
 
@@ -95,9 +105,17 @@ impl Kind {
             Kind::Q8 => 64 + 2 * 512,
             Kind::Q4 => 64 + 2 * 256,
             Kind::Q4K => 64 + 256 + 8 * 256,
+            Kind::Q6K => SIX_CODES + 16 * SIX_BYTES,
         }
     }
 }
+
+/// Bytes of a Q6_K record before its codes: 16 f16 `d`, then the scales of one sub-block after the other.
+const SIX_CODES: usize = SIX_SCALES + 16 * ROWS;
+/// Bytes of a Q6_K record before its scales.
+const SIX_SCALES: usize = 2 * ROWS;
+/// Bytes of a sub-block's codes in a Q6_K record.
+const SIX_BYTES: usize = 3 * ROWS * QUAD;
 
 /// A weight matrix in panels.
 pub struct Panels {

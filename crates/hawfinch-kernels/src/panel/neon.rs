@@ -5,8 +5,8 @@
 
 use std::arch::aarch64::*;
 
-use super::operands::{Operands, Put, Q4, Q4K, Q8, by_kind, give, kind_of, offset};
-use super::{Group, Kind, QUAD, ROWS, STRIP, Strip, neon_rows};
+use super::operands::{Operands, Put, Q4, Q4K, Q6K, Q8, by_kind, give, kind_of, offset};
+use super::{Group, Kind, QUAD, ROWS, SIX_BYTES, SIX_SCALES, STRIP, Strip, neon_rows};
 use crate::neon::{self, Dot, Mixed, Multiply, Plain};
 use crate::prefetch;
 
@@ -23,7 +23,7 @@ pub struct Scales {
 }
 
 impl Scales {
-    /// Of register `h` of block `b` of the record at `at`.
+    /// Of register `h` of part `b` (see [`parts`]) of the record at `at`.
     ///
     /// # Safety
     /// A record of this kind lies there.
@@ -37,13 +37,16 @@ impl Scales {
                     scale: vmulq_f32(neon::f16(at.add(8 * h)), neon::bytes(of)),
                     min: vmulq_f32(neon::f16(at.add(32 + 8 * h)), neon::bytes(of.add(16))),
                 }
+            } else if KIND == Q6K {
+                let scale = neon::signed_bytes(at.add(SIX_SCALES + ROWS * b + 4 * h));
+                Scales { scale: vmulq_f32(neon::f16(at.add(8 * h)), scale), min: neon::zero_ps() }
             } else {
                 Scales { scale: neon::f16(at.add(32 * b + 8 * h)), min: neon::zero_ps() }
             }
         }
     }
 
-    /// `sum` with what a block adds for one token.
+    /// `sum` with what a part adds for one token.
     #[inline(always)]
     pub fn add<const KIND: u8>(
         self,
@@ -62,15 +65,58 @@ impl Scales {
 
 /// Bytes of a record before its codes, and of a block's codes.
 pub const fn codes(kind: u8) -> (usize, usize) {
-    let block = if kind == Q8 { 512 } else { 256 };
+    let block = match kind {
+        Q8 => 512,
+        Q6K => 2 * SIX_BYTES,
+        _ => 256,
+    };
     let kind = kind_of(kind);
     (kind.record_bytes() - kind.record_blocks() * block, block)
 }
 
-/// What the sum of a block begins with.
+/// Parts of a block that have scales of their own.
+pub const fn parts(kind: u8) -> usize {
+    if kind == Q6K { 2 } else { 1 }
+}
+
+/// Scale of the activations and sum of them in part `part` of a block of token `t`; of Q6_K, where the part's sum of
+/// products begins.
+///
+/// # Safety
+/// Block and token are within the group.
+#[inline(always)]
+pub unsafe fn activations<const KIND: u8>(
+    o: &Operands<'_>,
+    block: usize,
+    part: usize,
+    t: usize,
+) -> (f32, i32) {
+    // SAFETY: the caller's promise.
+    let (x_scale, x_sum) = unsafe { o.block(block, t) };
+    // SAFETY: the same.
+    (x_scale, if KIND == Q6K { unsafe { o.half(2 * block + part, t) } } else { x_sum })
+}
+
+/// What the sum of a part begins with, by what [`activations`] gives for it.
 #[inline(always)]
 pub fn start<const KIND: u8, M: Multiply>(x_sum: i32) -> i32 {
-    if KIND == Q8 && M::SIGNED { 0 } else { offset(KIND).wrapping_mul(x_sum) }
+    match KIND {
+        Q6K => x_sum,
+        Q8 if M::SIGNED => 0,
+        _ => offset(KIND).wrapping_mul(x_sum),
+    }
+}
+
+/// The codes of four outputs in a sub-block of Q6_K, quad by quad.
+///
+/// # Safety
+/// They lie there, 64 bytes apart.
+#[inline(always)]
+pub unsafe fn sixes(codes: *const u8) -> [int32x4_t; 4] {
+    // SAFETY: the caller's promise.
+    let [a, b, c] = [0, 64, 128].map(|at| unsafe { vld1q_s32(codes.add(at).cast()) });
+    let fourth = neon::insert::<6>(neon::insert::<4>(neon::shift::<2>(c), b), a);
+    [neon::low6(a), neon::low6(b), neon::low6(c), fourth]
 }
 
 /// H registers of the codes of quad `quad`, and for 4 bits of quad `quad + 4`, of the block whose codes lie at `at`.
@@ -123,31 +169,44 @@ unsafe fn tile<const KIND: u8, M: Multiply, const P: usize, const T: usize, cons
                             prefetch::second(from.wrapping_add(64 * line + ahead));
                         }
                     }
-                    let mut dot = [[neon::zero(); T]; H];
-                    if KIND != Q4K {
-                        for t in 0..T {
-                            let start = vdupq_n_s32(start::<KIND, M>(o.block(block, t).1));
+                    for part in 0..const { parts(KIND) } {
+                        let mut dot = [[neon::zero(); T]; H];
+                        if KIND != Q4K {
+                            for t in 0..T {
+                                let (_, x_sum) = activations::<KIND>(&o, block, part, t);
+                                let start = vdupq_n_s32(start::<KIND, M>(x_sum));
+                                for h in 0..H {
+                                    dot[h][t] = start;
+                                }
+                            }
+                        }
+                        if KIND == Q6K {
                             for h in 0..H {
-                                dot[h][t] = start;
+                                let w = sixes(from.add(SIX_BYTES * part + 16 * (first + h)));
+                                for quad in 0..4 {
+                                    let x = o.quads(block * 8 + 4 * part + quad);
+                                    neon::multiply::<M, T>(&mut dot[h], w[quad], x);
+                                }
+                            }
+                        } else {
+                            for quad in 0..if KIND == Q8 { 8 } else { 4 } {
+                                let w = load::<KIND, M, H>(from.add(16 * first), quad);
+                                for h in 0..H {
+                                    let x: *const [i8; QUAD] = o.quads(block * 8 + quad);
+                                    neon::multiply::<M, T>(&mut dot[h], w[0][h], x);
+                                    if KIND != Q8 {
+                                        let x = o.quads(block * 8 + quad + 4);
+                                        neon::multiply::<M, T>(&mut dot[h], w[1][h], x);
+                                    }
+                                }
                             }
                         }
-                    }
-                    for quad in 0..if KIND == Q8 { 8 } else { 4 } {
-                        let w = load::<KIND, M, H>(from.add(16 * first), quad);
                         for h in 0..H {
-                            let x: *const [i8; QUAD] = o.quads(block * 8 + quad);
-                            neon::multiply::<M, T>(&mut dot[h], w[0][h], x);
-                            if KIND != Q8 {
-                                let x = o.quads(block * 8 + quad + 4);
-                                neon::multiply::<M, T>(&mut dot[h], w[1][h], x);
+                            let scales = Scales::of::<KIND>(at, b * parts(KIND) + part, first + h);
+                            for t in 0..T {
+                                let (x_scale, x_sum) = activations::<KIND>(&o, block, part, t);
+                                sums[p][t][h] = scales.add::<KIND>(sums[p][t][h], dot[h][t], x_scale, x_sum);
                             }
-                        }
-                    }
-                    for h in 0..H {
-                        let scales = Scales::of::<KIND>(at, b, first + h);
-                        for t in 0..T {
-                            let (x_scale, x_sum) = o.block(block, t);
-                            sums[p][t][h] = scales.add::<KIND>(sums[p][t][h], dot[h][t], x_scale, x_sum);
                         }
                     }
                 }

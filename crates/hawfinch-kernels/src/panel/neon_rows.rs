@@ -3,9 +3,9 @@
 
 use std::arch::aarch64::*;
 
-use super::neon::{REGISTERS, Scales, codes, load, start};
-use super::operands::{Operands, Put, Q4, Q4K, Q8, by_kind, kind_of};
-use super::{GROUP, Group, Kind, ROWS, STRIP, Strip};
+use super::neon::{REGISTERS, Scales, activations, codes, load, parts, sixes, start};
+use super::operands::{Operands, Put, Q4, Q4K, Q6K, Q8, by_kind, kind_of};
+use super::{GROUP, Group, Kind, ROWS, SIX_BYTES, STRIP, Strip};
 use crate::neon::{self, Mixed};
 use crate::prefetch;
 
@@ -21,7 +21,8 @@ const EIGHTS: usize = 4;
 struct Ordered {
     x: [[[[i8; 16]; PAIRS]; EIGHTS]; BLOCKS],
     scales: [[f32; GROUP]; BLOCKS],
-    sums: [[i32; GROUP]; BLOCKS],
+    /// `[block][part]`: see [`activations`].
+    sums: [[[i32; GROUP]; 2]; BLOCKS],
 }
 
 impl Ordered {
@@ -33,14 +34,20 @@ impl Ordered {
     unsafe fn fill<const KIND: u8>(&mut self, o: &Operands<'_>, first: usize, len: usize) {
         let width = o.x.width;
         for (n, block) in (first..first + len).enumerate() {
-            for t in 0..width {
-                // SAFETY: the caller's promise.
-                (self.scales[n][t], self.sums[n][t]) = unsafe { o.block(block, t) };
+            for part in 0..const { parts(KIND) } {
+                for t in 0..width {
+                    // SAFETY: the caller's promise.
+                    (self.scales[n][t], self.sums[n][part][t]) =
+                        unsafe { activations::<KIND>(o, block, part, t) };
+                }
             }
             for eight in 0..EIGHTS {
                 for t in (0..width).step_by(4) {
-                    // Q8: quads 2n and 2n + 1. Of 4 bits: n and n + 4, whose codes share bytes.
-                    let quads = if KIND == Q8 { [2 * eight, 2 * eight + 1] } else { [eight, eight + 4] };
+                    // Quads 2n and 2n + 1. Of 4 bits: n and n + 4, whose codes share bytes.
+                    let quads = match KIND {
+                        Q8 | Q6K => [2 * eight, 2 * eight + 1],
+                        _ => [eight, eight + 4],
+                    };
                     // SAFETY: so many tokens are left; registers are stored whole where sixteen bytes are.
                     unsafe {
                         let a = neon::fours(o.quads(block * 8 + quads[0]).add(t), width - t);
@@ -68,7 +75,7 @@ fn strip<const KIND: u8>(w: Strip<'_>, x: Group<'_>, put: Put<'_>) {
     let mut ordered = Ordered {
         x: [[[[0; 16]; PAIRS]; EIGHTS]; BLOCKS],
         scales: [[0.0; GROUP]; BLOCKS],
-        sums: [[0; GROUP]; BLOCKS],
+        sums: [[[0; GROUP]; 2]; BLOCKS],
     };
     let mut sums = [[[0f32; ROWS]; GROUP]; STRIP];
     let blocks = w.records * kind.record_blocks();
@@ -132,33 +139,39 @@ unsafe fn tile<const KIND: u8, const T: usize>(
                     prefetch::second(from.wrapping_add(64 * line + ahead));
                 }
             }
-            // Outputs 0 and 1, then 2 and 3.
-            let mut dot = [[neon::zero(); T]; 2];
-            for eight in 0..EIGHTS {
+            for part in 0..const { parts(KIND) } {
+                // Outputs 0 and 1, then 2 and 3.
+                let mut dot = [[neon::zero(); T]; 2];
                 let from = from.add(16 * h);
-                let [[a], [b]] = if KIND == Q8 {
-                    let [a, _] = load::<KIND, Mixed, 1>(from, 2 * eight);
-                    let [b, _] = load::<KIND, Mixed, 1>(from, 2 * eight + 1);
-                    [a, b]
-                } else {
-                    load::<KIND, Mixed, 1>(from, eight)
-                };
-                let w = [vzip1q_s32(a, b), vzip2q_s32(a, b)];
-                for t in 0..T {
-                    let x = vld1q_s32(x.x[n][eight][t].as_ptr().cast());
-                    for i in 0..2 {
-                        dot[i][t] = neon::multiply_rows(dot[i][t], w[i], x);
+                let six = if KIND == Q6K { sixes(from.add(SIX_BYTES * part)) } else { [neon::zero(); 4] };
+                let eights = EIGHTS / const { parts(KIND) };
+                for eight in 0..eights {
+                    let [[a], [b]] = match KIND {
+                        Q8 => {
+                            let [a, _] = load::<KIND, Mixed, 1>(from, 2 * eight);
+                            let [b, _] = load::<KIND, Mixed, 1>(from, 2 * eight + 1);
+                            [a, b]
+                        }
+                        Q6K => [[six[2 * eight]], [six[2 * eight + 1]]],
+                        _ => load::<KIND, Mixed, 1>(from, eight),
+                    };
+                    let w = [vzip1q_s32(a, b), vzip2q_s32(a, b)];
+                    for t in 0..T {
+                        let x = vld1q_s32(x.x[n][part * eights + eight][t].as_ptr().cast());
+                        for i in 0..2 {
+                            dot[i][t] = neon::multiply_rows(dot[i][t], w[i], x);
+                        }
                     }
                 }
-            }
-            let scales = Scales::of::<KIND>(at, b, h);
-            for t in 0..T {
-                let (low, high) = (dot[0][t], dot[1][t]);
-                let of_token = [vuzp1q_s32(low, high), vuzp2q_s32(low, high)];
-                for k in 0..2 {
-                    let (x_scale, x_sum) = (x.scales[n][2 * t + k], x.sums[n][2 * t + k]);
-                    let dot = vaddq_s32(of_token[k], vdupq_n_s32(start::<KIND, Mixed>(x_sum)));
-                    totals[t][k] = scales.add::<KIND>(totals[t][k], dot, x_scale, x_sum);
+                let scales = Scales::of::<KIND>(at, b * parts(KIND) + part, h);
+                for t in 0..T {
+                    let (low, high) = (dot[0][t], dot[1][t]);
+                    let of_token = [vuzp1q_s32(low, high), vuzp2q_s32(low, high)];
+                    for k in 0..2 {
+                        let (x_scale, x_sum) = (x.scales[n][2 * t + k], x.sums[n][part][2 * t + k]);
+                        let dot = vaddq_s32(of_token[k], vdupq_n_s32(start::<KIND, Mixed>(x_sum)));
+                        totals[t][k] = scales.add::<KIND>(totals[t][k], dot, x_scale, x_sum);
+                    }
                 }
             }
         }

@@ -10,13 +10,15 @@ const AHEAD: usize = 1024;
 pub const Q8: u8 = 0;
 pub const Q4: u8 = 1;
 pub const Q4K: u8 = 2;
+pub const Q6K: u8 = 3;
 
 /// The kind it stands for.
 pub const fn kind_of(kind: u8) -> Kind {
     match kind {
         Q8 => Kind::Q8,
         Q4 => Kind::Q4,
-        _ => Kind::Q4K,
+        Q4K => Kind::Q4K,
+        _ => Kind::Q6K,
     }
 }
 
@@ -38,6 +40,7 @@ impl<'a> Operands<'a> {
         assert!(first + panels <= w.width && w.data.len() >= w.records * w.width * bytes);
         assert!(x.quads.len() >= blocks * 8 * x.width && token < x.width);
         assert!(x.scales.len() >= blocks * x.width && x.sums.len() >= blocks * x.width);
+        assert!(x.halves.len() >= 2 * blocks * x.width);
         let data = w.data.as_ptr().wrapping_add(first * w.records * bytes);
         Operands { data, bytes: w.records * bytes, records: w.records, x, token }
     }
@@ -77,9 +80,20 @@ impl<'a> Operands<'a> {
         // SAFETY: the caller's promise.
         unsafe { (*self.x.scales.get_unchecked(at), *self.x.sums.get_unchecked(at)) }
     }
+
+    /// What the sum of half a block of token `t` begins with for Q6_K.
+    ///
+    /// # Safety
+    /// As [`Operands::quad`]; half `n` is one of block `n / 2`.
+    #[inline(always)]
+    pub unsafe fn half(&self, n: usize, t: usize) -> i32 {
+        // SAFETY: the caller's promise.
+        unsafe { *self.x.halves.get_unchecked(n * self.x.width + self.token + t) }
+    }
 }
 
-/// The sum of products that stands for zero when codes are stored with an offset: `-offset Σ x`.
+/// The sum of a block's products that stands for zero when codes are stored with an offset: `-offset Σ x`. (Q6_K:
+/// [`Group::halves`].)
 #[inline(always)]
 pub const fn offset(kind: u8) -> i32 {
     match kind {
@@ -98,6 +112,7 @@ macro_rules! by_kind {
             Kind::Q8 => $run::<Q8>($w, $($arg),*),
             Kind::Q4 => $run::<Q4>($w, $($arg),*),
             Kind::Q4K => $run::<Q4K>($w, $($arg),*),
+            Kind::Q6K => $run::<Q6K>($w, $($arg),*),
         }
     };
 }

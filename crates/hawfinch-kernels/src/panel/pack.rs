@@ -1,6 +1,6 @@
 //! From rows of blocks, as files hold them, to panels and back.
 
-use super::{BLOCK, Kind, QUAD, ROWS};
+use super::{BLOCK, Kind, QUAD, ROWS, SIX_BYTES, SIX_CODES, SIX_SCALES, SUB_BLOCK};
 
 /// Writes one row of blocks as row `r` of a panel (zero before).
 pub fn row(kind: Kind, row: &[u8], panel: &mut [u8], r: usize) {
@@ -41,6 +41,49 @@ pub fn row(kind: Kind, row: &[u8], panel: &mut [u8], r: usize) {
                 }
             }
         }
+        Kind::Q6K => {
+            let records = panel.chunks_exact_mut(kind.record_bytes());
+            for (block, record) in row.chunks_exact(210).zip(records) {
+                record[2 * r..][..2].copy_from_slice(&block[208..]);
+                for s in 0..16 {
+                    record[SIX_SCALES + ROWS * s + r] = block[192 + s];
+                    let quads = &mut record[SIX_CODES + SIX_BYTES * s..][..SIX_BYTES];
+                    for j in 0..SUB_BLOCK {
+                        put_six(quads, r, j, six_of_file(block, s * SUB_BLOCK + j));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// ggml: the code of number `j` of a Q6_K block. Each half of a block has 64 bytes of nibbles, the first two eighths of
+/// it low, the next two high, and 32 bytes of two bits for each eighth.
+fn six_of_file(block: &[u8], j: usize) -> u8 {
+    let (low, high) = six_places(j);
+    block[low.0] >> low.1 & 15 | (block[high.0] >> high.1 & 3) << 4
+}
+
+/// Byte and shift of the low four and of the high two bits of number `j` in ggml's block.
+fn six_places(j: usize) -> ((usize, usize), (usize, usize)) {
+    let (half, plane, j) = (j / 128, j % 128 / BLOCK, j % BLOCK);
+    ((64 * half + plane % 2 * BLOCK + j, plane / 2 * 4), (128 + half * BLOCK + j, 2 * plane))
+}
+
+/// Writes the code of input `j` of a sub-block of row `r` (zero before).
+fn put_six(quads: &mut [u8], r: usize, j: usize, code: u8) {
+    let at = r * QUAD + j % QUAD;
+    match j / QUAD {
+        3 => (0..3).for_each(|n| quads[64 * n + at] |= (code >> (2 * n) & 3) << 6),
+        n => quads[64 * n + at] |= code,
+    }
+}
+
+/// The code of quad `n` of a sub-block of Q6_K at place `at` among the 64 of its quad.
+pub fn six(quads: &[u8], n: usize, at: usize) -> u8 {
+    match n {
+        3 => (0..3).fold(0, |code, n| code | quads[64 * n + at] >> 6 << (2 * n)),
+        n => quads[64 * n + at] & 63,
     }
 }
 
@@ -108,6 +151,21 @@ pub fn unpack_row(kind: Kind, panel: &[u8], r: usize, row: &mut [u8]) {
                     for j in 0..16 {
                         to[j] |= (byte(j) & 15) << (b % 2 * 4);
                         to[j + 16] |= (byte(j) >> 4) << (b % 2 * 4);
+                    }
+                }
+            }
+        }
+        Kind::Q6K => {
+            for (block, record) in row.chunks_exact_mut(210).zip(records) {
+                block[208..].copy_from_slice(&record[2 * r..][..2]);
+                for s in 0..16 {
+                    block[192 + s] = record[SIX_SCALES + ROWS * s + r];
+                    let quads = &record[SIX_CODES + SIX_BYTES * s..];
+                    for j in 0..SUB_BLOCK {
+                        let code = six(quads, j / QUAD, r * QUAD + j % QUAD);
+                        let (low, high) = six_places(s * SUB_BLOCK + j);
+                        block[low.0] |= (code & 15) << low.1;
+                        block[high.0] |= (code >> 4) << high.1;
                     }
                 }
             }

@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::{BLOCK, Group, Kind, QUAD, ROWS, Strip};
+use super::{BLOCK, Group, Kind, QUAD, ROWS, SIX_BYTES, SIX_CODES, SIX_SCALES, SUB_BLOCK, Strip, pack};
 
 /// Sums of the sixteen outputs of a panel of a strip with one token of a group.
 pub fn sums(strip: Strip<'_>, panel: usize, x: Group<'_>, token: usize) -> [f32; ROWS] {
@@ -16,6 +16,22 @@ pub fn sums(strip: Strip<'_>, panel: usize, x: Group<'_>, token: usize) -> [f32;
             let at = block * x.width + token;
             let (x_scale, x_sum) = (x.scales[at], x.sums[at]);
             for r in 0..ROWS {
+                if kind == Kind::Q6K {
+                    for s in [2 * b, 2 * b + 1] {
+                        let quads = &record[SIX_CODES + SIX_BYTES * s..];
+                        let mut sum = 0i32;
+                        for j in 0..SUB_BLOCK {
+                            let (quad, k) = (j / QUAD, j % QUAD);
+                            let w = i32::from(pack::six(quads, quad, r * QUAD + k)) - 32;
+                            let x = x.quads[(block * 8 + s % 2 * 4 + quad) * x.width + token][k];
+                            sum += w * i32::from(x);
+                        }
+                        let scale = f32::from(record[SIX_SCALES + ROWS * s + r] as i8);
+                        let scale = half_at(record, r) * scale;
+                        sums[r] = (sum as f32).mul_add(scale * x_scale, sums[r]);
+                    }
+                    continue;
+                }
                 let mut sum = 0i32;
                 for j in 0..BLOCK {
                     let (quad, k) = (j / QUAD, j % QUAD);
@@ -24,6 +40,7 @@ pub fn sums(strip: Strip<'_>, panel: usize, x: Group<'_>, token: usize) -> [f32;
                         Kind::Q8 => i32::from(record[64 + 512 * b + 64 * quad + at]) - 128,
                         Kind::Q4 => code(&record[64 + 256 * b..], quad, at) - 8,
                         Kind::Q4K => code(&record[320 + 256 * b..], quad, at),
+                        Kind::Q6K => unreachable!("done above"),
                     };
                     sum += w * i32::from(x.quads[(block * BLOCK / QUAD + quad) * x.width + token][k]);
                 }
@@ -40,6 +57,7 @@ pub fn sums(strip: Strip<'_>, panel: usize, x: Group<'_>, token: usize) -> [f32;
                         sums[r] = sum.mul_add(scale * x_scale, sums[r]);
                         sums[r] = (-min).mul_add(x_scale * x_sum as f32, sums[r]);
                     }
+                    Kind::Q6K => unreachable!("done above"),
                 }
             }
         }

@@ -7,7 +7,7 @@
 //! Outputs are divided into strips. A strip holds, for every block of 32 inputs, the scales of its outputs, then 32
 //! rows of codes. In a row, outputs lie in the order in which interleaving four rows puts them into registers in
 //! sequence: within 64 outputs, output `16 i + 4 l + k` is byte `16 l + 4 i + k`. Four-bit codes of two such groups of
-//! 64 share bytes, the first in the low halves.
+//! 64 share bytes, the first in the low halves. Q6_K has no strips: see [`has`].
 
 use std::sync::Arc;
 
@@ -28,6 +28,9 @@ pub(super) const WIDEST: usize = 8 * UNIT;
 /// Tokens up to which inputs that are zero for all of them are worth finding.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 const FEW: usize = 3;
+
+/// What is said where a strip of Q6_K would be.
+pub(super) const NO_STRIPS: &str = "Q6_K has no strips";
 
 /// A weight matrix in strips.
 pub struct Sparse {
@@ -59,6 +62,15 @@ impl StripOf<'_> {
     }
 }
 
+/// Whether numbers of that format can lie in strips: all that have panels can, but not Q6_K.
+pub fn has(dtype: DType) -> bool {
+    kind_of(dtype).is_some()
+}
+
+fn kind_of(dtype: DType) -> Option<Kind> {
+    Kind::of(dtype).filter(|&kind| kind != Kind::Q6K)
+}
+
 /// Bytes before the codes of a block: f16 scales, or a scale and a minimum of 8 bits.
 pub(super) const fn header(width: usize) -> usize {
     2 * width
@@ -69,6 +81,7 @@ pub(super) const fn row_bytes(kind: Kind, width: usize) -> usize {
     match kind {
         Kind::Q8 => width,
         Kind::Q4 | Kind::Q4K => width / 2,
+        Kind::Q6K => panic!("{}", NO_STRIPS),
     }
 }
 
@@ -78,6 +91,7 @@ fn block_at(kind: Kind, width: usize, b: usize) -> usize {
         Kind::Q8 | Kind::Q4 => b * bytes,
         // 16-bit `d` and `dmin` of every output before each eight blocks.
         Kind::Q4K => (b / 8 + 1) * 4 * width + b * bytes,
+        Kind::Q6K => panic!("{}", NO_STRIPS),
     }
 }
 
@@ -91,7 +105,7 @@ pub fn width_for(outputs: usize, threads: usize) -> usize {
 /// Bytes of `[outputs, inputs]` in strips of `width` outputs; `None` for formats that have none, rows that are no whole
 /// blocks, widths that strips do not have, and on overflow.
 pub fn bytes_for(dtype: DType, outputs: usize, inputs: usize, width: usize) -> Option<usize> {
-    let kind = Kind::of(dtype)?;
+    let kind = kind_of(dtype)?;
     dtype.bytes_for(inputs)?;
     if width == 0 || width > WIDEST || !width.is_multiple_of(UNIT) {
         return None;
@@ -102,7 +116,7 @@ pub fn bytes_for(dtype: DType, outputs: usize, inputs: usize, width: usize) -> O
 }
 
 impl Sparse {
-    /// Repacks rows `[o, i]` of `dtype`, on all threads. `None` for formats that have no panels.
+    /// Repacks rows `[o, i]` of `dtype`, on all threads. `None` for formats that have no strips.
     ///
     /// # Panics
     /// When the bytes are not as many as the shape asks for.
@@ -131,7 +145,7 @@ impl Sparse {
         inputs: usize,
         scale: f32,
     ) -> Option<Self> {
-        let kind = Kind::of(dtype)?;
+        let kind = kind_of(dtype)?;
         let per_row = dtype.bytes_for(inputs)?;
         assert_eq!(rows.len(), per_row * outputs);
         let strips = outputs.div_ceil(width);
@@ -158,7 +172,7 @@ impl Sparse {
         scale: f32,
         width: usize,
     ) -> Option<Self> {
-        let kind = Kind::of(dtype)?;
+        let kind = kind_of(dtype)?;
         let fits = bytes_for(dtype, outputs, inputs, width)? <= data.bytes().len();
         let strip_bytes = block_at(kind, width, inputs / BLOCK);
         fits.then_some(Sparse { kind, outputs, inputs, scale, width, strip_bytes, data })
@@ -234,6 +248,7 @@ fn pack_row(kind: Kind, row: &[u8], strip: &mut [u8], width: usize, o: usize) {
                 Kind::Q4K => {
                     (strip[at + o], strip[at + width + o]) = super::pack::scale_min(&bytes[4..16], b);
                 }
+                Kind::Q6K => unreachable!("{NO_STRIPS}"),
             }
             let codes = &mut strip[at + header(width)..];
             for k in 0..BLOCK {
@@ -241,6 +256,7 @@ fn pack_row(kind: Kind, row: &[u8], strip: &mut [u8], width: usize, o: usize) {
                     Kind::Q8 => bytes[2 + k] ^ 0x80,
                     Kind::Q4 => bytes[2 + k % 16] >> (k / 16 * 4) & 15,
                     Kind::Q4K => bytes[16 + b / 2 * BLOCK + k] >> (b % 2 * 4) & 15,
+                    Kind::Q6K => unreachable!("{NO_STRIPS}"),
                 };
                 let row = &mut codes[k * row_bytes(kind, width)..];
                 match kind {
@@ -281,6 +297,7 @@ fn unpack_row(strip: StripOf<'_>, o: usize, row: &mut [u8]) {
                     Kind::Q8 => bytes[2 + k] = row[o / 64 * 64 + place(o % 64)] ^ 0x80,
                     Kind::Q4 => bytes[2 + k % 16] |= four() << (k / 16 * 4),
                     Kind::Q4K => bytes[16 + b / 2 * BLOCK + k] |= four() << (b % 2 * 4),
+                    Kind::Q6K => unreachable!("{NO_STRIPS}"),
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::arch::aarch64::*;
 use std::arch::x86_64::*;
 
 use super::operands::{Q4, Q4K, Q8, by_width, offset};
-use super::sparse::{StripOf, UNIT, WIDEST, header, row_bytes};
+use super::sparse::{NO_STRIPS, StripOf, UNIT, WIDEST, header, row_bytes};
 use super::{BLOCK, Group, Kind};
 #[cfg(target_arch = "aarch64")]
 use crate::neon::{self, Dot, Mixed, Multiply, Plain, shift};
@@ -145,6 +145,7 @@ fn tokens<const T: usize>(
                     Kind::Q8 => $width::<Q8, T>(w, x, token, &mut sums),
                     Kind::Q4 => $width::<Q4, T>(w, x, token, &mut sums),
                     Kind::Q4K => $width::<Q4K, T>(w, x, token, &mut sums),
+                    Kind::Q6K => unreachable!("{NO_STRIPS}"),
                 }
             };
         }

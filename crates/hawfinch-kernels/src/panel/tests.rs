@@ -2,7 +2,7 @@ use super::*;
 use crate::testing::values;
 use crate::{block, linear as rows};
 
-const KINDS: [DType; 3] = [DType::Q8_0, DType::Q4_0, DType::Q4_K];
+const KINDS: [DType; 4] = [DType::Q8_0, DType::Q4_0, DType::Q4_K, DType::Q6_K];
 
 fn encoded(dtype: DType, o: usize, i: usize) -> Vec<u8> {
     let mut data = Vec::new();
@@ -65,7 +65,8 @@ fn every_number_of_tokens() {
     for dtype in KINDS {
         let data = encoded(dtype, o, i);
         let panels = Panels::pack(&pool, dtype, &data, o, i, 0.5).unwrap();
-        let strips = sparse::Sparse::pack(&pool, dtype, &data, o, i, 0.5).unwrap();
+        let strips = sparse::Sparse::pack(&pool, dtype, &data, o, i, 0.5);
+        assert_eq!(strips.is_some(), sparse::has(dtype));
         for t in 1..=GROUP + 1 {
             let x = values(t * i, 3);
             let (mut want, mut y) = (vec![f32::NAN; t * o], vec![f32::NAN; t * o]);
@@ -73,8 +74,9 @@ fn every_number_of_tokens() {
             for isa in Isa::available() {
                 linear(isa, &pool, &mut y, &x, &panels, &mut Activations::default());
                 assert_eq!(y, want, "panels: {isa} {dtype} {t}");
+                let Some(strips) = &strips else { continue };
                 y.fill(f32::NAN);
-                sparse::linear(isa, &pool, &mut y, &x, &strips, &mut Activations::default());
+                sparse::linear(isa, &pool, &mut y, &x, strips, &mut Activations::default());
                 assert_eq!(y, want, "strips: {isa} {dtype} {t}");
             }
         }
@@ -126,17 +128,23 @@ fn extremes_are_exact() {
     let x: Vec<f32> = (0..i).map(|k| if k % 3 == 0 { -1.0 } else { 1.0 }).collect();
     for dtype in KINDS {
         let mut data = vec![0u8; 16 * dtype.bytes_for(i).unwrap()];
-        for block in data.chunks_exact_mut(dtype.block_bytes()) {
-            let codes = match dtype {
-                DType::Q4_K => 16,
-                _ => 2,
+        for (n, block) in data.chunks_exact_mut(dtype.block_bytes()).enumerate() {
+            let (codes, d) = match dtype {
+                DType::Q4_K => (16..144, 0),
+                DType::Q6_K => (0..192, 208),
+                _ => (2..dtype.block_bytes(), 0),
             };
-            block[codes..].fill(if dtype == DType::Q8_0 { 0x80 } else { 0xff });
-            block[..2].copy_from_slice(&half::f16::ONE.to_le_bytes());
+            // Q6_K: the least code of every other row, -32, else the largest.
+            let least = dtype == DType::Q6_K && n % 2 == 0;
+            block[codes].fill(if dtype == DType::Q8_0 { 0x80 } else { [0xff, 0][usize::from(least)] });
+            block[d..d + 2].copy_from_slice(&half::f16::ONE.to_le_bytes());
+            if dtype == DType::Q6_K {
+                block[192..208].fill(0x80);
+            }
         }
         let pool = Pool::new(1);
         let w = Panels::pack(&pool, dtype, &data, 16, i, 1.0).unwrap();
-        let strips = sparse::Sparse::pack(&pool, dtype, &data, 16, i, 1.0).unwrap();
+        let strips = sparse::Sparse::pack(&pool, dtype, &data, 16, i, 1.0);
         let mut want = vec![0f32; 16];
         linear(Isa::SCALAR, &pool, &mut want, &x, &w, &mut Activations::default());
         for isa in sets() {
@@ -145,14 +153,48 @@ fn extremes_are_exact() {
                 let mut y = vec![0f32; 16 * t];
                 linear(isa, &pool, &mut y, &x, &w, &mut Activations::default());
                 assert_eq!(y, want, "{isa} {dtype} {t}");
-                sparse::linear(isa, &pool, &mut y, &x, &strips, &mut Activations::default());
+                let Some(strips) = &strips else { continue };
+                sparse::linear(isa, &pool, &mut y, &x, strips, &mut Activations::default());
                 assert_eq!(y, want, "strips: {isa} {dtype} {t}");
             }
         }
-        let code = if dtype == DType::Q8_0 { -128.0 } else { 7.0 };
+        let weights = match dtype {
+            DType::Q8_0 => [-128.0; 2],
+            DType::Q6_K => [-32.0 * -128.0, 31.0 * -128.0],
+            _ => [7.0; 2],
+        };
         if dtype != DType::Q4_K {
             let sum: f32 = x.iter().sum();
-            assert!((want[0] - code * sum).abs() < 0.01 * (code * sum).abs(), "{}", want[0]);
+            for (got, code) in want.iter().zip(weights) {
+                assert!((got - code * sum).abs() < 0.01 * (code * sum).abs(), "{dtype} {got}");
+            }
+        }
+    }
+}
+
+/// Blocks of Q6_K with any codes and scales, not only those that an encoder writes.
+#[test]
+fn any_blocks_of_six_bits() {
+    let (dtype, o, i, pool) = (DType::Q6_K, 37, 768, Pool::new(1));
+    let mut state = 5u32;
+    let mut data: Vec<u8> = (0..o * dtype.bytes_for(i).unwrap())
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        })
+        .collect();
+    // d of either sign, at most 0.0005: weights within 2.
+    data.chunks_exact_mut(210).for_each(|block| block[209] = block[209] & 0x83 | 0x0c);
+    assert!(data.chunks_exact(210).any(|block| block[192..208].iter().any(|&s| s as i8 == -128)));
+    let w = Panels::pack(&pool, dtype, &data, o, i, 0.5).unwrap();
+    near(dtype, &data, &w, o, i);
+    for t in [1, 2, 5, 12, 13, 40] {
+        let x = values(t * i, 3);
+        let (mut want, mut y) = (vec![f32::NAN; t * o], vec![f32::NAN; t * o]);
+        linear(Isa::SCALAR, &pool, &mut want, &x, &w, &mut Activations::default());
+        for isa in sets() {
+            linear(isa, &pool, &mut y, &x, &w, &mut Activations::default());
+            assert_eq!(y, want, "{isa} {t}");
         }
     }
 }
@@ -196,7 +238,7 @@ fn damage_in_an_activation_shows() {
 /// Strips give the bits of panels, with many zeros, few, none and nothing but zeros.
 #[test]
 fn strips_agree_with_panels_to_the_bit() {
-    for dtype in KINDS {
+    for dtype in KINDS.into_iter().filter(|&d| sparse::has(d)) {
         for (t, o, i) in
             [(1, 200, 256), (1, 768, 1024), (15, 130, 512), (3, 64, 256), (2, 1030, 256), (140, 70, 256)]
         {
@@ -244,6 +286,11 @@ fn unpacking_is_exact() {
             assert!(Panels::packed(dtype, lent(w.store(), w.bytes() - 1), o, i, 0.5).is_none());
             for threads in [1, 3, 16] {
                 let width = sparse::width_for(o, threads);
+                if !sparse::has(dtype) {
+                    assert!(sparse::Sparse::pack_in(width, &pool, dtype, &data, o, i, 0.5).is_none());
+                    assert_eq!(sparse::bytes_for(dtype, o, i, width), None);
+                    continue;
+                }
                 let w = sparse::Sparse::pack_in(width, &pool, dtype, &data, o, i, 0.5).unwrap();
                 assert!(w.unpack() == data, "{dtype} {o} {i} {width}");
                 assert_eq!(sparse::bytes_for(dtype, o, i, width), Some(w.bytes()));

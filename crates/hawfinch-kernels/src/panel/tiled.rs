@@ -3,9 +3,10 @@
 //! A tile is sixteen tokens with a panel's sixteen outputs over one block of 32 inputs, whose exact sum is then scaled in
 //! f32 as everywhere else: that is why half of a tile's depth is not used. The codes of a panel are put into the
 //! order of tiles, as signed bytes, once for all tokens. The tiles of the next blocks run while those before are
-//! scaled.
+//! scaled. Of Q6_K, whose halves of a block have scales of their own, each half is multiplied alone: with zeros in the
+//! place of the other.
 
-use super::{BLOCK, Kind, ROWS, Strip};
+use super::{BLOCK, Kind, ROWS, SIX_BYTES, SIX_CODES, SIX_SCALES, Strip};
 use crate::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::Level;
@@ -53,9 +54,11 @@ pub const fn place(token: usize, block: usize, blocks: usize) -> usize {
 
 /// Sixteen outputs in the order of tiles.
 pub struct Sheet {
-    /// `[block]`, whole [`STEP`]s.
+    /// Parts of a block that have scales of their own.
+    parts: usize,
+    /// `[step, part, block of the step]`: whole [`STEP`]s.
     pub codes: Vec<OutputCodes>,
-    /// `[block, output]`
+    /// `[block, part, output]`
     pub scales: Vec<[f32; ROWS]>,
     /// As `scales`, of formats that have them.
     pub minima: Vec<[f32; ROWS]>,
@@ -64,9 +67,11 @@ pub struct Sheet {
 impl Sheet {
     /// Room for so many blocks.
     pub fn new(kind: Kind, blocks: usize) -> Sheet {
+        let parts = if kind == Kind::Q6K { 2 } else { 1 };
         Sheet {
-            codes: vec![OutputCodes([[[0; 4]; ROWS]; BLOCK / 4]); padded(blocks)],
-            scales: vec![[0.0; ROWS]; blocks],
+            parts,
+            codes: vec![OutputCodes([[[0; 4]; ROWS]; BLOCK / 4]); padded(blocks) * parts],
+            scales: vec![[0.0; ROWS]; blocks * parts],
             minima: vec![[0.0; ROWS]; if kind == Kind::Q4K { blocks } else { 0 }],
         }
     }
@@ -80,7 +85,7 @@ impl Sheet {
         tokens: usize,
         put: &mut dyn FnMut(usize, &[f32; ROWS]),
     ) {
-        let blocks = self.scales.len();
+        let blocks = self.scales.len() / self.parts;
         for first in (0..tokens).step_by(SIDE) {
             let from = place(first, 0, blocks);
             let all = from..from + padded(blocks) * SIDE;
@@ -93,12 +98,13 @@ impl Sheet {
             match isa.level() {
                 // SAFETY: an Isa exists only where the machine has the instructions.
                 #[cfg(target_arch = "x86_64")]
-                Level::Avx512 if self.minima.is_empty() => unsafe {
-                    avx512::product::<T, false>(tiles, &mut totals, self, x);
+                Level::Avx512 => unsafe {
+                    match (self.parts, self.minima.is_empty()) {
+                        (1, true) => avx512::product::<T, 1, false>(tiles, &mut totals, self, x),
+                        (1, false) => avx512::product::<T, 1, true>(tiles, &mut totals, self, x),
+                        _ => avx512::product::<T, 2, false>(tiles, &mut totals, self, x),
+                    }
                 },
-                // SAFETY: as above.
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => unsafe { avx512::product::<T, true>(tiles, &mut totals, self, x) },
                 _ => product(tiles, &mut totals, self, x),
             }
             totals.iter().enumerate().take(tokens - first).for_each(|(t, totals)| put(first + t, totals));
@@ -161,6 +167,10 @@ fn arrange(sheet: &mut Sheet, kind: Kind, panel: &[u8], halves: impl Fn(&[u8]) -
     for (n, record) in panel.chunks_exact(kind.record_bytes()).enumerate() {
         for b in 0..per {
             let at = n * per + b;
+            if kind == Kind::Q6K {
+                sixes(sheet, at, b, record, halves(&record[..SIX_SCALES]));
+                continue;
+            }
             let codes: &mut [i8] = sheet.codes[at].0.as_flattened_mut().as_flattened_mut();
             match kind {
                 Kind::Q8 => {
@@ -174,6 +184,7 @@ fn arrange(sheet: &mut Sheet, kind: Kind, panel: &[u8], halves: impl Fn(&[u8]) -
                     low.iter_mut().zip(from).for_each(|(code, &b)| *code = (b & 15) as i8 - zero);
                     high.iter_mut().zip(from).for_each(|(code, &b)| *code = (b >> 4) as i8 - zero);
                 }
+                Kind::Q6K => unreachable!("done above"),
             }
             if kind == Kind::Q4K {
                 let (d, dmin) = (halves(&record[..32]), halves(&record[32..64]));
@@ -189,18 +200,45 @@ fn arrange(sheet: &mut Sheet, kind: Kind, panel: &[u8], halves: impl Fn(&[u8]) -
     }
 }
 
+/// Puts block `at` of a panel of Q6_K into the order of tiles: block `b` of a record with these `d`.
+#[inline(always)]
+fn sixes(sheet: &mut Sheet, at: usize, b: usize, record: &[u8], d: [f32; ROWS]) {
+    const QUAD_BYTES: usize = SIX_BYTES / 3;
+    for part in 0..2 {
+        let from = &record[SIX_CODES + SIX_BYTES * (2 * b + part)..][..SIX_BYTES];
+        let codes = &mut sheet.codes[(at / STEP * 2 + part) * STEP + at % STEP];
+        let codes = codes.0.as_flattened_mut().as_flattened_mut();
+        let codes = &mut codes[part * 4 * QUAD_BYTES..][..4 * QUAD_BYTES];
+        for j in 0..QUAD_BYTES {
+            let w = [from[j], from[QUAD_BYTES + j], from[2 * QUAD_BYTES + j]];
+            for n in 0..3 {
+                codes[QUAD_BYTES * n + j] = (w[n] & 63) as i8 - 32;
+            }
+            codes[QUAD_BYTES * 3 + j] = (w[0] >> 6 | w[1] >> 6 << 2 | w[2] >> 6 << 4) as i8 - 32;
+        }
+        let scales = &record[SIX_SCALES + ROWS * (2 * b + part)..][..ROWS];
+        for r in 0..ROWS {
+            sheet.scales[2 * at + part][r] = d[r] * f32::from(scales[r] as i8);
+        }
+    }
+}
+
 /// Sums of sixteen tokens with a panel.
 fn product<T: Tiles>(tiles: &T, totals: &mut [[f32; ROWS]; SIDE], w: &Sheet, x: Group<'_>) {
-    let mut sums = [Sums([[0; ROWS]; SIDE]); STEP];
-    let steps = x.codes.as_chunks::<STEP>().0.iter().zip(w.codes.as_chunks::<STEP>().0);
-    for (step, (xs, ws)) in steps.enumerate() {
-        tiles.blocks(&mut sums, xs, ws);
-        let blocks = step * STEP..w.scales.len().min((step + 1) * STEP);
-        for (b, sums) in blocks.zip(&sums) {
+    let mut sums = [[Sums([[0; ROWS]; SIDE]); STEP]; 2];
+    let ws = w.codes.as_chunks::<STEP>().0.chunks_exact(w.parts);
+    for (step, (xs, ws)) in x.codes.as_chunks::<STEP>().0.iter().zip(ws).enumerate() {
+        for (sums, w) in sums.iter_mut().zip(ws) {
+            tiles.blocks(sums, xs, w);
+        }
+        let of_step = step * STEP * w.parts..w.scales.len().min((step + 1) * STEP * w.parts);
+        for at in of_step {
+            let (b, part) = (at / w.parts, at % w.parts);
             for (t, totals) in totals.iter_mut().enumerate() {
+                let sums = &sums[part][b % STEP].0[t];
                 for r in 0..ROWS {
-                    totals[r] = (sums.0[t][r] as f32).mul_add(w.scales[b][r] * x.scales[b][t], totals[r]);
-                    if let Some(minima) = w.minima.get(b) {
+                    totals[r] = (sums[r] as f32).mul_add(w.scales[at][r] * x.scales[b][t], totals[r]);
+                    if let Some(minima) = w.minima.get(at) {
                         totals[r] = (-minima[r]).mul_add(x.offsets[b][t], totals[r]);
                     }
                 }
@@ -237,31 +275,38 @@ pub mod avx512 {
     /// [`super::product`] with the totals in registers. Two sets of integer sums: while one is scaled, tiles fill the
     /// other.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    pub(super) fn product<T: Tiles, const MINIMA: bool>(
+    pub(super) fn product<T: Tiles, const PARTS: usize, const MINIMA: bool>(
         tiles: &T,
         totals: &mut [[f32; ROWS]; SIDE],
         w: &Sheet,
         x: Group<'_>,
     ) {
         let (xs, ws) = (x.codes.as_chunks::<STEP>().0, w.codes.as_chunks::<STEP>().0);
-        let blocks = w.scales.len();
-        assert!(xs.len() == ws.len() && blocks <= xs.len() * STEP && (!MINIMA || w.minima.len() == blocks));
+        let (ws, blocks) = (ws.as_chunks::<PARTS>().0, w.scales.len() / PARTS);
+        assert!(xs.len() == ws.len() && blocks <= xs.len() * STEP && w.parts == PARTS);
         assert!(x.scales.len() >= blocks && x.offsets.len() >= blocks);
-        let mut sums = [[Sums([[0; ROWS]; SIDE]); STEP]; 2];
+        assert!(!MINIMA || w.minima.len() == w.scales.len());
+        let mut sums = [[[Sums([[0; ROWS]; SIDE]); STEP]; PARTS]; 2];
+        let multiply = |sums: &mut [[Sums; STEP]; PARTS], x, ws: &[[OutputCodes; STEP]; PARTS]| {
+            for (sums, w) in sums.iter_mut().zip(ws) {
+                tiles.blocks(sums, x, w);
+            }
+        };
         let mut sum = [_mm512_setzero_ps(); SIDE];
         if let (Some(x), Some(w)) = (xs.first(), ws.first()) {
-            tiles.blocks(&mut sums[0], x, w);
+            multiply(&mut sums[0], x, w);
         }
         for step in 0..xs.len() {
             if step + 1 < xs.len() {
-                tiles.blocks(&mut sums[(step + 1) % 2], &xs[step + 1], &ws[step + 1]);
+                multiply(&mut sums[(step + 1) % 2], &xs[step + 1], &ws[step + 1]);
             }
-            for b in step * STEP..blocks.min((step + 1) * STEP) {
-                let done = &sums[step % 2][b % STEP];
+            for at in step * STEP * PARTS..PARTS * blocks.min((step + 1) * STEP) {
+                let (b, part) = (at / PARTS, at % PARTS);
+                let done = &sums[step % 2][part][b % STEP];
                 // SAFETY: sixteen numbers each.
                 unsafe {
-                    let scale = _mm512_loadu_ps(w.scales[b].as_ptr());
-                    let minima = if MINIMA { _mm512_loadu_ps(w.minima[b].as_ptr()) } else { scale };
+                    let scale = _mm512_loadu_ps(w.scales[at].as_ptr());
+                    let minima = if MINIMA { _mm512_loadu_ps(w.minima[at].as_ptr()) } else { scale };
                     for t in 0..SIDE {
                         let dot = _mm512_cvtepi32_ps(_mm512_load_si512(done.0[t].as_ptr().cast()));
                         let both = _mm512_mul_ps(scale, _mm512_set1_ps(x.scales[b][t]));

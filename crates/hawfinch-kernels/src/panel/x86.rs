@@ -3,8 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::operands::{Operands, Put, by_kind, give, kind_of};
-pub use super::operands::{Q4, Q4K, Q8, offset};
-use super::{Group, Kind, QUAD, ROWS, STRIP, Strip};
+pub use super::operands::{Q4, Q4K, Q6K, Q8, offset};
+use super::{Group, Kind, QUAD, ROWS, STRIP, Strip, six_x86};
 use crate::prefetch;
 
 /// Tokens up to which a block is multiplied panel by panel: memory gives most when it is read in runs of some lines.
@@ -60,6 +60,10 @@ pub unsafe fn multiply512<const P: usize, const T: usize>(
 /// `o` was made for at least P panels, and T tokens of the group are left.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn tile512<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_>) -> [[[f32; ROWS]; T]; P] {
+    if KIND == Q6K {
+        // SAFETY: the caller's promise.
+        return unsafe { six_x86::tile512(o) };
+    }
     let kind = const { kind_of(KIND) };
     assert!(o.x.width == T && o.token == 0);
     // A constant width makes the places of all tokens' inputs constant offsets.
@@ -174,6 +178,10 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize, const H: usize
     first: usize,
     out: &mut [[[f32; ROWS]; T]; P],
 ) {
+    if KIND == Q6K {
+        // SAFETY: the caller's promise.
+        return unsafe { six_x86::tile256::<P, T, H>(o, first, out) };
+    }
     assert!(first + H <= 2);
     let kind = const { kind_of(KIND) };
     let mut sums = [[[_mm256_setzero_ps(); H]; T]; P];

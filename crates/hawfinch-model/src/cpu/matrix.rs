@@ -165,7 +165,7 @@ impl<F: Real> Cpu<F> {
         let in_f32 = F::as_f32s(&[]).is_some();
         match (weight.layout, apply) {
             (Layout::Tiles, Apply::Right) => Columns::packed(dtype, data(), b, a, scale).map(Form::Columns),
-            (Layout::Panels, Apply::Linear) if in_f32 => {
+            (Layout::Panels, Apply::Linear | Apply::AfterRelu) if in_f32 => {
                 Panels::packed(dtype, data(), a, b, scale).map(Form::Panels)
             }
             (Layout::Strips { width }, Apply::AfterRelu) if in_f32 => {
@@ -206,7 +206,7 @@ impl<F: Real> Cpu<F> {
         let (pool, bytes, dtype, scale) = (self.pool(), &weight.data, weight.dtype, weight.scale);
         let packed = if !packs {
             None
-        } else if apply == Apply::AfterRelu {
+        } else if apply == Apply::AfterRelu && sparse::has(dtype) {
             Sparse::pack(pool, dtype, bytes, outputs, inputs, scale).map(Form::Sparse)
         } else {
             Panels::pack(pool, dtype, bytes, outputs, inputs, scale).map(Form::Panels)

@@ -41,7 +41,7 @@ pub struct Args {
     /// Format to write [default: by the extension]
     #[arg(long = "to", value_name = "FORMAT", id = "format")]
     format: Option<Format>,
-    /// Number type of the weights: f32, f16, bf16, in GGUF and packed files q8_0, q4_0, q4_k, in GGUF some more
+    /// Number type of the weights: f32, f16, bf16, in GGUF and packed files q8_0, q6_k, q4_0, q4_k, in GGUF some more
     /// [default: as they are]
     #[arg(long, value_name = "TYPE")]
     dtype: Option<String>,

@@ -25,7 +25,7 @@ use crate::{Cpu, Error, Result};
 const THREADS: usize = 8;
 
 /// The type that a matrix takes: the one asked for where rows are whole blocks of it, with head and embedding in 8
-/// bits at least; none of the others is multiplied fast.
+/// bits at least. Types that have no panels are multiplied slowly: where one is asked for, 4 bits stand in.
 pub(in crate::format) fn matrix_type(asked: Option<DType>, name: &str, t: &StoredTensor) -> DType {
     let inputs = t.shape.last().copied().unwrap_or(1);
     match asked {
@@ -38,6 +38,7 @@ pub(in crate::format) fn matrix_type(asked: Option<DType>, name: &str, t: &Store
                 DType::Q8_0 => &[DType::Q8_0],
                 _ if is_end => &[DType::Q8_0],
                 DType::Q4_0 => &[DType::Q4_0],
+                DType::Q6_K => &[DType::Q6_K, DType::Q8_0],
                 _ => &[DType::Q4_K, DType::Q4_0],
             };
             wish.iter().find(|d| d.bytes_for(inputs).is_some()).copied().unwrap_or(t.dtype)
@@ -201,7 +202,7 @@ fn plan<'c>(
         (Some(Role::LowRank), [.., _, _]) if dtype.is_float() || dtype.is_quantized() => Layout::Tiles,
         (Some(Role::Matrix), &[o, i]) if name != "emb.weight" && o > 0 && i > 0 => {
             match panel::Kind::of(dtype) {
-                Some(_) if name.ends_with(".ffn.value.weight") => {
+                Some(_) if name.ends_with(".ffn.value.weight") && sparse::has(dtype) => {
                     Layout::Strips { width: sparse::width_for(o, THREADS) }
                 }
                 Some(_) => Layout::Panels,
