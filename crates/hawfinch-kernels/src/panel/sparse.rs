@@ -9,12 +9,12 @@
 //! sequence: within 64 outputs, output `16 i + 4 l + k` is byte `16 l + 4 i + k`. Four-bit codes of two such groups of
 //! 64 share bytes, the first in the low halves. Q6_K has no strips: see [`has`].
 
+use std::ops::Range;
 use std::sync::Arc;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::many;
 use super::{Activations, BLOCK, Group, Kind, tiled_strips};
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::Level;
 use crate::buffer::Buffer;
 use crate::output::Out;
@@ -22,8 +22,9 @@ use crate::{DType, Isa, Pool, Store, Then, Work, block};
 
 /// Outputs that strips are made of.
 pub(super) const UNIT: usize = 128;
-/// Outputs of a strip at most: enough that a row is worth a stream, few enough that sums stay near.
-pub(super) const WIDEST: usize = 8 * UNIT;
+/// Outputs of a strip at most. The wider, the longer the runs that are read of a row whose neighbours are not, and the
+/// less of them do processors fetch in vain; but sums are to stay near.
+pub(super) const WIDEST: usize = 16 * UNIT;
 
 /// Tokens up to which inputs that are zero for all of them are worth finding.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -95,10 +96,10 @@ fn block_at(kind: Kind, width: usize, b: usize) -> usize {
     }
 }
 
-/// The width of strips that so many threads share evenly, none wider than is good for streams.
-pub fn width_for(outputs: usize, threads: usize) -> usize {
-    let (units, threads) = (outputs.div_ceil(UNIT).max(1), threads.max(1));
-    let strips = threads * units.div_ceil(threads * (WIDEST / UNIT));
+/// The width of strips: as few as can be, of the same width.
+pub fn width_for(outputs: usize) -> usize {
+    let units = outputs.div_ceil(UNIT).max(1);
+    let strips = units.div_ceil(WIDEST / UNIT);
     UNIT * units.div_ceil(strips)
 }
 
@@ -128,11 +129,11 @@ impl Sparse {
         inputs: usize,
         scale: f32,
     ) -> Option<Self> {
-        let width = width_for(outputs, pool.threads());
+        let width = width_for(outputs);
         Self::pack_in(width, pool, dtype, rows, outputs, inputs, scale)
     }
 
-    /// The same in strips of `width` outputs, one that [`width_for`] gives for some number of threads.
+    /// The same in strips of `width` outputs, whole units of 128 and at most 2048.
     ///
     /// # Panics
     /// As [`Sparse::pack`].
@@ -311,17 +312,18 @@ fn unpack_row(strip: StripOf<'_>, o: usize, row: &mut [u8]) {
 pub fn linear(isa: Isa, pool: &Pool, y: &mut [f32], x: &[f32], w: &Sparse, a: &mut Activations) {
     if crate::linear::tokens(y, x, w.outputs, w.inputs).is_some() {
         pool.run_all(&[a.of(isa, x, w.inputs, w.blocks())]);
-        pool.run_all(&[product(isa, y, w, a, Then::Nothing)]);
+        pool.run_all(&[product(isa, pool.threads(), y, w, a, Then::Nothing)]);
     }
 }
 
-/// [`linear`] as work to be done, and what follows it, with activations quantised to [`Sparse::blocks`] blocks; `None` when there is
-/// nothing to multiply.
+/// [`linear`] as work to be done by so many threads, and what follows it, with activations quantised to
+/// [`Sparse::blocks`] blocks; `None` when there is nothing to multiply.
 ///
 /// # Panics
 /// As [`linear`].
 pub fn product<'a>(
     isa: Isa,
+    threads: usize,
     y: &'a mut [f32],
     w: &'a Sparse,
     a: &'a Activations,
@@ -334,15 +336,24 @@ pub fn product<'a>(
     }
     let tokens = y.len() / w.outputs;
     assert!(a.is_for(tokens, w.blocks()) && y.len() == tokens * w.outputs, "strips: activations");
-    Some(Product { isa, w, a, tokens, y: Out::new(y, w.outputs, then) })
+    // A thread has all its outputs at once, so that it reads long runs.
+    let units = w.width / UNIT;
+    let parts = match isa.level() {
+        Level::Scalar => 1,
+        _ => (threads * w.width).div_ceil(w.outputs.next_multiple_of(w.width)).clamp(1, units),
+    };
+    let part = units.div_ceil(parts) * UNIT;
+    Some(Product { isa, w, a, tokens, part, y: Out::new(y, w.outputs, then) })
 }
 
-/// A product with strips: a chunk is a strip with a group of tokens; with many tokens, part of a strip with all.
+/// A product with strips: a chunk is part of a strip with a group of tokens; with many tokens, with all.
 pub struct Product<'a> {
     isa: Isa,
     w: &'a Sparse,
     a: &'a Activations,
     tokens: usize,
+    /// Outputs of a chunk where zeros are looked for.
+    part: usize,
     y: Out<'a, f32>,
 }
 
@@ -370,7 +381,8 @@ impl Product<'_> {
 impl Work for Product<'_> {
     fn chunks(&self) -> usize {
         let strips = self.w.outputs.div_ceil(self.w.width);
-        strips * self.calls().unwrap_or(self.tokens.div_ceil(super::GROUP))
+        let parts = || self.w.width.div_ceil(self.part) * self.tokens.div_ceil(super::GROUP);
+        strips * self.calls().unwrap_or_else(parts)
     }
 
     unsafe fn chunk(&self, n: usize) {
@@ -388,20 +400,24 @@ impl Work for Product<'_> {
                 self.put(token, strip * w.width + output, sums);
             });
         }
-        let strips = w.outputs.div_ceil(w.width);
-        let (strip, group) = (n % strips, self.a.group(n / strips));
-        run(self.isa, w.strip(strip), group, &mut |token, sums| {
-            self.put(group.first + token, strip * w.width, sums);
+        let (strips, parts) = (w.outputs.div_ceil(w.width), w.width.div_ceil(self.part));
+        let (strip, part, group) = (n / parts % strips, n % parts, self.a.group(n / parts / strips));
+        let outputs = part * self.part..w.width.min((part + 1) * self.part);
+        let first = strip * w.width + outputs.start;
+        run(self.isa, w.strip(strip), outputs, group, &mut |token, sums| {
+            self.put(group.first + token, first, sums);
         });
     }
 }
 
-/// Sums of a strip with each token of a group, given to `put(token, sums)`.
-fn run(isa: Isa, w: StripOf<'_>, x: Group<'_>, put: &mut dyn FnMut(usize, &[f32])) {
+/// Sums of outputs `part` of a strip (all of them by scalar loops) with each token of a group, given to
+/// `put(token, sums)`.
+fn run(isa: Isa, w: StripOf<'_>, part: Range<usize>, x: Group<'_>, put: &mut dyn FnMut(usize, &[f32])) {
     match isa.level() {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        level if level != Level::Scalar => super::sparse_wide::run(isa, w, x, put),
+        level if level != Level::Scalar => super::sparse_wide::run(isa, w, part, x, put),
         _ => {
+            assert!(part == (0..w.width), "scalar loops compute whole strips");
             let mut sums = vec![0f32; w.width];
             for token in 0..x.width {
                 portable(w, x, token, &mut sums);

@@ -4,6 +4,7 @@
 use std::arch::aarch64::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::operands::{Q4, Q4K, Q8, by_width, offset};
 use super::sparse::{NO_STRIPS, StripOf, UNIT, WIDEST, header, row_bytes};
@@ -26,12 +27,12 @@ struct Inputs<const T: usize> {
 impl<const T: usize> Inputs<T> {
     const NONE: Self = Inputs { rows: [0; BLOCK], x: [[0; BLOCK]; T], len: 0 };
 
-    /// Of block `b`, tokens from `token` on; asks for the header.
+    /// Of block `b`, tokens from `token` on; asks for the numbers of `part` in the header.
     ///
     /// # Safety
     /// The processor has AVX2 or NEON.
     #[inline(always)]
-    unsafe fn gather(&mut self, w: StripOf<'_>, x: Group<'_>, b: usize, token: usize) {
+    unsafe fn gather(&mut self, w: StripOf<'_>, part: &Range<usize>, x: Group<'_>, b: usize, token: usize) {
         let (at, bytes) = (w.block(b), row_bytes(w.kind, w.width));
         let codes = at + header(w.width);
         let mut all = [[0u8; BLOCK]; T];
@@ -55,7 +56,7 @@ impl<const T: usize> Inputs<T> {
             }
         }
         if self.len > 0 {
-            (0..header(w.width)).step_by(64).for_each(|line| fetch(w, at + line));
+            fetch_header(w, part, b);
             // Any row of the block will do beside zeros.
             let full = self.len.next_multiple_of(4);
             self.rows[self.len..full].fill(codes);
@@ -65,12 +66,30 @@ impl<const T: usize> Inputs<T> {
 }
 
 impl<const T: usize> Inputs<T> {
-    /// Asks for all their rows.
+    /// Asks for bytes `bytes` of all their rows.
     #[inline(always)]
-    fn fetch_all(&self, w: StripOf<'_>) {
+    fn fetch_all(&self, w: StripOf<'_>, bytes: &Range<usize>) {
         for row in &self.rows[..self.len] {
-            (0..row_bytes(w.kind, w.width)).step_by(64).for_each(|line| fetch(w, row + line));
+            bytes.clone().step_by(64).for_each(|line| fetch(w, row + line));
         }
+    }
+}
+
+/// Asks for the scales of outputs `part` in block `b`.
+#[inline(always)]
+fn fetch_header(w: StripOf<'_>, part: &Range<usize>, b: usize) {
+    let lines = |at: usize, bytes: usize| {
+        (at + bytes * part.start..at + bytes * part.end).step_by(64).for_each(|at| fetch(w, at));
+    };
+    let at = w.block(b);
+    if w.kind != Kind::Q4K {
+        return lines(at, 2);
+    }
+    lines(at, 1);
+    lines(at + w.width, 1);
+    if b.is_multiple_of(8) {
+        lines(at - 4 * w.width, 2);
+        lines(at - 2 * w.width, 2);
     }
 }
 
@@ -115,16 +134,17 @@ fn fetch(w: StripOf<'_>, at: usize) {
     prefetch::second(w.data.as_ptr().wrapping_add(at));
 }
 
-/// A strip with all tokens of a group.
-pub fn run(isa: Isa, w: StripOf<'_>, x: Group<'_>, put: &mut dyn FnMut(usize, &[f32])) {
+/// Outputs `part` of a strip, whole units, with all tokens of a group.
+pub fn run(isa: Isa, w: StripOf<'_>, part: Range<usize>, x: Group<'_>, put: &mut dyn FnMut(usize, &[f32])) {
     assert!(w.width <= WIDEST && w.width.is_multiple_of(UNIT) && w.data.len() == w.block(w.blocks));
+    assert!(part.end <= w.width && part.start.is_multiple_of(UNIT) && part.end.is_multiple_of(UNIT));
     assert!(x.quads.len() >= w.blocks * 8 * x.width && x.sums.len() >= w.blocks * x.width);
     for token in (0..x.width).step_by(MOST) {
         match x.width - token {
-            1 => tokens::<1>(isa, w, x, token, put),
-            2 => tokens::<2>(isa, w, x, token, put),
-            3 => tokens::<3>(isa, w, x, token, put),
-            _ => tokens::<4>(isa, w, x, token, put),
+            1 => tokens::<1>(isa, w, &part, x, token, put),
+            2 => tokens::<2>(isa, w, &part, x, token, put),
+            3 => tokens::<3>(isa, w, &part, x, token, put),
+            _ => tokens::<4>(isa, w, &part, x, token, put),
         }
     }
 }
@@ -132,6 +152,7 @@ pub fn run(isa: Isa, w: StripOf<'_>, x: Group<'_>, put: &mut dyn FnMut(usize, &[
 fn tokens<const T: usize>(
     isa: Isa,
     w: StripOf<'_>,
+    part: &Range<usize>,
     x: Group<'_>,
     token: usize,
     put: &mut dyn FnMut(usize, &[f32]),
@@ -142,9 +163,9 @@ fn tokens<const T: usize>(
         macro_rules! run {
             ($width:ident) => {
                 match w.kind {
-                    Kind::Q8 => $width::<Q8, T>(w, x, token, &mut sums),
-                    Kind::Q4 => $width::<Q4, T>(w, x, token, &mut sums),
-                    Kind::Q4K => $width::<Q4K, T>(w, x, token, &mut sums),
+                    Kind::Q8 => $width::<Q8, T>(w, part, x, token, &mut sums),
+                    Kind::Q4 => $width::<Q4, T>(w, part, x, token, &mut sums),
+                    Kind::Q4K => $width::<Q4K, T>(w, part, x, token, &mut sums),
                     Kind::Q6K => unreachable!("{NO_STRIPS}"),
                 }
             };
@@ -152,7 +173,7 @@ fn tokens<const T: usize>(
         by_width!(isa, run)
     }
     for (t, sums) in sums.iter().enumerate() {
-        put(token + t, &sums[..w.width]);
+        put(token + t, &sums[..part.len()]);
     }
 }
 
@@ -166,6 +187,7 @@ macro_rules! width {
         #[target_feature(enable = $features)]
         unsafe fn $name<const KIND: u8, const T: usize>(
             w: StripOf<'_>,
+            part: &Range<usize>,
             x: Group<'_>,
             token: usize,
             sums: &mut [[f32; WIDEST]; T],
@@ -175,15 +197,17 @@ macro_rules! width {
             let (width, data) = (w.width, w.data.as_ptr());
             let low = $set8(15);
             let halves_of_codes = if KIND == Q8 { 1 } else { 2 };
+            // Bytes of a row that hold the outputs.
+            let bytes = row_bytes(w.kind, part.start)..row_bytes(w.kind, part.end);
             let mut inputs = [Inputs::<T>::NONE, Inputs::<T>::NONE];
             // SAFETY: promised to this function.
-            unsafe { inputs[0].gather(w, x, 0, token) };
-            inputs[0].fetch_all(w);
+            unsafe { inputs[0].gather(w, part, x, 0, token) };
+            inputs[0].fetch_all(w, &bytes);
             for b in 0..w.blocks {
                 inputs[(b + 1) % 2].len = 0;
                 if b + 1 < w.blocks {
                     // SAFETY: as above.
-                    unsafe { inputs[(b + 1) % 2].gather(w, x, b + 1, token) };
+                    unsafe { inputs[(b + 1) % 2].gather(w, part, x, b + 1, token) };
                 }
                 // The rows of the next block are asked for one by one while those of this one are multiplied.
                 let (now, next) = (&inputs[b % 2], &inputs[(b + 1) % 2]);
@@ -198,28 +222,28 @@ macro_rules! width {
                 }
                 // Nothing to add: scales are zero too (a NaN is not).
                 if now.len == 0 && scales.iter().all(|s| *s == 0.0) {
-                    next.fetch_all(w);
+                    next.fetch_all(w, &bytes);
                     continue;
                 }
                 let at = w.block(b);
                 let top = if KIND == Q4K { w.block(b / 8 * 8) - 4 * width } else { 0 };
-                for piece in 0..row_bytes(w.kind, width) / $bytes {
-                    if piece * $bytes % 64 == 0 {
+                for in_row in bytes.clone().step_by($bytes) {
+                    if in_row % 64 == 0 {
                         for row in &next.rows[now.len.min(next.len)..next.len] {
-                            fetch(w, row + piece * $bytes);
+                            fetch(w, row + in_row);
                         }
                     }
                     for half in 0..halves_of_codes {
                         let mut dot = [[$zero(); T]; 4];
                         for four in (0..now.len).step_by(4) {
                             let mut r = [low; 4];
-                            if half == 0 && piece * $bytes % 64 == 0 && four < next.len {
+                            if half == 0 && in_row % 64 == 0 && four < next.len {
                                 for k in 0..4 {
-                                    fetch(w, next.rows[four + k] + piece * $bytes);
+                                    fetch(w, next.rows[four + k] + in_row);
                                 }
                             }
                             for k in 0..4 {
-                                let at = now.rows[four + k] + piece * $bytes;
+                                let at = now.rows[four + k] + in_row;
                                 // SAFETY: a piece of a row of the strip.
                                 let bytes = unsafe { $load(data.add(at).cast()) };
                                 r[k] = if KIND == Q8 {
@@ -244,7 +268,6 @@ macro_rules! width {
                         }
                         for i in 0..4 {
                             // The first output of the register: see the order of outputs in `sparse.rs`.
-                            let in_row = piece * $bytes;
                             let group = in_row / 64 * halves_of_codes + half;
                             let o = group * 64 + 16 * i + in_row % 64 / 4;
                             // SAFETY: N outputs from o on; their scales in the header.
@@ -259,7 +282,7 @@ macro_rules! width {
                                     ($halves(data.add(at + 2 * o)), $set1_ps(0.0))
                                 };
                                 for t in 0..T {
-                                    let sum = sums[t].as_mut_ptr().add(o);
+                                    let sum = sums[t].as_mut_ptr().add(o - part.start);
                                     let dot = $to_ps($finish(KIND, dot[i][t], starts[t]));
                                     let mut new = $fma(dot, $mul(scale, $set1_ps(scales[t])), $loadu_ps(sum));
                                     if KIND == Q4K {

@@ -83,7 +83,7 @@ impl Matrix {
     /// to multiply.
     fn product<'a, F: Real>(
         &'a self,
-        isa: Isa,
+        (isa, threads): (Isa, usize),
         (y, then): (&'a mut [F], Then<'a, F>),
         x: &'a [F],
         a: Option<&'a Activations>,
@@ -100,9 +100,8 @@ impl Matrix {
             Form::Panels(w) => {
                 panel::product(isa, only_f32(F::as_f32_slice(y)), w, a?, narrow()).map(Product::Panels)
             }
-            Form::Sparse(w) => {
-                sparse::product(isa, only_f32(F::as_f32_slice(y)), w, a?, narrow()).map(Product::Sparse)
-            }
+            Form::Sparse(w) => sparse::product(isa, threads, only_f32(F::as_f32_slice(y)), w, a?, narrow())
+                .map(Product::Sparse),
         }
     }
 
@@ -254,7 +253,7 @@ impl<F: Real> Cpu<F> {
         let mut operands = ys.into_iter().zip(products).zip(&scratch);
         let works = array::from_fn::<_, N, _>(|_| {
             let ((y, (x, w)), a) = operands.next()?;
-            w.product(isa, y, x, a.as_ref())
+            w.product((isa, self.threads()), y, x, a.as_ref())
         });
         self.order.next(self.pool(), &works);
         self.pool().run_all(&works);

@@ -21,9 +21,6 @@ use crate::names::{self, Role};
 use crate::quantize::rounding;
 use crate::{Cpu, Error, Result};
 
-/// Threads that strips are made for: more share them less evenly, fewer have rows somewhat narrower than is best.
-const THREADS: usize = 8;
-
 /// The type that a matrix takes: the one asked for where rows are whole blocks of it, with head and embedding in 8
 /// bits at least. Types that have no panels are multiplied slowly: where one is asked for, 4 bits stand in.
 pub(in crate::format) fn matrix_type(asked: Option<DType>, name: &str, t: &StoredTensor) -> DType {
@@ -203,7 +200,7 @@ fn plan<'c>(
         (Some(Role::Matrix), &[o, i]) if name != "emb.weight" && o > 0 && i > 0 => {
             match panel::Kind::of(dtype) {
                 Some(_) if name.ends_with(".ffn.value.weight") && sparse::has(dtype) => {
-                    Layout::Strips { width: sparse::width_for(o, THREADS) }
+                    Layout::Strips { width: sparse::width_for(o) }
                 }
                 Some(_) => Layout::Panels,
                 None => Layout::Rows,
