@@ -28,7 +28,9 @@ const STRIDE: usize = STRIP + LANES;
 const DIRECT: usize = 4;
 /// How far ahead of the loads each stream is fetched, in bytes: into the second cache, which has room for more
 /// lines under way than the first.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 1024;
+/// Numbers of a row that are multiplied before those of the next row.
+const RUN: usize = 128;
 
 /// What the loops for several tokens work in.
 #[derive(Default)]
@@ -171,10 +173,37 @@ macro_rules! width {
                     let k = x.len() / T;
                     let whole = k / LANES * LANES;
                     assert!(rows.iter().all(|r| r.len() == k * SIZE));
+                    // Rows follow each other: near their ends each stream goes on four rows further.
+                    let ahead = |at: usize| {
+                        let ahead = AHEAD + if at * SIZE + AHEAD < k * SIZE { 0 } else { 3 * k * SIZE };
+                        rows.map(|row| row.as_ptr().wrapping_add(at * SIZE + ahead))
+                    };
+                    if T == 1 {
+                        // One row after the other in runs of some lines, in which memory gives most.
+                        for at in (0..whole).step_by(RUN) {
+                            let end = whole.min(at + RUN);
+                            let ahead = ahead(at);
+                            for r in 0..4 {
+                                let lines = (0..(end - at) * SIZE).step_by(64);
+                                lines.for_each(|line| prefetch::second(ahead[r].wrapping_add(line)));
+                                for at in (at..end).step_by(LANES) {
+                                    for n in 0..N {
+                                        let j = at + n * $per;
+                                        // SAFETY: j + the register's numbers <= whole <= the length of both.
+                                        let (w, x) = unsafe {
+                                            (load(rows[r].as_ptr().add(j * SIZE)), loadx(x.as_ptr().add(j)))
+                                        };
+                                        acc[0][r][n] = fma(w, x, acc[0][r][n]);
+                                    }
+                                }
+                            }
+                        }
+                        return acc;
+                    }
                     let mut at = 0;
                     while at < whole {
-                        for r in 0..4 {
-                            prefetch::second(rows[r].as_ptr().wrapping_add(at * SIZE + AHEAD));
+                        if (at * SIZE).is_multiple_of(64) {
+                            ahead(at).into_iter().for_each(prefetch::second);
                         }
                         for n in 0..N {
                             let j = at + n * $per;
