@@ -72,9 +72,12 @@ macro_rules! width {
                 zero: $reg,
             ) -> [[[$reg; N]; T]; P] {
                 let mut sums = [[[zero; N]; T]; P];
+                let fetch = prefetch::by_name();
                 for j in 0..len {
-                    for line in (0..P * PIECE * SIZE).step_by(64) {
-                        prefetch::first(w.wrapping_add((j + AHEAD) * stride + line));
+                    if fetch {
+                        for line in (0..P * PIECE * SIZE).step_by(64) {
+                            prefetch::first(w.wrapping_add((j + AHEAD) * stride + line));
+                        }
                     }
                     let mut ws = [[zero; N]; P];
                     for p in 0..P {

@@ -41,6 +41,8 @@ use std::sync::Arc;
 use crate::Level;
 use crate::buffer::Buffer;
 use crate::output::Out;
+#[cfg(target_arch = "x86_64")]
+use crate::prefetch;
 use crate::{DType, Isa, Pool, Store, Then, Work};
 
 /// Inputs that share a scale.
@@ -332,10 +334,10 @@ fn run(isa: Isa, strip: Strip<'_>, group: Group<'_>, put: &mut dyn FnMut(usize, 
     match isa.level() {
         // SAFETY: an Isa exists only where the machine has the instructions.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { x86::avx512(strip, group, put) },
+        Level::Avx512 => unsafe { x86::avx512(strip, group, prefetch::by_name(), put) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { x86::avx2(strip, group, put) },
+        Level::Avx2 => unsafe { x86::avx2(strip, group, prefetch::by_name(), put) },
         // SAFETY: as above.
         #[cfg(target_arch = "aarch64")]
         Level::Neon => unsafe { neon::plain(strip, group, put) },

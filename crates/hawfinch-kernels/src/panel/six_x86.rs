@@ -3,8 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::operands::Operands;
-use super::x86::multiply512;
-use super::{Kind, ROWS, SIX_BYTES, SIX_CODES, SIX_SCALES};
+use super::x86::{ONE_STREAM, multiply512};
+use super::{Group, Kind, ROWS, SIX_BYTES, SIX_CODES, SIX_SCALES};
 use crate::prefetch;
 
 /// Sub-blocks of a record.
@@ -19,6 +19,10 @@ const SUB_BLOCKS: usize = 2 * Kind::Q6K.record_blocks();
 pub unsafe fn tile512<const P: usize, const T: usize>(o: Operands<'_>) -> [[[f32; ROWS]; T]; P] {
     /// Bits of `b` where the first operand has ones, of `c` where it has zeros.
     const CHOOSE: i32 = 0xca;
+    let fetch = P > 1 || T > ONE_STREAM;
+    // A constant width makes the places of all tokens' inputs constant offsets.
+    assert!(o.x.width == T && o.token == 0);
+    let o = Operands { x: Group { width: T, ..o.x }, ..o };
     let mut sums = [[_mm512_setzero_ps(); T]; P];
     let (six, two, four) = (_mm512_set1_epi8(63), _mm512_set1_epi8(3), _mm512_set1_epi8(15));
     for n in 0..o.records {
@@ -44,7 +48,9 @@ pub unsafe fn tile512<const P: usize, const T: usize>(o: Operands<'_>) -> [[[f32
                     for p in 0..P {
                         let from = at[p].add(SIX_CODES + SIX_BYTES * s + 64 * quad);
                         let both = _mm512_loadu_si512(from.cast());
-                        prefetch::second(from.wrapping_add(ahead));
+                        if fetch {
+                            prefetch::second(from.wrapping_add(ahead));
+                        }
                         w[p] = _mm512_and_si512(both, six);
                         fourth[p] = match quad {
                             0 => _mm512_srli_epi16::<6>(both),
@@ -64,7 +70,7 @@ pub unsafe fn tile512<const P: usize, const T: usize>(o: Operands<'_>) -> [[[f32
                 multiply512(&mut dot, &fourth, o.quads(4 * half + 3));
                 for p in 0..P {
                     let from = at[p].add(SIX_SCALES + ROWS * s);
-                    if s % 4 == 0 {
+                    if s % 4 == 0 && fetch {
                         prefetch::second(from.wrapping_add(ahead));
                     }
                     let d = _mm512_cvtph_ps(_mm256_loadu_si256(at[p].cast()));
@@ -111,7 +117,7 @@ pub unsafe fn tile256<const P: usize, const T: usize, const H: usize>(
                 unsafe {
                     let at = o.data.add(p * o.bytes + n * Kind::Q6K.record_bytes());
                     let (codes, scales) = (at.add(SIX_CODES + SIX_BYTES * s), at.add(SIX_SCALES + ROWS * s));
-                    if first == 0 {
+                    if first == 0 && (P > 1 || T > 1) {
                         for quad in 0..3 {
                             prefetch::second(codes.wrapping_add(64 * quad + ahead));
                         }

@@ -305,3 +305,36 @@ fn unpacking_is_exact() {
     assert!(sparse::bytes_for(DType::Q4_K, huge, huge / 256 * 256, 128).is_none());
     assert!([0, 64, 2176].iter().all(|&w| sparse::bytes_for(DType::Q8_0, 128, 32, w).is_none()));
 }
+
+/// However a processor likes to read them: in several streams or in one.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn streams_do_not_matter() {
+    let (o, i, pool) = (5 * ROWS, 512, Pool::new(1));
+    for dtype in KINDS {
+        let data = encoded(dtype, o, i);
+        let w = Panels::pack(&pool, dtype, &data, o, i, 1.0).unwrap();
+        for tokens in 1..=5 {
+            let (x, mut a) = (values(tokens * i, 3), Activations::default());
+            pool.run_all(&[a.of(Isa::SCALAR, &x, i, w.blocks())]);
+            for isa in Isa::available() {
+                for first in [0, STRIP] {
+                    let sums = |streams: bool| {
+                        let mut all = vec![[0f32; ROWS]; STRIP * tokens];
+                        let mut put = |p: usize, t: usize, sums: &[f32; ROWS]| all[p * tokens + t] = *sums;
+                        let (strip, group) = (w.strip(first), a.group(0));
+                        match isa.level() {
+                            // SAFETY: an Isa exists only where the machine has the instructions.
+                            Level::Avx512 => unsafe { x86::avx512(strip, group, streams, &mut put) },
+                            // SAFETY: as above.
+                            Level::Avx2 => unsafe { x86::avx2(strip, group, streams, &mut put) },
+                            _ => run(isa, strip, group, &mut put),
+                        }
+                        all.iter().flatten().map(|v| v.to_bits()).collect::<Vec<_>>()
+                    };
+                    assert!(sums(true) == sums(false), "{isa} {dtype} {tokens}");
+                }
+            }
+        }
+    }
+}

@@ -11,6 +11,9 @@ use crate::prefetch;
 /// With more tokens, a panel's four inputs of each are worth loading once for all panels.
 const FEW: usize = 2;
 
+/// Tokens up to which a single panel is read as the processor finds it.
+pub const ONE_STREAM: usize = 4;
+
 /// Adds the products of P panels' bytes with four inputs of T tokens.
 ///
 /// # Safety
@@ -65,6 +68,7 @@ unsafe fn tile512<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
         return unsafe { six_x86::tile512(o) };
     }
     let kind = const { kind_of(KIND) };
+    let fetch = P > 1 || T > ONE_STREAM;
     assert!(o.x.width == T && o.token == 0);
     // A constant width makes the places of all tokens' inputs constant offsets.
     let o = Operands { x: Group { width: T, ..o.x }, ..o };
@@ -97,7 +101,9 @@ unsafe fn tile512<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
                 // A line of codes: of one quad, or of two.
                 let load = |p: usize, quad: usize| {
                     let from = at[p].add(codes + 64 * quad);
-                    prefetch::second(from.wrapping_add(ahead));
+                    if fetch {
+                        prefetch::second(from.wrapping_add(ahead));
+                    }
                     let codes = _mm512_loadu_si512(from.cast());
                     if KIND == Q8 {
                         [codes, codes]
@@ -145,7 +151,7 @@ unsafe fn tile512<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
                         }
                     } else {
                         let scale = _mm512_cvtph_ps(_mm256_loadu_si256(at[p].add(32 * b).cast()));
-                        if b == 0 {
+                        if b == 0 && fetch {
                             prefetch::second(at[p].wrapping_add(ahead));
                         }
                         for t in 0..T {
@@ -184,6 +190,7 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize, const H: usize
     }
     assert!(first + H <= 2);
     let kind = const { kind_of(KIND) };
+    let fetch = P > 1 || T > 1;
     let mut sums = [[[_mm256_setzero_ps(); H]; T]; P];
     let (low, ones, flip) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1), _mm256_set1_epi8(-128));
     for n in 0..o.records {
@@ -201,7 +208,9 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize, const H: usize
                     for p in 0..P {
                         for quad in 0..8 {
                             let from = at[p].add(64 + 512 * b + 64 * quad);
-                            prefetch::second(from.wrapping_add(ahead));
+                            if fetch {
+                                prefetch::second(from.wrapping_add(ahead));
+                            }
                             for h in 0..H {
                                 let w = _mm256_loadu_si256(from.add(32 * (first + h)).cast());
                                 let w = _mm256_xor_si256(w, flip);
@@ -221,7 +230,9 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize, const H: usize
                     for p in 0..P {
                         for quad in 0..4 {
                             let from = at[p].add(quants + 256 * b + 64 * quad);
-                            prefetch::second(from.wrapping_add(ahead));
+                            if fetch {
+                                prefetch::second(from.wrapping_add(ahead));
+                            }
                             for h in 0..H {
                                 let both = _mm256_loadu_si256(from.add(32 * (first + h)).cast());
                                 let w = _mm256_and_si256(both, low);
@@ -291,14 +302,14 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize, const H: usize
     }
 }
 
-/// A strip with all tokens of a group.
+/// A strip with all tokens of a group; `streams`: few tokens with several panels at a time, each fetched by name.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-pub fn avx512(w: Strip<'_>, x: Group<'_>, put: Put<'_>) {
-    by_kind!(w, group512, x, put);
+pub fn avx512(w: Strip<'_>, x: Group<'_>, streams: bool, put: Put<'_>) {
+    by_kind!(w, group512, x, streams, put);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-fn group512<const KIND: u8>(w: Strip<'_>, x: Group<'_>, put: Put<'_>) {
+fn group512<const KIND: u8>(w: Strip<'_>, x: Group<'_>, streams: bool, put: Put<'_>) {
     let count = w.width;
     let mut p = 0;
     while p < count {
@@ -320,6 +331,10 @@ fn group512<const KIND: u8>(w: Strip<'_>, x: Group<'_>, put: Put<'_>) {
             }};
         }
         match x.width {
+            1 if !streams => run!(1, 1),
+            2 if !streams => run!(1, 2),
+            3 if !streams => run!(1, 3),
+            4 if !streams => run!(1, 4),
             1 => run!(4, 1),
             2 => run!(4, 2),
             3 => run!(2, 3),
@@ -336,19 +351,19 @@ fn group512<const KIND: u8>(w: Strip<'_>, x: Group<'_>, put: Put<'_>) {
     }
 }
 
-/// A strip with all tokens of a group.
+/// As [`avx512`].
 #[target_feature(enable = "avx2,fma,f16c")]
-pub fn avx2(w: Strip<'_>, x: Group<'_>, put: Put<'_>) {
-    by_kind!(w, group256, x, put);
+pub fn avx2(w: Strip<'_>, x: Group<'_>, streams: bool, put: Put<'_>) {
+    by_kind!(w, group256, x, streams, put);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-fn group256<const KIND: u8>(w: Strip<'_>, x: Group<'_>, put: Put<'_>) {
+fn group256<const KIND: u8>(w: Strip<'_>, x: Group<'_>, streams: bool, put: Put<'_>) {
     let count = w.width;
     let mut p = 0;
     while p < count {
-        // One token: as many streams as the strip has panels. More: half a panel, whose sums fit the 16 registers.
-        let n = if x.width == 1 && p + STRIP <= count { STRIP } else { 1 };
+        // One token: as many streams as the strip has panels, or one. More: half a panel, whose sums fit the 16 registers.
+        let n = if streams && x.width == 1 && p + STRIP <= count { STRIP } else { 1 };
         for token in (0..x.width).step_by(6) {
             let o = Operands::new(w, p, n, x, token);
             macro_rules! run {
