@@ -149,7 +149,8 @@ impl ModelOptions {
     pub fn prepare(&self, mut checkpoint: Checkpoint) -> anyhow::Result<Model> {
         let config = Config::infer(&checkpoint)?;
         note_unused(&checkpoint, &config);
-        if let Some(quant) = self.quant {
+        // What is made up, and lies in no file, is made in the types asked for.
+        if let Some(quant) = self.quant.filter(|_| !checkpoint.files.is_empty()) {
             note_not_quantized(quant, &checkpoint, &config);
         }
         if self.huge_pages && checkpoint.packed.is_none() {
