@@ -20,6 +20,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 pub use read::Reader;
+pub(crate) use read::map;
 pub use write::Writer;
 
 /// First bytes of an `.idx`.

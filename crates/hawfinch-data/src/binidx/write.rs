@@ -86,7 +86,9 @@ impl Writer {
         self.bin.flush()?;
         self.idx.flush()?;
         match std::fs::remove_file(&self.idx_path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::write(&self.idx_path, e)),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::write(&self.idx_path, e));
+            }
             _ => {}
         }
         self.bin.complete()?;
