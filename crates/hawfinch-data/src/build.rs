@@ -29,11 +29,11 @@ pub fn files(plan: &Plan, out: &Path) -> Vec<PathBuf> {
 }
 
 /// Turns the texts of a plan into parts, this shard's of them, in the work folder of `out`. Parts that are there are not
-/// made again.
+/// made again. With `anew`, what a work folder holds of other files or settings is thrown away.
 ///
 /// # Errors
 /// A file cannot be read or written; a document cannot be used and the policy says to fail; the work folder is of other
-/// files or settings and `anew` does not say to begin anew; the caller stopped it. In each case what is finished is
+/// files or settings and `anew` is not given; the caller stopped it. In each case what is finished is
 /// kept, and the same call goes on from there (standard input is read from its start).
 pub fn tokenise_shard(
     plan: &Plan,
@@ -51,7 +51,18 @@ pub fn tokenise_shard(
         ));
     }
     prepare(plan, &work, anew)?;
-    tokenise(plan, &work, shard, policy, tokenizer, control)
+    let done = tokenise(plan, &work, shard, policy, tokenizer, control);
+    if done.is_err() && (plan.inputs.reads_stdin() || !any_part(&work)?) {
+        // There is nothing to go on from.
+        remove(&work)?;
+    }
+    done
+}
+
+/// Whether a part was finished in a work folder.
+fn any_part(work: &Path) -> Result<bool> {
+    let mut names = std::fs::read_dir(work).map_err(|e| Error::read(work, e))?.flatten();
+    Ok(names.any(|e| e.path().extension().is_some_and(|e| e == "tokens")))
 }
 
 /// Makes the work folder one of this plan.
@@ -62,8 +73,8 @@ fn prepare(plan: &Plan, work: &Path, anew: bool) -> Result<()> {
         let empty = std::fs::read_dir(work).map_err(|e| Error::read(work, e))?.next().is_none();
         match there {
             // What standard input gave cannot be told to be what it gives now.
-            Some(old) if plan.same_parts(&old) && !anew && !plan.inputs.reads_stdin() => {}
-            Some(old) if anew || plan.same_parts(&old) => remove(work)?,
+            Some(old) if plan.same_parts(&old) && !plan.inputs.reads_stdin() => {}
+            Some(old) if anew || old.inputs.reads_stdin() || !any_part(work)? => remove(work)?,
             None if empty => {}
             None if anew && Plan::path(work).exists() => remove(work)?,
             None => {
@@ -79,7 +90,6 @@ fn prepare(plan: &Plan, work: &Path, anew: bool) -> Result<()> {
         }
     }
     std::fs::create_dir_all(work).map_err(|e| Error::write(work, e))?;
-    // Half-written parts of runs that ended before their time. Another run at work now would notice when it ends.
     plan.save(work)
 }
 

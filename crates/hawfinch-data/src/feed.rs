@@ -24,6 +24,8 @@ pub(crate) struct Piece {
     pub(crate) at: u64,
     /// How its documents are divided.
     pub(crate) split: Split,
+    /// The line of its first byte, from 1, where the file cannot be read again to count.
+    pub(crate) line: Option<u64>,
     /// Whether they are lines of JSON.
     pub(crate) json: bool,
     /// The documents.
@@ -70,6 +72,8 @@ pub(crate) struct Feeder<'a> {
     pub(crate) policy: Policy,
     /// Bytes of files that are done with.
     pub(crate) read: Arc<AtomicU64>,
+    /// Line breaks of standard input so far.
+    pub(crate) lines_of_stdin: std::cell::Cell<u64>,
     /// Takes an event; false when nobody wants more.
     pub(crate) give: &'a dyn Fn(Event) -> bool,
 }
@@ -220,7 +224,11 @@ impl Feeder<'_> {
         while cutter.at() < to {
             let at = cutter.at();
             let Some(bytes) = cutter.next(piece_end(at, to))? else { return Ok(Ok(true)) };
-            if self.give(Event::Piece(Piece { file, at, split, json, bytes })).is_err() {
+            let line = self.plan.file(file).is_stdin().then(|| {
+                let breaks = memchr::memchr_iter(b'\n', &bytes).count() as u64;
+                self.lines_of_stdin.replace(self.lines_of_stdin.get() + breaks) + 1
+            });
+            if self.give(Event::Piece(Piece { file, at, split, json, line, bytes })).is_err() {
                 return Ok(Err(Over));
             }
         }
@@ -233,13 +241,10 @@ fn piece_end(at: u64, to: u64) -> u64 {
     (at / PIECE + 1).saturating_mul(PIECE).min(to)
 }
 
-/// The line of a file in which a byte of its unpacked content lies, from 1; `None` where it cannot be read again.
-pub(crate) fn line_number(plan: &Plan, file: usize, at: u64) -> Option<u64> {
+/// The line of a file in which a byte of its unpacked content lies, from 1; `None` where it cannot be read.
+fn line_number(plan: &Plan, file: usize, at: u64) -> Option<u64> {
     use std::io::Read;
     let info = plan.file(file);
-    if info.is_stdin() {
-        return None;
-    }
     let mut stream = open::stream(&info.path, info.encoding, 0, &Arc::default()).ok()?.take(at);
     let (mut lines, mut buffer) = (1, vec![0; 1 << 16]);
     loop {
@@ -291,20 +296,20 @@ impl Budget {
     }
 }
 
-/// The error of a document that was not to be left out.
+/// The error of the document at byte `at` of a piece, which was not to be left out.
 pub(crate) fn document_error(
     plan: &Plan,
-    file: usize,
-    at: u64,
-    lines: bool,
+    piece: &Piece,
+    at: usize,
     what: String,
     advice: &'static str,
 ) -> Error {
-    let name = plan.file(file).shown();
-    let place = match line_number(plan, file, at) {
-        _ if !lines && at == 0 => name,
-        Some(line) => format!("{name}, line {line}"),
-        None => format!("{name}, byte {at}"),
+    let name = plan.file(piece.file).shown();
+    let line = match piece.line {
+        _ if piece.split == Split::None => None,
+        Some(line) => Some(line + memchr::memchr_iter(b'\n', &piece.bytes[..at]).count() as u64),
+        None => line_number(plan, piece.file, piece.at + at as u64),
     };
+    let place = line.map_or_else(|| name.clone(), |line| format!("{name}, line {line}"));
     Error::Document { place, what, advice }
 }

@@ -181,14 +181,13 @@ fn paths(source: &Source) -> Result<Vec<PathBuf>> {
             }
         }
         found.sort_unstable();
-    } else if path.exists() {
-        // A pipe or a device is read as a stream is, but cannot be told apart from a file that changes.
+    } else {
+        path.metadata().map_err(|e| Error::read(path, e))?;
+        // A pipe or a device: whether it is the same as before cannot be told.
         return Err(Error::request(format!(
             "{} is neither a file nor a folder: feed it to standard input and name -",
             path.display()
         )));
-    } else {
-        return Err(Error::read(path, std::io::ErrorKind::NotFound.into()));
     }
     if found.is_empty() {
         return Err(Error::request(format!("`{}` has no file", source.path)));

@@ -93,7 +93,15 @@ pub(crate) fn tokenise(
                     }
                 }
             };
-            let feeder = Feeder { plan, work, shard, policy, read: read_by_feeder, give: &give };
+            let feeder = Feeder {
+                plan,
+                work,
+                shard,
+                policy,
+                read: read_by_feeder,
+                lines_of_stdin: Default::default(),
+                give: &give,
+            };
             if let Err(e) = feeder.run() {
                 let _ = to_writer.send((turn.get(), Done::Failed(e)));
             }
@@ -166,16 +174,15 @@ impl Worker<'_> {
         let mut out = Tokens { bytes: piece.bytes.len(), ..Tokens::default() };
         out.tokens.reserve(piece.bytes.len() / 3);
         let mark = if piece.at == 0 && piece.bytes.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
-        let base = piece.at + mark as u64;
         documents(&piece.bytes[mark..], piece.split, |at, document| {
-            self.document(piece, base + at as u64, document, &mut out)
+            self.document(piece, mark + at, document, &mut out)
         })?;
         Ok(out)
     }
 
-    fn document(&mut self, piece: &Piece, at: u64, bytes: &[u8], out: &mut Tokens) -> Result<()> {
-        let lines = piece.json || piece.split != crate::cut::Split::None;
-        let error = |what, advice| document_error(self.plan, piece.file, at, lines, what, advice);
+    /// The document at byte `at` of a piece.
+    fn document(&mut self, piece: &Piece, at: usize, bytes: &[u8], out: &mut Tokens) -> Result<()> {
+        let error = |what, advice| document_error(self.plan, piece, at, what, advice);
         let mut replaced = false;
         let text = match std::str::from_utf8(bytes) {
             Ok(text) => Cow::Borrowed(text),
