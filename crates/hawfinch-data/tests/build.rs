@@ -131,7 +131,7 @@ fn the_references_bytes() {
     for (i, split) in [Split::None, Split::BlankLines].into_iter().enumerate() {
         let out = place.path().join(format!("{i}.of.mine"));
         let way = Way { reading: Reading { split, part_bytes: 100, ..Reading::default() }, ..Way::default() };
-        let summary = way.build(&[source.clone()], &out).unwrap();
+        let summary = way.build(std::slice::from_ref(&source), &out).unwrap();
         let want = ["bin", "idx"].map(|e| std::fs::read(demo.with_extension(e)).unwrap());
         assert!(bytes(&out) == want);
         assert_eq!((summary.written.documents, summary.written.tokens), (7, 324));
