@@ -52,13 +52,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     jsonl.flush()?;
     text.flush()?;
-    let mut packed =
-        flate2::write::GzEncoder::new(std::fs::File::create(path("x.jsonl.gz"))?, flate2::Compression::fast());
+    let mut packed = flate2::write::GzEncoder::new(
+        std::fs::File::create(path("x.jsonl.gz"))?,
+        flate2::Compression::fast(),
+    );
     std::io::copy(&mut std::fs::File::open(path("x.jsonl"))?, &mut packed)?;
     packed.finish()?;
     println!("{count} documents, {} MB of text, from {} of {} files", megabytes, documents.len(), args.len());
     let all = std::thread::available_parallelism()?.get();
-    for (name, split) in [("x.jsonl", Split::None), ("x.txt", Split::BlankLines), ("x.jsonl.gz", Split::None)] {
+    for (name, split) in [("x.jsonl", Split::None), ("x.txt", Split::BlankLines), ("x.jsonl.gz", Split::None)]
+    {
         for threads in [1, all] {
             let (seconds, tokens, finish) = measure(&path(name), &path("out"), split, threads)?;
             println!(

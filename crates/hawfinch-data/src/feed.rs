@@ -142,7 +142,7 @@ impl Feeder<'_> {
                 self.skipped(to.min(info.size) - from);
                 continue;
             }
-            let stream = open::stream(&info.path, info.encoding, from.saturating_sub(1), &self.read)?;
+            let stream = open::stream(&info.path, info.encoding, from.saturating_sub(1), None, &self.read)?;
             let mut cutter = match from {
                 0 => Cutter::new(stream, Split::Lines, info.shown(), 0),
                 _ => Cutter::enter(stream, Split::Lines, info.shown(), from)?,
@@ -206,7 +206,10 @@ impl Feeder<'_> {
         let (stream, kind) = if info.is_stdin() {
             open::stdin(info.kind, &self.read)?
         } else {
-            (open::stream(&info.path, info.encoding, 0, &self.read)?, info.kind)
+            (
+                open::stream(&info.path, info.encoding, 0, self.plan.reading.field.as_deref(), &self.read)?,
+                info.kind,
+            )
         };
         let split = self.plan.split(kind);
         Ok((Cutter::new(stream, split, info.shown(), 0), kind == Kind::Jsonl, split))
@@ -245,7 +248,10 @@ fn piece_end(at: u64, to: u64) -> u64 {
 fn line_number(plan: &Plan, file: usize, at: u64) -> Option<u64> {
     use std::io::Read;
     let info = plan.file(file);
-    let mut stream = open::stream(&info.path, info.encoding, 0, &Arc::default()).ok()?.take(at);
+    let mut stream =
+        open::stream(&info.path, info.encoding, 0, plan.reading.field.as_deref(), &Arc::default())
+            .ok()?
+            .take(at);
     let (mut lines, mut buffer) = (1, vec![0; 1 << 16]);
     loop {
         match stream.read(&mut buffer).ok()? {

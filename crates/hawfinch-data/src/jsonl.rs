@@ -11,6 +11,24 @@
 
 use serde_json::{Map, Value};
 
+/// Fields that make a document, beside one that is asked for.
+#[cfg(feature = "parquet")]
+pub(crate) const FIELDS: [&str; 13] = [
+    "text",
+    "messages",
+    "conversations",
+    "instruction",
+    "input",
+    "context",
+    "prompt",
+    "question",
+    "query",
+    "output",
+    "response",
+    "completion",
+    "answer",
+];
+
 /// What a line is.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Line {

@@ -1,6 +1,6 @@
 //! Text to token data sets for training RWKV models.
 //!
-//! - [`Inputs`]: files of text, JSONL and their gzip and Zstandard forms, from paths, folders, patterns, standard input.
+//! - [`Inputs`]: files of text, JSONL, their gzip and Zstandard forms, and Parquet, from paths, folders, patterns, standard input.
 //! - [`Plan`]: these with what decides the bytes of the data set. [`build`] does the work in parts, in one run or in
 //!   shards, in parallel and in memory that does not grow with the corpus (but for some bytes a document).
 //! - [`binidx`]: the reference's `.bin`/`.idx` files, written byte for byte and read where they lie.
@@ -23,6 +23,8 @@ mod plan;
 pub mod sampler;
 mod source;
 mod summary;
+#[cfg(feature = "parquet")]
+mod table;
 mod tokenise;
 mod zstd;
 

@@ -19,8 +19,6 @@ pub enum Kind {
     Text,
     /// A JSON object a line.
     Jsonl,
-    /// A Parquet table.
-    Parquet,
     /// To be seen when it is read (standard input).
     Unknown,
 }
@@ -35,6 +33,8 @@ pub enum Encoding {
     Gzip,
     /// Zstandard, of one frame or several.
     Zstd,
+    /// A Parquet table, read as lines of JSON.
+    Parquet,
     /// To be seen when it is read (standard input).
     Unknown,
 }
@@ -83,10 +83,10 @@ pub(crate) fn probe(path: &Path, asked: Option<Kind>) -> Result<(Kind, Encoding)
     }
     let encoding = encoding(&head);
     if head.starts_with(b"PAR1") {
-        return Err(Error::request(format!(
-            "{} is a Parquet file, which this build does not read: write it as JSONL, one {{\"text\": …}} a line",
-            path.display()
-        )));
+        return match cfg!(feature = "parquet") {
+            true => Ok((Kind::Jsonl, Encoding::Parquet)),
+            false => Err(no_parquet(path)),
+        };
     }
     let kind = match asked.or_else(|| by_name(path)) {
         Some(kind) => kind,
@@ -151,7 +151,16 @@ impl<R: Read> Read for Counted<R> {
 pub(crate) type Stream = Box<dyn Read + Send>;
 
 /// The unpacked bytes of a file from byte `at` on (0 for a compressed one); `read` grows by what is read of the file.
-pub(crate) fn stream(path: &Path, encoding: Encoding, at: u64, read: &Arc<AtomicU64>) -> Result<Stream> {
+pub(crate) fn stream(
+    path: &Path,
+    encoding: Encoding,
+    at: u64,
+    field: Option<&str>,
+    read: &Arc<AtomicU64>,
+) -> Result<Stream> {
+    if encoding == Encoding::Parquet {
+        return table(path, field, read);
+    }
     let open = || {
         let mut file = File::open(path)?;
         if at > 0 {
@@ -161,6 +170,24 @@ pub(crate) fn stream(path: &Path, encoding: Encoding, at: u64, read: &Arc<Atomic
     };
     let file = open().map_err(|e| Error::read(path, e))?;
     Ok(unpacked(Counted { inner: file, read: read.clone() }, encoding))
+}
+
+/// The rows of a Parquet file as lines of JSON. Of its columns those that make a document, or the one asked for.
+#[cfg(feature = "parquet")]
+pub(crate) fn table(path: &Path, field: Option<&str>, read: &Arc<AtomicU64>) -> Result<Stream> {
+    Ok(Box::new(crate::table::Rows::open(path, field, read.clone())?))
+}
+
+#[cfg(not(feature = "parquet"))]
+pub(crate) fn table(path: &Path, _field: Option<&str>, _read: &Arc<AtomicU64>) -> Result<Stream> {
+    Err(no_parquet(path))
+}
+
+fn no_parquet(path: &Path) -> Error {
+    Error::request(format!(
+        "{} is a Parquet file, and this program was built without the feature parquet: write it as JSONL, one {{\"text\": …}} a line",
+        path.display()
+    ))
 }
 
 /// Standard input, unpacked, and what it holds if that is to be seen.
@@ -188,7 +215,8 @@ pub(crate) fn stdin(asked: Kind, read: &Arc<AtomicU64>) -> Result<(Stream, Kind)
 
 fn unpacked(file: impl Read + Send + 'static, encoding: Encoding) -> Stream {
     match encoding {
-        Encoding::Plain | Encoding::Unknown => Box::new(file),
+        // Tables are not read as a stream of bytes.
+        Encoding::Plain | Encoding::Unknown | Encoding::Parquet => Box::new(file),
         Encoding::Gzip => {
             Box::new(flate2::bufread::MultiGzDecoder::new(BufReader::with_capacity(CHUNK, file)))
         }
@@ -224,7 +252,6 @@ mod tests {
             (b"BZh9x", "bzip2"),
             (b"\xfd7zXZ\0", "xz"),
             (b"\xff\xfea\0", "UTF-16"),
-            (b"PAR1", "Parquet"),
         ] {
             let path = place.path().join("x.txt");
             std::fs::write(&path, bytes).unwrap();

@@ -132,7 +132,8 @@ impl Plan {
     /// A plan over these files.
     ///
     /// # Errors
-    /// The tokenizer has ids that 16 bits do not hold; a setting makes no sense.
+    /// The tokenizer has ids that 16 bits do not hold; a setting makes no sense; a Parquet file is damaged or has none of
+    /// the columns that make a document.
     pub fn new(
         inputs: Inputs,
         tokenizer: &hawfinch_tokenizer::Tokenizer,
@@ -161,6 +162,10 @@ impl Plan {
         }
         if reading.part_bytes == 0 {
             return Err(Error::request("parts of 0 bytes hold nothing"));
+        }
+        for file in inputs.files.iter().filter(|f| f.encoding == Encoding::Parquet) {
+            // Whether it can be opened and has a column to read is said now, not after hours.
+            crate::open::table(&file.path, reading.field.as_deref(), &Default::default())?;
         }
         let mut sum = xxhash_rust::xxh3::Xxh3::new();
         for id in 0..vocab as u32 {
