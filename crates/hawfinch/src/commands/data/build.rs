@@ -27,8 +27,9 @@ summary, for example a language [default: each file's name up to its first dot].
 each source, whole documents are repeated or left out until the shares of tokens are the weights'.
 
 Files named .jsonl and .ndjson hold a JSON object a line: `text`, chat `messages` (`conversations`),
-or instruction fields, written as `User: …`, a blank line, `Assistant: …`. Others are text. gzip and
-Zstandard are unpacked, whatever the name. Each document is followed by token 0.
+or instruction fields, written as `User: …`, a blank line, `Assistant: …`. So do rows of Parquet
+files. Others are text. gzip and Zstandard are unpacked, whatever the name. Each document is
+followed by token 0.
 
 Work is done in parts, kept in NAME.parts until the data set is complete: what was stopped goes on
 where it ended when the same command is given again. With --shard only that share is done, and
