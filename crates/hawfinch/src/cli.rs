@@ -44,6 +44,8 @@ enum Command {
     Tokenize(commands::tokenize::Args),
     /// Turn token ids into text
     Detokenize(commands::detokenize::Args),
+    /// Turn a corpus into a data set of tokens (.bin and .idx), and look into data sets
+    Data(commands::data::Args),
     /// Give a text a vector from the model's activations
     Embed(commands::embed::Args),
     /// Prove that a model is computed right: against itself, or against given results
@@ -76,6 +78,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Logits(args)) => commands::logits::run(&args),
         Some(Command::Tokenize(args)) => commands::tokenize::run(&args),
         Some(Command::Detokenize(args)) => commands::detokenize::run(&args),
+        Some(Command::Data(args)) => commands::data::run(&args),
         Some(Command::Embed(args)) => commands::embed::run(&args),
         Some(Command::Verify(args)) => commands::verify::run(&args),
         Some(Command::Synthesize(args)) => commands::synthesize::run(&args),

@@ -16,12 +16,7 @@ pub struct TokenizerOption {
 impl TokenizerOption {
     /// The tokenizer that was asked for, if one was.
     pub fn asked(&self) -> anyhow::Result<Option<Tokenizer>> {
-        let Some(path) = &self.tokenizer else { return Ok(None) };
-        Ok(Some(match path.to_str() {
-            Some("world") => Tokenizer::world(),
-            Some("bytes") => Tokenizer::bytes(),
-            _ => Tokenizer::from_file(path)?,
-        }))
+        self.tokenizer.as_deref().map(named).transpose()
     }
 
     /// The tokenizer for a model; a model whose ids go beyond the tokenizer's is fine, the reverse is not.
@@ -38,4 +33,28 @@ impl TokenizerOption {
         tokenizer.check_fits(vocab, self.tokenizer.as_deref().unwrap_or(beside))?;
         Ok(tokenizer)
     }
+}
+
+/// The option `--tokenizer` of commands without a model.
+#[derive(clap::Args, Debug, Clone, Default)]
+pub struct DataTokenizer {
+    /// `world`, `bytes`, or a file: a World vocabulary or a tokenizer.json
+    #[arg(long, value_name = "NAME|FILE", default_value = "world")]
+    tokenizer: PathBuf,
+}
+
+impl DataTokenizer {
+    /// The tokenizer.
+    pub fn open(&self) -> anyhow::Result<Tokenizer> {
+        named(&self.tokenizer)
+    }
+}
+
+/// A tokenizer by its name, or from a file.
+fn named(name: &Path) -> anyhow::Result<Tokenizer> {
+    Ok(match name.to_str() {
+        Some("world") => Tokenizer::world(),
+        Some("bytes") => Tokenizer::bytes(),
+        _ => Tokenizer::from_file(name)?,
+    })
 }

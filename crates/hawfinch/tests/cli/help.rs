@@ -14,7 +14,7 @@ fn snapshot(name: &str, text: &str) {
     assert!(kept == text, "{} is not what the program says now:\n{text}", path.display());
 }
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "generate",
     "chat",
     "inspect",
@@ -23,6 +23,7 @@ const COMMANDS: [&str; 11] = [
     "logits",
     "tokenize",
     "detokenize",
+    "data",
     "embed",
     "synthesize",
     "bench",
@@ -35,6 +36,11 @@ fn help_is_as_kept() {
         let run = place.run(&[command, "--help"]).ok();
         assert!(run.text().contains("Examples:"), "{command} shows no example");
         snapshot(command, &run.text());
+    }
+    for command in ["build", "merge", "inspect"] {
+        let run = place.run(&["data", command, "--help"]).ok();
+        assert!(run.text().contains("Examples:"), "data {command} shows no example");
+        snapshot(&format!("data-{command}"), &run.text());
     }
 }
 

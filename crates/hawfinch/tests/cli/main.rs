@@ -4,6 +4,7 @@
 mod bad_input;
 mod bench;
 mod chat;
+mod data;
 mod files;
 mod generate;
 mod help;
