@@ -112,7 +112,7 @@ fn types_are_those_of_the_rules() {
         assert!(logits(&packed, &[&[1, 2, 3]]) == logits(&on_load, &[&[1, 2, 3]]), "{quant}");
         let layout = |name: &str| packed.checkpoint().tensors[name].layout;
         assert_eq!(layout("blocks.1.att.key.weight"), Layout::Panels);
-        assert_eq!(layout("blocks.1.ffn.value.weight"), Layout::Strips { width: 128 });
+        assert_eq!(layout("blocks.1.ffn.value.weight"), Layout::Strips { width: 256 });
         assert_eq!(layout("blocks.1.att.time_maa_w2"), Layout::Tiles);
         assert_eq!(layout("emb.weight"), Layout::Rows);
         assert_eq!(packed.checkpoint().tensors["emb.weight"].dtype, DType::Q8_0);
