@@ -42,8 +42,12 @@ Examples:
   hawfinch data build 'web/*.jsonl.zst' -o web --shard 2/8"
 )]
 pub struct Args {
-    /// What to read: [LABEL=]PATH[:WEIGHT]
-    #[arg(value_name = "SOURCE", required_unless_present = "sources")]
+    // (As a doc comment this would be a link.)
+    #[arg(
+        value_name = "SOURCE",
+        required_unless_present = "sources",
+        help = "What to read: [LABEL=]PATH[:WEIGHT]"
+    )]
     source: Vec<String>,
     /// A file with a SOURCE a line; lines that begin with # are left out
     #[arg(long, value_name = "FILE")]
