@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::operands::Operands;
-use super::x86::{ONE_STREAM, multiply512};
+use super::x86::{ONE_STREAM, multiply512, store256, stored512};
 use super::{Group, Kind, ROWS, SIX_BYTES, SIX_CODES, SIX_SCALES};
 use crate::prefetch;
 
@@ -84,14 +84,7 @@ pub unsafe fn tile512<const P: usize, const T: usize>(o: Operands<'_>) -> [[[f32
             }
         }
     }
-    let mut out = [[[0f32; ROWS]; T]; P];
-    for p in 0..P {
-        for t in 0..T {
-            // SAFETY: sixteen numbers.
-            unsafe { _mm512_storeu_ps(out[p][t].as_mut_ptr(), sums[p][t]) };
-        }
-    }
-    out
+    stored512(sums)
 }
 
 /// P panels with T tokens, eight outputs a register: the halves `first ..` of their sixteen outputs, H of them, into
@@ -141,14 +134,7 @@ pub unsafe fn tile256<const P: usize, const T: usize, const H: usize>(
             }
         }
     }
-    for p in 0..P {
-        for t in 0..T {
-            for h in 0..H {
-                // SAFETY: eight numbers of sixteen.
-                unsafe { _mm256_storeu_ps(out[p][t].as_mut_ptr().add(8 * (first + h)), sums[p][t][h]) };
-            }
-        }
-    }
+    store256(sums, first, out);
 }
 
 /// The codes of a sub-block of eight outputs, quad by quad.

@@ -163,6 +163,13 @@ unsafe fn tile512<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
             }
         }
     }
+    stored512(sums)
+}
+
+/// Registers as numbers.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub fn stored512<const P: usize, const T: usize>(sums: [[__m512; T]; P]) -> [[[f32; ROWS]; T]; P] {
     let mut out = [[[0f32; ROWS]; T]; P];
     for p in 0..P {
         for t in 0..T {
@@ -292,6 +299,18 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize, const H: usize
             }
         }
     }
+    store256(sums, first, out);
+}
+
+/// Registers as the halves `first ..` of sixteen numbers.
+#[inline]
+#[target_feature(enable = "avx")]
+pub fn store256<const P: usize, const T: usize, const H: usize>(
+    sums: [[[__m256; H]; T]; P],
+    first: usize,
+    out: &mut [[[f32; ROWS]; T]; P],
+) {
+    assert!(first + H <= 2);
     for p in 0..P {
         for t in 0..T {
             for h in 0..H {
