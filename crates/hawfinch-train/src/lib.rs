@@ -1,0 +1,3 @@
+//! Trains RWKV models of every version, by the mathematics of the references.
+//!
+//! Nothing here knows of HTTP or of how a command line looks.
