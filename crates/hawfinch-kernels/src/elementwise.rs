@@ -1,6 +1,8 @@
 //! Operations that look at one channel of one token at a time. An operand with one row stands for every
 //! row: `[1, c]` beside `[t, c]`.
 
+pub mod backward;
+
 use crate::isa::compiled_for_each;
 use crate::reduce::dot3;
 use crate::{Isa, Real};

@@ -8,6 +8,7 @@
 mod ahead;
 pub mod block;
 pub mod buffer;
+mod by_channels;
 mod dtype;
 pub mod elementwise;
 mod isa;
@@ -26,6 +27,8 @@ pub mod reduce;
 mod store;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod testing_gradients;
 pub mod tiles;
 pub mod wkv;
 

@@ -1,5 +1,7 @@
 //! Normalisations. Population variance, two passes, in the number type of the activations.
 
+pub mod backward;
+
 use crate::Real;
 use crate::isa::compiled_for_each;
 use crate::reduce::sum_of;
