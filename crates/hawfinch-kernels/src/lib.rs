@@ -9,6 +9,7 @@ mod ahead;
 pub mod block;
 pub mod buffer;
 mod by_channels;
+pub mod cross_entropy;
 mod dtype;
 pub mod elementwise;
 mod isa;
