@@ -92,6 +92,17 @@ fn add_scaled_body<F: Real>(y: &mut [F], a: &[F], b: &[F], s: F) {
 }
 
 compiled_for_each! {
+    /// `y += x`, any one shape.
+    pub fn add_to<F: Real>(y: &mut [F], x: &[F]) = add_to_body
+}
+
+#[inline(always)]
+fn add_to_body<F: Real>(y: &mut [F], x: &[F]) {
+    assert_eq!(y.len(), x.len(), "add_to: shapes");
+    y.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
+}
+
+compiled_for_each! {
     /// `y = from + (to - from) * weight`: `from`, `to`, `y` `[t, c]`; `weight` `[t, c]` or `[1, c]`.
     pub fn lerp<F: Real>(y: &mut [F], from: &[F], to: &[F], weight: &[F]) = lerp_body
 }

@@ -227,6 +227,31 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// [`Pool::split`] of several tensors of one shape at once: `work` is given the numbers' range and their parts.
+    ///
+    /// # Panics
+    /// When their lengths differ.
+    pub fn split_all<T: Send, const N: usize>(
+        &self,
+        data: [&mut [T]; N],
+        item: usize,
+        chunk: usize,
+        work: impl Fn(std::ops::Range<usize>, [&mut [T]; N]) + Sync,
+    ) {
+        let step = (item * chunk).max(1);
+        let len = data[0].len();
+        assert!(data.iter().all(|d| d.len() == len), "tensors of one shape");
+        let parts = data.map(Parts::new);
+        self.run(len.div_ceil(step), &|n| {
+            let at = n * step..len.min((n + 1) * step);
+            // SAFETY: chunks are disjoint and each number is called once.
+            let own = parts.each_ref().map(|p| unsafe { p.get(at.start, at.len()) });
+            work(at, own);
+        });
+    }
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);

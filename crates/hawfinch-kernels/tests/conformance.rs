@@ -42,6 +42,11 @@ fn element_by_element() {
         }
         compare("lerp", |isa| into(&|y| elementwise::lerp(isa, y, &a, &b, &row)));
         compare("add_scaled", |isa| into(&|y| elementwise::add_scaled(isa, y, &a, &b, 0.3)));
+        compare("add_to", |isa| {
+            let mut y = a.clone();
+            elementwise::add_to(isa, &mut y, &b);
+            y
+        });
         compare("scale_key", |isa| into(&|y| elementwise::scale_key(isa, y, &a, &b, &row)));
         compare("bonus", |isa| into(&|y| elementwise::bonus(isa, y, &a, &b, &wide, &a, &row, c)));
         compare("group_norm", |isa| into(&|y| norm::group_norm(isa, y, &wide, &row, &row, c, 1e-5)));

@@ -189,6 +189,40 @@ impl<O: Ops + 'static> Model<O> {
         self.tuned.clone().unwrap_or_else(|| State::new(self.layout.clone()))
     }
 
+    /// The residual stream before the first block, `[t, d]`: rows of the embedding, normalised.
+    ///
+    /// # Panics
+    /// When an id is outside the vocabulary.
+    pub fn embed(&self, tokens: &[u32]) -> O::Tensor {
+        assert!(tokens.iter().all(|&id| (id as usize) < self.config.vocab), "ids within the vocabulary");
+        self.ops.layer_norm(&self.ops.embedding(&self.embedding, tokens), &self.ln0)
+    }
+
+    /// The residual stream through block `layer`, whose part of the batch's states moves on. `v_first` is RWKV-7's value
+    /// of layer 0 for the same tokens: block 0 sets it, later blocks read it.
+    pub fn block(
+        &self,
+        layer: usize,
+        x: &O::Tensor,
+        batch: &mut Batch<'_, O::State>,
+        v_first: &mut Option<O::Tensor>,
+    ) -> O::Tensor {
+        let mut step = Step { batch, v_first: v_first.take() };
+        let x = self.layers[layer].forward(&self.ops, layer, x, &mut step);
+        *v_first = step.v_first;
+        x
+    }
+
+    /// What the head multiplies: the residual stream after the last block, normalised.
+    pub fn last_norm(&self, x: &O::Tensor) -> O::Tensor {
+        self.ops.layer_norm(x, &self.ln_out)
+    }
+
+    /// The head's weight `[v, d]`, without adapters.
+    pub fn head(&self) -> &O::Matrix {
+        self.head.weight()
+    }
+
     /// Feeds every sequence's tokens, updating its state, and returns what each asked for, in order.
     /// Sequences do not influence each other, and any division of a text into calls gives the same bits.
     /// Each state's count of tokens grows by those it was fed.
@@ -277,7 +311,7 @@ impl<O: Ops + 'static> Model<O> {
         outputs: &mut [Output],
     ) -> Result<()> {
         let o = &self.ops;
-        let mut x = o.layer_norm(&o.embedding(&self.embedding, tokens), &self.ln0);
+        let mut x = self.embed(tokens);
         let mut step = Step { batch, v_first: None };
         for (l, layer) in self.layers.iter().enumerate() {
             x = layer.forward(o, l, &x, &mut step);

@@ -79,8 +79,19 @@ pub trait Ops {
     /// # Errors
     /// A number format that this implementor cannot multiply.
     fn matrix(&self, name: &str, weight: &StoredTensor, apply: Apply) -> Result<Self::Matrix>;
-    /// A parameter vector as a tensor of one row.
-    fn vector(&self, values: &[f64]) -> Self::Tensor;
+    /// Entry `z` of a stack of weight matrices (three axes).
+    ///
+    /// # Errors
+    /// As [`Ops::matrix`].
+    fn matrix_of(&self, name: &str, stack: &StoredTensor, z: usize, apply: Apply) -> Result<Self::Matrix> {
+        self.matrix(name, &stack.index(z), apply)
+    }
+    /// The parameter of that name, a vector, as a tensor of one row.
+    fn vector(&self, name: &str, values: &[f64]) -> Self::Tensor;
+    /// The same where the equations use e to the power of the parameter.
+    fn vector_exp(&self, name: &str, values: &[f64]) -> Self::Tensor {
+        self.vector(name, &values.iter().map(|v| v.exp()).collect::<Vec<_>>())
+    }
 
     /// Rows of the embedding: `[t, d]`. Ids are within the table (the model checks them first).
     fn embedding(&self, table: &Self::Matrix, tokens: &[u32]) -> Self::Tensor;

@@ -105,7 +105,7 @@ pub fn product(dtype: DType, bytes: usize) -> Option<Product> {
     let ops = Cpu::<f32>::default();
     let matrix = ops.matrix("doctor", &weight, Apply::Linear).ok()?;
     let x: Vec<f64> = (0..WIDTH).map(|_| random.uniform(-1.0, 1.0).into()).collect();
-    let x = ops.vector(&x);
+    let x = ops.vector("", &x);
     let time = peak::fastest(BUDGET, || _ = black_box(ops.linear(&x, &matrix)));
     Some(Product {
         dtype: dtype.name(),

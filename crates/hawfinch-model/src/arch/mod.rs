@@ -93,6 +93,11 @@ pub(crate) struct Linear<O: Ops> {
 }
 
 impl<O: Ops> Linear<O> {
+    /// The matrix itself.
+    pub fn weight(&self) -> &O::Matrix {
+        &self.weight
+    }
+
     pub fn forward(&self, o: &O, x: &O::Tensor) -> O::Tensor {
         self.adapted(o, o.linear(x, &self.weight), x)
     }
@@ -142,13 +147,17 @@ pub(crate) struct Work {
 impl<O: Ops> Loader<'_, O> {
     /// Prepares a matrix that every token is multiplied with.
     fn matrix(&self, name: &str, weight: &StoredTensor, apply: Apply) -> Result<O::Matrix> {
-        let matrix = self.ops.matrix(name, weight, apply)?;
+        Ok(self.counted(self.ops.matrix(name, weight, apply)?, weight.len()))
+    }
+
+    /// A prepared matrix, whose work counts.
+    fn counted(&self, matrix: O::Matrix, numbers: usize) -> O::Matrix {
         let Work { bytes, multiply_adds } = self.work.get();
         self.work.set(Work {
             bytes: bytes + matrix.bytes() as u64,
-            multiply_adds: multiply_adds + weight.len() as u64,
+            multiply_adds: multiply_adds + numbers as u64,
         });
-        Ok(matrix)
+        matrix
     }
 
     pub fn layers(&self) -> Result<Vec<Layer<O>>>
@@ -236,12 +245,14 @@ impl<O: Ops> Loader<'_, O> {
 
     /// The `z`-th low-rank weight of a stack `[k, in, out]`.
     pub fn low_rank_of(&self, name: &str, z: usize) -> Result<O::Matrix> {
-        self.matrix(name, &self.tensor(name)?.index(z), Apply::Right)
+        let stack = self.tensor(name)?;
+        let matrix = self.ops.matrix_of(name, stack, z, Apply::Right)?;
+        Ok(self.counted(matrix, stack.len() / stack.shape[0]))
     }
 
     /// A vector parameter, checked to be finite.
     pub fn vector(&self, name: &str) -> Result<O::Tensor> {
-        Ok(self.ops.vector(&self.values(name)?))
+        Ok(self.ops.vector(name, &self.values(name)?))
     }
 
     fn values(&self, name: &str) -> Result<Vec<f64>> {
@@ -267,17 +278,15 @@ impl<O: Ops> Loader<'_, O> {
             };
             values.iter_mut().for_each(|v| *v = raw(*v));
         }
-        Ok(self.ops.vector(&values))
+        Ok(self.ops.vector(name, &values))
     }
 
     /// The bonus u of v5: `time_faaaa` as it is, or exp(`time_first`); see spec section 2.
     pub fn bonus5(&self, prefix: &str) -> Result<O::Tensor> {
         let name = present_name(self.checkpoint, &format!("{prefix}time_faaaa"));
-        let mut values = self.values(&name)?;
-        if name.ends_with("time_first") && !self.is_exponentiated(&name) {
-            values.iter_mut().for_each(|v| *v = v.exp());
-        }
-        Ok(self.ops.vector(&values))
+        let values = self.values(&name)?;
+        let logarithm = name.ends_with("time_first") && !self.is_exponentiated(&name);
+        Ok(if logarithm { self.ops.vector_exp(&name, &values) } else { self.ops.vector(&name, &values) })
     }
 
     /// `name.weight` and `name.bias` as a layer norm.

@@ -43,7 +43,7 @@ impl<F: Real> Cpu<F> {
     /// On a given pool of threads, with a given instruction set.
     pub fn with(pool: Arc<Pool>, isa: Isa) -> Self {
         Cpu {
-            buffers: Arc::new(Buffers(Mutex::default())),
+            buffers: Arc::new(Buffers { free: Mutex::default(), most: POOLED }),
             pool,
             isa,
             quant: None,
@@ -52,6 +52,12 @@ impl<F: Real> Cpu<F> {
             lent: lent::Lent::default(),
             background: Background::Nothing,
         }
+    }
+
+    /// Keeps so many free buffers for further use: as many as one step of training lets go of.
+    pub fn keeping(mut self, buffers: usize) -> Self {
+        self.buffers = Arc::new(Buffers { free: Mutex::default(), most: buffers });
+        self
     }
 
     /// Models prepared from now on have their weights quantised as they are opened (where they are floats).
@@ -106,15 +112,19 @@ impl<F: Real> Default for Cpu<F> {
 }
 
 /// Buffers that no tensor uses any more, with the counters of their handles, so that a step allocates nothing.
-struct Buffers<F>(Mutex<Vec<Arc<Vec<F>>>>);
+struct Buffers<F> {
+    free: Mutex<Vec<Arc<Vec<F>>>>,
+    /// Free buffers beyond so many are given back to the system.
+    most: usize,
+}
 
-/// Free buffers beyond this many are given back to the system.
+/// Free buffers that are kept, unless it is said how many.
 const POOLED: usize = 64;
 
 impl<F: Real> Buffers<F> {
     /// A buffer of at least `len` numbers of no particular value.
     fn take(&self, len: usize) -> Arc<Vec<F>> {
-        let mut free = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let mut free = self.free.lock().unwrap_or_else(|e| e.into_inner());
         // The smallest buffer that is large enough without wasting more than half.
         let fits = |b: &Vec<F>| b.len() >= len && b.len() / 2 <= len;
         let best =
@@ -128,8 +138,8 @@ impl<F: Real> Buffers<F> {
     /// Takes a buffer back, if its handle is the last.
     fn give(&self, mut buffer: Arc<Vec<F>>) {
         if Arc::get_mut(&mut buffer).is_some() {
-            let mut free = self.0.lock().unwrap_or_else(|e| e.into_inner());
-            if free.len() < POOLED {
+            let mut free = self.free.lock().unwrap_or_else(|e| e.into_inner());
+            if free.len() < self.most {
                 free.push(buffer);
             }
         }
@@ -166,8 +176,18 @@ impl<F: Real> Tensor<F> {
     fn data_mut(&mut self) -> &mut [F] {
         self.buffer.as_mut().map_or(&mut [], |buffer| &mut own(buffer)[..self.len])
     }
-    fn rows(&self) -> usize {
+    /// The values, to change; `None` while another handle shares them.
+    pub fn get_mut(&mut self) -> Option<&mut [F]> {
+        let len = self.len;
+        self.buffer.as_mut().and_then(Arc::get_mut).map(|values| &mut values[..len])
+    }
+    /// Rows.
+    pub fn rows(&self) -> usize {
         self.data().len() / self.channels
+    }
+    /// Numbers in a row.
+    pub fn channels(&self) -> usize {
+        self.channels
     }
     /// The numbers `at`, or the only row, which stands for every row.
     fn rows_or_one(&self, at: std::ops::Range<usize>) -> &[F] {
@@ -179,8 +199,8 @@ impl<F: Real> Tensor<F> {
 const DIVIDED: usize = 1 << 15;
 
 impl<F: Real> Cpu<F> {
-    /// A new tensor of `rows × channels`, filled by `fill`.
-    fn make(&self, rows: usize, channels: usize, fill: impl FnOnce(&mut [F])) -> Tensor<F> {
+    /// A new tensor of `rows × channels`, filled by `fill`; what it holds before is of no particular value.
+    pub fn make(&self, rows: usize, channels: usize, fill: impl FnOnce(&mut [F])) -> Tensor<F> {
         let len = rows * channels;
         let mut data = self.buffers.take(len);
         fill(&mut own(&mut data)[..len]);
@@ -194,7 +214,7 @@ impl<F: Real> Cpu<F> {
 
     /// The same, filled row by row on all threads: `fill(range, part)` fills `part`, which holds the numbers
     /// `range` of the tensor.
-    fn by_rows(
+    pub fn by_rows(
         &self,
         rows: usize,
         channels: usize,
@@ -252,7 +272,7 @@ impl<F: Real> Ops for Cpu<F> {
         self.prepare(name, weight, apply)
     }
 
-    fn vector(&self, values: &[f64]) -> Tensor<F> {
+    fn vector(&self, _name: &str, values: &[f64]) -> Tensor<F> {
         self.make(1, values.len(), |y| y.iter_mut().zip(values).for_each(|(y, &v)| *y = F::from_f64(v)))
     }
 
