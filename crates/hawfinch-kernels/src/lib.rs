@@ -10,6 +10,7 @@ pub mod block;
 pub mod buffer;
 mod dtype;
 pub mod elementwise;
+pub mod gemm;
 mod isa;
 pub mod linear;
 pub mod mixes;
