@@ -12,6 +12,7 @@ mod by_channels;
 pub mod cross_entropy;
 mod dtype;
 pub mod elementwise;
+pub mod gemm;
 mod isa;
 pub mod linear;
 pub mod mixes;

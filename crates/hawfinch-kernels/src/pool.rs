@@ -366,6 +366,11 @@ impl<T> Parts<T> {
         unsafe { std::slice::from_raw_parts_mut(self.data.add(at), len) }
     }
 
+    /// To its first number, for parts that are no slices.
+    pub fn pointer(&self) -> *mut T {
+        self.data
+    }
+
     /// Writes one number.
     ///
     /// # Safety

@@ -1,0 +1,122 @@
+//! Matrix × matrix in the generality that training asks for: both operands are activations or weights in f32, either may
+//! be read as its transpose, and products may be added to what stands there. (Weights as files hold them:
+//! [`crate::linear`] and [`crate::panel`].)
+//!
+//! The meaning of [`gemm`] is `scalar.rs`: the inner dimension is divided into blocks by its length alone
+//! (`depth`); within one, each number of the result is one chain of fused multiply-adds from zero; the
+//! chains are added in order, the first to what stands there or to nothing. With [`Precision::Full`] every instruction set
+//! gives these bits. With [`Precision::Bf16`] operands are rounded first, and the order of the sums may be another where an
+//! instruction multiplies pairs; the number of threads never changes it.
+//!
+//! * `drive.rs`: blocks for caches and threads, over any [`drive::Kernel`]
+//! * `x86.rs`, `neon.rs`, `portable.rs`: what packs operands into panels and multiplies panels; `pack_x86.rs`: the
+//!   transposing in registers
+//! * `tiled.rs`: the same with AMX's tiles
+
+mod drive;
+mod portable;
+mod scalar;
+#[cfg(test)]
+mod tests;
+mod view;
+
+pub use view::View;
+
+use crate::{Isa, Level, Pool, Real};
+
+/// How exactly products are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Operands as they are.
+    Full,
+    /// Operands rounded to bf16 (to the nearest, ties to even), products and sums in f32 (of f64: in f64), by the
+    /// fastest the machine has. Where that is an instruction for bf16, numbers below 2^-126 may count as zero.
+    Bf16,
+}
+
+/// What happens to what stands in the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Into {
+    /// It is overwritten, whatever it was.
+    Overwrite,
+    /// Products are added to it.
+    Add,
+}
+
+/// `c = a b`, or `c += a b`. An inner dimension of 0 gives zeros.
+///
+/// * `c`: `[m, n]`
+/// * `a`: `[m, k]`
+/// * `b`: `[k, n]`
+///
+/// # Panics
+/// When the shapes do not fit.
+pub fn gemm<F: Real>(
+    isa: Isa,
+    pool: &Pool,
+    precision: Precision,
+    c: &mut [F],
+    into: Into,
+    a: View<'_, F>,
+    b: View<'_, F>,
+) {
+    assert_eq!(c.len(), a.rows * b.columns, "gemm: c of [{}, {}]", a.rows, b.columns);
+    gemm_strided(isa, pool, precision, c, b.columns, into, a, b);
+}
+
+/// [`gemm`] into part of a wider matrix: rows of `c` begin `c_row` numbers apart; what lies between them stays.
+///
+/// # Panics
+/// When the shapes do not fit.
+pub fn gemm_strided<F: Real>(
+    isa: Isa,
+    pool: &Pool,
+    precision: Precision,
+    c: &mut [F],
+    c_row: usize,
+    into: Into,
+    a: View<'_, F>,
+    b: View<'_, F>,
+) {
+    let ([m, k], n) = (a.shape(), b.columns);
+    assert!(b.rows == k, "gemm: [{m}, {k}] with {:?}", b.shape());
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!((m == 1 || c_row >= n) && c.len() >= (m - 1) * c_row + n, "gemm: c of [{m}, {n}], {c_row} apart");
+    if k == 0 {
+        if into == Into::Overwrite {
+            (0..m).for_each(|r| c[r * c_row..][..n].fill(F::ZERO));
+        }
+        return;
+    }
+    let operands = Operands { c, c_row, into, a, b };
+    if isa.level() == Level::Scalar {
+        return scalar::gemm(pool, precision, operands);
+    }
+    drive::run(&portable::Portable { isa, rounded: precision == Precision::Bf16 }, pool, operands);
+}
+
+/// What is multiplied, shapes compared: `c` `[m, n]`, `a` `[m, k]`, `b` `[k, n]`, none of them 0.
+struct Operands<'c, 'a, F> {
+    c: &'c mut [F],
+    c_row: usize,
+    into: Into,
+    a: View<'a, F>,
+    b: View<'a, F>,
+}
+
+/// Blocks of the inner dimension at most, where each number is multiplied alone.
+const DEPTH: usize = 256;
+
+/// Length of the blocks (the last may be shorter) that an inner dimension of `k` is divided into: as even as multiples of
+/// `step` allow, at most `most`. Part of the meaning.
+fn depth(k: usize, most: usize, step: usize) -> usize {
+    k.div_ceil(k.div_ceil(most).max(1)).next_multiple_of(step).min(most)
+}
+
+/// The nearest bf16, widened.
+#[inline(always)]
+fn rounded<F: Real>(x: F) -> F {
+    F::from_f32(half::bf16::from_f32(x.to_f32()).to_f32())
+}
