@@ -8,7 +8,9 @@ pub enum Error {
     #[error(transparent)]
     Model(#[from] hawfinch_model::Error),
     /// Weights that are not floats.
-    #[error("`{name}` is stored as {dtype}; only floats can be trained: start from the checkpoint before it was quantised")]
+    #[error(
+        "`{name}` is stored as {dtype}; only floats can be trained: start from the checkpoint before it was quantised"
+    )]
     Quantised {
         /// The tensor.
         name: String,

@@ -79,7 +79,13 @@ impl<F: Real> Parameters<F> {
                 to.iter_mut().zip(&values).for_each(|(to, &v)| *to = F::from_f64(v));
             });
             let gradient = vec![F::ZERO; values.len()];
-            list.push(Parameter { name: name.clone(), shape: tensor.shape.clone(), value, gradient, trained: true });
+            list.push(Parameter {
+                name: name.clone(),
+                shape: tensor.shape.clone(),
+                value,
+                gradient,
+                trained: true,
+            });
         }
         let index = list.iter().enumerate().map(|(n, p)| (p.name.clone(), n)).collect();
         Ok(Parameters { list, index })

@@ -52,7 +52,8 @@ impl Report {
         report
     }
 
-    fn add(&mut self, what: impl Into<String>, error: f64, tolerance: f64, note: impl Into<String>) {
+    /// Adds a check.
+    pub fn add(&mut self, what: impl Into<String>, error: f64, tolerance: f64, note: impl Into<String>) {
         self.checks.push(Check { what: what.into(), error, tolerance, note: note.into() });
     }
 }

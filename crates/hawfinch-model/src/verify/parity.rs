@@ -64,8 +64,11 @@ impl Tolerances {
     }
 }
 
-/// As [`given_tolerance`]; an error where the file does not give it.
-fn tolerance(folder: &Path, group: &str, key: &str) -> Result<f64> {
+/// As [`given_tolerance`].
+///
+/// # Errors
+/// Also where the file does not give it.
+pub fn tolerance(folder: &Path, group: &str, key: &str) -> Result<f64> {
     given_tolerance(folder, group, key)?.ok_or_else(|| {
         let pointer = format!("/recommended_tolerances/{group}/{key}");
         Error::damaged(folder.join("meta.json"), format!("it gives no tolerance at {pointer}"))
@@ -73,7 +76,10 @@ fn tolerance(folder: &Path, group: &str, key: &str) -> Result<f64> {
 }
 
 /// One number of `recommended_tolerances` in the folder's `meta.json`, if it is there.
-fn given_tolerance(folder: &Path, group: &str, key: &str) -> Result<Option<f64>> {
+///
+/// # Errors
+/// The file cannot be read, or what stands there is no number from 0 up.
+pub fn given_tolerance(folder: &Path, group: &str, key: &str) -> Result<Option<f64>> {
     let path = folder.join("meta.json");
     let text = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
     let meta: Value =
@@ -87,28 +93,37 @@ fn given_tolerance(folder: &Path, group: &str, key: &str) -> Result<Option<f64>>
 }
 
 /// A file of expected values.
-struct Case {
-    file: Checkpoint,
+pub struct Case {
+    /// Its tensors.
+    pub file: Checkpoint,
 }
 
 impl Case {
-    fn open(path: &Path) -> Result<Case> {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// As [`format::open`].
+    pub fn open(path: &Path) -> Result<Case> {
         Ok(Case { file: format::open(path)? })
     }
 
-    fn tensor(&self, name: &str) -> Option<&StoredTensor> {
+    /// One of them.
+    pub fn tensor(&self, name: &str) -> Option<&StoredTensor> {
         self.file.get(name)
     }
 
-    fn values(&self, name: &str) -> Option<Vec<f32>> {
+    /// Its numbers.
+    pub fn values(&self, name: &str) -> Option<Vec<f32>> {
         self.tensor(name).map(StoredTensor::to_f32)
     }
 
-    fn scalar(&self, name: &str) -> Option<f64> {
+    /// Its first number.
+    pub fn scalar(&self, name: &str) -> Option<f64> {
         self.tensor(name)?.to_f64().first().copied()
     }
 
-    fn ids(&self, name: &str) -> Option<Vec<u32>> {
+    /// Its numbers as token ids; `None` when there are none.
+    pub fn ids(&self, name: &str) -> Option<Vec<u32>> {
         // An empty list would compare nothing with nothing.
         // What is no id becomes one that no vocabulary has.
         let id = |v: f64| if v >= 0.0 && v.fract() == 0.0 { v as u32 } else { u32::MAX };
@@ -361,7 +376,10 @@ pub(crate) fn cross_entropy(row: &[f32], target: usize) -> f64 {
 }
 
 /// A state given as tensors `PREFIX.L.field`; `None` when the case has none.
-fn state_of<O: Ops + 'static>(case: &Case, prefix: &str, m: &Model<O>) -> Result<Option<State>> {
+///
+/// # Errors
+/// As [`Model::state_from`].
+pub fn state_of<O: Ops + 'static>(case: &Case, prefix: &str, m: &Model<O>) -> Result<Option<State>> {
     let mut file = Checkpoint::new(&case.file.path, case.file.format);
     for (name, tensor) in &case.file.tensors {
         if let Some(rest) = name.strip_prefix(prefix).and_then(|r| r.strip_prefix('.')) {

@@ -1,7 +1,7 @@
 //! Operations on one channel of one token at a time, and those that only move numbers.
 
-use hawfinch_kernels::elementwise::{self, Binary, Unary, backward};
 use hawfinch_kernels::Real;
+use hawfinch_kernels::elementwise::{self, Binary, Unary, backward};
 
 use super::{ADDED, Matrix, Source, Tape, Var};
 
@@ -48,7 +48,16 @@ impl<F: Real> Tape<F> {
                 Some((a, b)) if one_row => {
                     let (mut d_a, mut d_b) = (tape.cpu.make(t, c, |_| {}), tape.cpu.make(1, c, |_| {}));
                     let (of_row, of_all) = (own(&mut d_b), own(&mut d_a));
-                    backward::binary_row_backward(isa, pool, f, of_all, of_row, a.data(), b.data(), d_y.data());
+                    backward::binary_row_backward(
+                        isa,
+                        pool,
+                        f,
+                        of_all,
+                        of_row,
+                        a.data(),
+                        b.data(),
+                        d_y.data(),
+                    );
                     g.add(tape, of_b, d_b);
                     g.add(tape, of_a, d_a);
                 }
@@ -142,7 +151,16 @@ impl<F: Real> Tape<F> {
             let mut d = [t, t, t, 1].map(|rows| tape.cpu.make(rows, c, |_| {}));
             let [d_r, d_k, d_v, d_r_k] = d.each_mut().map(own);
             let x = rkv.each_ref().map(|x| x.data());
-            backward::bonus_backward(isa, tape.cpu.pool(), [d_r, d_k, d_v], d_r_k, x, r_k.data(), d_y.data(), n);
+            backward::bonus_backward(
+                isa,
+                tape.cpu.pool(),
+                [d_r, d_k, d_v],
+                d_r_k,
+                x,
+                r_k.data(),
+                d_y.data(),
+                n,
+            );
             [of_r, of_k, of_v, of_r_k].into_iter().zip(d).for_each(|(to, d)| g.add(tape, to, d));
             g.add(tape, of_y, d_y);
         })
@@ -194,7 +212,8 @@ impl<F: Real> Tape<F> {
                 y.copy_from_slice(&values[id as usize * c..][..c]);
             }
         });
-        let of_table = if parameters.list()[p].is_trained() { Source::Parameter(p) } else { Source::Constant };
+        let of_table =
+            if parameters.list()[p].is_trained() { Source::Parameter(p) } else { Source::Constant };
         drop(parameters);
         let tokens = tokens.to_vec();
         self.record_one(y, &[of_table], move |tape, _, d_y| {

@@ -1,8 +1,8 @@
 //! The head and the loss in one: logits of a few rows at a time, never of all.
 
+use hawfinch_kernels::Real;
 use hawfinch_kernels::cross_entropy::{Targets, cross_entropy};
 use hawfinch_kernels::gemm::{Into, View, gemm};
-use hawfinch_kernels::Real;
 
 use super::elements::own;
 use super::{Gradients, Matrix, Source, Tape, Var};
@@ -53,7 +53,8 @@ impl<F: Real> Tape<F> {
                 let weight = head.view(parameters.list()[head.parameter].value());
                 gemm(isa, pool, self.precision, own(&mut logits), Into::Overwrite, x, weight.transposed());
             }
-            let part = Targets { ids: &targets.ids[from..to], weights: &targets.weights[from..to], ..targets };
+            let part =
+                Targets { ids: &targets.ids[from..to], weights: &targets.weights[from..to], ..targets };
             cross_entropy(isa, pool, &mut each[from..to], own(&mut logits), v, part);
             if !record {
                 continue;

@@ -15,9 +15,9 @@ mod wkv;
 
 use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use hawfinch_kernels::gemm::Precision;
-use hawfinch_kernels::elementwise::{self, Binary};
 use hawfinch_kernels::Real;
+use hawfinch_kernels::elementwise::{self, Binary};
+use hawfinch_kernels::gemm::Precision;
 use hawfinch_model::cpu::{Cpu, Tensor};
 
 use crate::Parameters;
@@ -232,7 +232,13 @@ impl<F: Real> Gradients<F> {
             Source::ExpParameter(p) => {
                 let exp = tape.value(&Var::ExpParameter(p));
                 let d = tape.by_rows(1, d.channels(), |at, y| {
-                    elementwise::binary(tape.cpu.isa(), Binary::Mul, y, &d.data()[at.clone()], &exp.data()[at]);
+                    elementwise::binary(
+                        tape.cpu.isa(),
+                        Binary::Mul,
+                        y,
+                        &d.data()[at.clone()],
+                        &exp.data()[at],
+                    );
                 });
                 self.add(tape, Source::Parameter(p), d);
             }

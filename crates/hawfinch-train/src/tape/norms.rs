@@ -1,7 +1,7 @@
 //! Norms.
 
-use hawfinch_kernels::norm::{self, backward};
 use hawfinch_kernels::Real;
+use hawfinch_kernels::norm::{self, backward};
 use hawfinch_model::ops::Norm;
 
 use super::elements::own;
@@ -10,7 +10,8 @@ use super::{Tape, Var};
 impl<F: Real> Tape<F> {
     pub(super) fn norm(&self, x: &Var<F>, p: &Norm<Var<F>>, groups: usize) -> Var<F> {
         let sources = [self.source(x), self.source(&p.weight), self.source(&p.bias)];
-        let (isa, x, weight, bias) = (self.cpu.isa(), self.value(x), self.value(&p.weight), self.value(&p.bias));
+        let (isa, x, weight, bias) =
+            (self.cpu.isa(), self.value(x), self.value(&p.weight), self.value(&p.bias));
         let (t, c, eps) = (x.rows(), x.channels(), F::from_f64(p.eps));
         let n = c / groups;
         let y = self.by_rows(t, c, |at, y| {

@@ -92,13 +92,7 @@ impl<F: Real> Ops for Tape<F> {
         self.unit_heads(x, heads)
     }
 
-    fn token_shift(
-        &self,
-        x: &Var<F>,
-        batch: &mut Batch<'_, States<F>>,
-        layer: usize,
-        field: &str,
-    ) -> Var<F> {
+    fn token_shift(&self, x: &Var<F>, batch: &mut Batch<'_, States<F>>, layer: usize, field: &str) -> Var<F> {
         self.shift(x, batch, layer, field)
     }
 

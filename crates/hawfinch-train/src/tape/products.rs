@@ -1,7 +1,7 @@
 //! Products with weight matrices.
 
-use hawfinch_kernels::gemm::{Into, View, gemm};
 use hawfinch_kernels::Real;
+use hawfinch_kernels::gemm::{Into, View, gemm};
 use hawfinch_model::cpu::Tensor;
 use hawfinch_model::ops::{Apply, Weight};
 
@@ -76,7 +76,15 @@ impl<F: Real> Tape<F> {
                 let mut d_x = tape.cpu.make(t, w.inputs, |_| {});
                 let parameters = tape.parameters();
                 let weight = w.view(parameters.list()[w.parameter].value());
-                gemm(tape.cpu.isa(), tape.cpu.pool(), tape.precision, own(&mut d_x), Into::Overwrite, d_y, weight);
+                gemm(
+                    tape.cpu.isa(),
+                    tape.cpu.pool(),
+                    tape.precision,
+                    own(&mut d_x),
+                    Into::Overwrite,
+                    d_y,
+                    weight,
+                );
                 drop(parameters);
                 g.add(tape, of_x, d_x);
             }

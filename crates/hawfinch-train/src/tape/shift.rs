@@ -1,10 +1,10 @@
 //! What looks at the row before: token shift, and a norm with mixes.
 
+use hawfinch_kernels::Real;
 use hawfinch_kernels::elementwise::backward::MixesBackward;
 use hawfinch_kernels::elementwise::{self, Toward};
 use hawfinch_kernels::mixes::{Affine, Run, norm_mixes};
 use hawfinch_kernels::norm::{self, backward::group_norm_backward};
-use hawfinch_kernels::Real;
 use hawfinch_model::cpu::Tensor;
 use hawfinch_model::ops::{Batch, Norm};
 
@@ -76,7 +76,11 @@ impl<F: Real> Tape<F> {
             for (len, before) in before.lengths.iter().zip(&before.rows) {
                 let range = at..at + len * c;
                 at = range.end;
-                elementwise::token_shift(&mut y[range.clone()], &x.data()[range], &mut before.data().to_vec());
+                elementwise::token_shift(
+                    &mut y[range.clone()],
+                    &x.data()[range],
+                    &mut before.data().to_vec(),
+                );
             }
         });
         let mut made = vec![y];
@@ -129,7 +133,8 @@ impl<F: Real> Tape<F> {
         let before = Before::of(self, batch, layer, field);
         let [of_x, of_weight, of_bias] = [x, &p.weight, &p.bias].map(|v| self.source(v));
         let of_mixes = weights.map(|w| self.source(w));
-        let (isa, x, weight, bias) = (self.cpu.isa(), self.value(x), self.value(&p.weight), self.value(&p.bias));
+        let (isa, x, weight, bias) =
+            (self.cpu.isa(), self.value(x), self.value(&p.weight), self.value(&p.bias));
         let weights = weights.map(|w| self.value(w));
         let (t, c, eps) = (x.rows(), x.channels(), F::from_f64(p.eps));
         let mut ys: [Tensor<F>; N] = std::array::from_fn(|_| self.cpu.make(t, c, |_| {}));
@@ -155,8 +160,7 @@ impl<F: Real> Tape<F> {
             let normal = tape.by_rows(t, c, |at, y| {
                 norm::group_norm(isa, y, &x.data()[at], weight.data(), bias.data(), c, eps);
             });
-            let d_ys: Vec<_> =
-                d[..N].iter().map(|d| d.clone().unwrap_or_else(|| tape.zeros(t, c))).collect();
+            let d_ys: Vec<_> = d[..N].iter().map(|d| d.clone().unwrap_or_else(|| tape.zeros(t, c))).collect();
             let mut d_rows = tape.cpu.make(t, c, |_| {});
             let mut d_before = tape.cpu.make(before.lengths.len(), c, |_| {});
             let mut d_weights = tape.cpu.make(N, c, |_| {});

@@ -25,7 +25,11 @@ impl<F: Real> Clone for States<F> {
 
 impl<F: Real> States<F> {
     /// A state whose fields `make` gives, from their values.
-    fn with(tape: &Tape<F>, from: &State<F>, make: impl Fn(hawfinch_model::cpu::Tensor<F>) -> Var<F>) -> Self {
+    fn with(
+        tape: &Tape<F>,
+        from: &State<F>,
+        make: impl Fn(hawfinch_model::cpu::Tensor<F>) -> Var<F>,
+    ) -> Self {
         let layout = from.layout().clone();
         let mut fields = Vec::new();
         for layer in 0..layout.layers {

@@ -171,7 +171,10 @@ impl<F: Real> Tape<F> {
         }
         let slices = |at: &Range<usize>| -> (Vec<&[F]>, Vec<&[F]>) {
             let (tokens, vectors) = operands.split_at(per_token);
-            (tokens.iter().map(|x| &x.data()[at.clone()]).collect(), vectors.iter().map(|x| x.data()).collect())
+            (
+                tokens.iter().map(|x| &x.data()[at.clone()]).collect(),
+                vectors.iter().map(|x| x.data()).collect(),
+            )
         };
         self.cpu.pool().split(&mut jobs, 1, 1, |_, jobs| {
             for (s, head, at) in jobs {
@@ -198,8 +201,10 @@ impl<F: Real> Tape<F> {
                 .collect();
             let mut d_tokens: Vec<Tensor<F>> = (0..per_token).map(|_| tape.cpu.make(t, c, |_| {})).collect();
             // Of each sequence; added up below.
-            let mut d_vectors: Vec<Tensor<F>> =
-                operands[per_token..].iter().map(|v| tape.cpu.make(lengths.len(), v.channels(), |_| {})).collect();
+            let mut d_vectors: Vec<Tensor<F>> = operands[per_token..]
+                .iter()
+                .map(|v| tape.cpu.make(lengths.len(), v.channels(), |_| {}))
+                .collect();
             let rows: Vec<Vec<Rows<F>>> =
                 d_tokens.iter_mut().map(|d| Self::rows_of(&places, own(d))).collect();
             let mut jobs: Vec<(usize, usize, &mut [F], Vec<&mut [F]>)> = Vec::new();
@@ -217,7 +222,8 @@ impl<F: Real> Tape<F> {
             tape.cpu.pool().split(&mut jobs, 1, 1, |_, jobs| {
                 for (s, head, d_state, d_vectors) in jobs {
                     let at = &places[*s];
-                    let tokens: Vec<&[F]> = operands[..per_token].iter().map(|x| &x.data()[at.clone()]).collect();
+                    let tokens: Vec<&[F]> =
+                        operands[..per_token].iter().map(|x| &x.data()[at.clone()]).collect();
                     let vectors: Vec<&[F]> = operands[per_token..].iter().map(|x| x.data()).collect();
                     let x = Head { r: tokens[0], k: tokens[1], v: tokens[2], head: *head, n, c };
                     let d: Vec<&Rows<F>> = rows.iter().map(|r| &r[*s]).collect();
@@ -305,11 +311,8 @@ impl<F: Real> Tape<F> {
         for s in &batch.states {
             sources.extend(FIELDS[..2].iter().map(|f| self.source(s.field(layer, f))));
         }
-        let mut lasts: Vec<Tensor<F>> = starts
-            .iter()
-            .flatten()
-            .map(|x| self.cpu.make(1, c, |y| y.copy_from_slice(x.data())))
-            .collect();
+        let mut lasts: Vec<Tensor<F>> =
+            starts.iter().flatten().map(|x| self.cpu.make(1, c, |y| y.copy_from_slice(x.data()))).collect();
         let mut y = self.cpu.make(t, c, |_| {});
         for (at, last) in places.iter().zip(lasts.chunks_exact_mut(3)) {
             let [aa, bb, pp] = last else { unreachable!("three fields") };

@@ -1,0 +1,288 @@
+//! A model that can go backwards: one call computes losses of a batch of sequences and adds to the gradients of the
+//! parameters.
+
+use hawfinch_kernels::Real;
+use hawfinch_kernels::cross_entropy::Targets;
+use hawfinch_kernels::gemm::Precision;
+use hawfinch_model::checkpoint::{Checkpoint, DecayForm};
+use hawfinch_model::cpu::{Cpu, Tensor};
+use hawfinch_model::ops::Batch;
+use hawfinch_model::{Config, Model, OpenOptions, State};
+
+use crate::tape::{Gradients, Losses, States, Tape, Var};
+use crate::{Error, Parameters, Result};
+
+/// Free buffers that are kept between steps: all that a step lets go of.
+const BUFFERS: usize = 1 << 14;
+
+/// Sequences to learn from: their rows one after the other.
+#[derive(Clone, Copy)]
+pub struct Lesson<'a, F: Real> {
+    /// Tokens of each sequence; none is 0.
+    pub lengths: &'a [usize],
+    /// `[t]`: all tokens.
+    pub tokens: &'a [u32],
+    /// `[t]`: what follows each, and how much that counts.
+    pub targets: Targets<'a>,
+    /// The state each sequence starts from; `None` for that of the empty context (or the model's tuned state).
+    pub initial: Option<&'a [State<F>]>,
+    /// The gradient of something else with respect to each sequence's last state, to be added to the loss's. In v4 with
+    /// respect to `aa` and `bb`, `pp` held constant.
+    pub d_last: Option<&'a [State<F>]>,
+}
+
+/// What a pass gave.
+pub struct Learned<F: Real> {
+    /// Of each row, and their weighted sum.
+    pub losses: Losses,
+    /// The state after each sequence.
+    pub last: Vec<State<F>>,
+    /// The gradient with respect to each initial state, if `initial` was given and the pass went back. In v4 as
+    /// [`Lesson::d_last`].
+    pub d_initial: Vec<State<F>>,
+}
+
+/// A model on a tape.
+pub struct Learner<F: Real> {
+    model: Model<Tape<F>>,
+    /// Whether blocks are computed again on the way back, rather than all their values kept.
+    recompute: bool,
+}
+
+impl<F: Real> Learner<F> {
+    /// All parameters of a checkpoint, to be trained on this CPU.
+    ///
+    /// # Errors
+    /// No model, quantised weights, decays in rwkv.cpp's form.
+    pub fn new(checkpoint: &Checkpoint, cpu: Cpu<F>, precision: Precision) -> Result<Self> {
+        if checkpoint.decay_form == DecayForm::Exponentiated {
+            return Err(Error::Invalid(format!(
+                "{} holds decays in the form of rwkv.cpp; convert it to .pth or safetensors first",
+                checkpoint.path.display()
+            )));
+        }
+        let cpu = cpu.keeping(BUFFERS);
+        let parameters = Parameters::new(&cpu, checkpoint)?;
+        let tape = Tape::new(cpu, parameters, precision);
+        let model = Model::from_checkpoint(checkpoint.clone(), OpenOptions::default(), tape)?;
+        Ok(Learner { model, recompute: false })
+    }
+
+    /// Whether blocks are computed again on the way back, so that a step holds one block's values and one `[t, d]` a
+    /// layer. The results are the same bits.
+    pub fn set_recomputing(&mut self, recompute: bool) {
+        self.recompute = recompute;
+    }
+
+    /// Version and sizes.
+    pub fn config(&self) -> &Config {
+        self.model.config()
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model<Tape<F>> {
+        &self.model
+    }
+
+    /// The tape, with the parameters.
+    pub fn tape(&self) -> &Tape<F> {
+        self.model.ops()
+    }
+
+    fn check(&self, lesson: &Lesson<'_, F>) -> Result<()> {
+        let (t, vocab) = (lesson.tokens.len(), self.config().vocab);
+        let invalid = |why: String| Err(Error::Invalid(why));
+        if lesson.lengths.contains(&0) || lesson.lengths.iter().sum::<usize>() != t || t == 0 {
+            return invalid(format!("{t} tokens are no sequences of {:?}", lesson.lengths));
+        }
+        if lesson.targets.ids.len() != t || lesson.targets.weights.len() != t {
+            return invalid(format!("{t} tokens with {} targets", lesson.targets.ids.len()));
+        }
+        if let Some(&id) = lesson.tokens.iter().chain(lesson.targets.ids).find(|&&id| id as usize >= vocab) {
+            return Err(hawfinch_model::Error::TokenRange { id, vocab }.into());
+        }
+        for states in [lesson.initial, lesson.d_last].into_iter().flatten() {
+            if states.len() != lesson.lengths.len() {
+                return invalid(format!("{} states for {} sequences", states.len(), lesson.lengths.len()));
+            }
+            if states.iter().any(|s| **s.layout() != **self.model.state_layout()) {
+                return invalid("a state of a model of another version or size".into());
+            }
+        }
+        Ok(())
+    }
+
+    /// The losses of these sequences; nothing is learned.
+    ///
+    /// # Errors
+    /// A lesson whose parts do not fit together or the model.
+    pub fn evaluate(&self, lesson: &Lesson<'_, F>) -> Result<Learned<F>> {
+        self.check(lesson)?;
+        let tape = self.tape();
+        tape.begin(false);
+        let mut states = self.states(lesson, false);
+        let (x, _) = self.blocks(lesson, &mut states, |_, _| {});
+        let losses = self.loss(&x, lesson, &mut Gradients::default());
+        Ok(Learned { losses, last: states.iter().map(|s| s.read(tape)).collect(), d_initial: Vec::new() })
+    }
+
+    /// The losses of these sequences; the gradients of their weighted sum are added to those of the parameters.
+    ///
+    /// # Errors
+    /// As [`Learner::evaluate`].
+    pub fn learn(&self, lesson: &Lesson<'_, F>) -> Result<Learned<F>> {
+        self.check(lesson)?;
+        if self.recompute { self.learn_again(lesson) } else { self.learn_at_once(lesson) }
+    }
+
+    /// All values kept.
+    fn learn_at_once(&self, lesson: &Lesson<'_, F>) -> Result<Learned<F>> {
+        let tape = self.tape();
+        tape.begin(true);
+        let initial = self.states(lesson, lesson.initial.is_some());
+        let mut states = initial.clone();
+        let (x, _) = self.blocks(lesson, &mut states, |_, _| {});
+        let mut gradients = Gradients::default();
+        let losses = self.loss(&x, lesson, &mut gradients);
+        for layer in 0..self.config().layers {
+            self.give_last(lesson, &states, layer, &mut gradients);
+        }
+        let mut gradients = tape.backward(gradients);
+        let mut d_initial = self.empty(lesson);
+        for layer in 0..self.config().layers {
+            self.take_initial(&initial, layer, &mut gradients, &mut d_initial);
+        }
+        Ok(Learned { losses, last: states.iter().map(|s| s.read(tape)).collect(), d_initial })
+    }
+
+    /// One block's values at a time: each is computed again from what went into it.
+    fn learn_again(&self, lesson: &Lesson<'_, F>) -> Result<Learned<F>> {
+        let tape = self.tape();
+        tape.begin(false);
+        let initial = self.states(lesson, false);
+        let mut states = initial.clone();
+        let mut entered: Vec<(Var<F>, Option<Var<F>>)> = Vec::new();
+        let (x, _) =
+            self.blocks(lesson, &mut states, |x, v_first| entered.push((x.clone(), v_first.clone())));
+        let last = states.iter().map(|s| s.read(tape)).collect();
+        // The head.
+        tape.begin(true);
+        let x = tape.leaf(tape.value(&x));
+        let mut gradients = Gradients::default();
+        let losses = self.loss(&x, lesson, &mut gradients);
+        let mut d_x = tape.backward(gradients).take(&x);
+        let mut d_v_first: Option<Tensor<F>> = None;
+        let mut d_initial = self.empty(lesson);
+        for (layer, (x, v_first)) in entered.into_iter().enumerate().rev() {
+            tape.begin(true);
+            let x = tape.leaf(tape.value(&x));
+            let v_in = v_first.map(|v| tape.leaf(tape.value(&v)));
+            let first = self.states(lesson, lesson.initial.is_some());
+            let mut states = first.clone();
+            let mut v_first = v_in.clone();
+            let y = self.block(layer, &x, lesson.lengths, &mut states, &mut v_first);
+            let mut gradients = Gradients::default();
+            if let Some(d) = d_x.take() {
+                gradients.give(tape, &y, d);
+            }
+            if let (Some(v), Some(d)) = (&v_first, d_v_first.take()) {
+                // Block 0 makes it; the others hand it on.
+                gradients.give(tape, v, d);
+            }
+            self.give_last(lesson, &states, layer, &mut gradients);
+            let mut gradients = tape.backward(gradients);
+            d_x = gradients.take(&x);
+            d_v_first = v_in.and_then(|v| gradients.take(&v));
+            self.take_initial(&first, layer, &mut gradients, &mut d_initial);
+        }
+        // The embedding.
+        tape.begin(true);
+        let x = self.model.embed(lesson.tokens);
+        let mut gradients = Gradients::default();
+        if let Some(d) = d_x {
+            gradients.give(tape, &x, d);
+        }
+        tape.backward(gradients);
+        Ok(Learned { losses, last, d_initial })
+    }
+
+    /// Every sequence's first state on the tape.
+    fn states(&self, lesson: &Lesson<'_, F>, leaves: bool) -> Vec<States<F>> {
+        let make = if leaves { States::leaf } else { States::constant };
+        match lesson.initial {
+            Some(initial) => initial.iter().map(|s| make(self.tape(), s)).collect(),
+            None => {
+                let fresh = make(self.tape(), &self.model.new_state().cast());
+                vec![fresh; lesson.lengths.len()]
+            }
+        }
+    }
+
+    /// States of zeros to put gradients into, if those are wanted.
+    fn empty(&self, lesson: &Lesson<'_, F>) -> Vec<State<F>> {
+        let mut zero = State::new(self.model.state_layout().clone());
+        zero.data_mut().fill(F::ZERO);
+        vec![zero; lesson.initial.map_or(0, <[_]>::len)]
+    }
+
+    /// From the tokens to what comes out of the last block; `enter` sees what goes into each block.
+    fn blocks(
+        &self,
+        lesson: &Lesson<'_, F>,
+        states: &mut [States<F>],
+        mut enter: impl FnMut(&Var<F>, &Option<Var<F>>),
+    ) -> (Var<F>, Option<Var<F>>) {
+        let mut x = self.model.embed(lesson.tokens);
+        let mut v_first = None;
+        for layer in 0..self.config().layers {
+            enter(&x, &v_first);
+            x = self.block(layer, &x, lesson.lengths, states, &mut v_first);
+        }
+        (x, v_first)
+    }
+
+    fn block(
+        &self,
+        layer: usize,
+        x: &Var<F>,
+        lengths: &[usize],
+        states: &mut [States<F>],
+        v_first: &mut Option<Var<F>>,
+    ) -> Var<F> {
+        let mut batch = Batch { lengths: lengths.to_vec(), states: states.iter_mut().collect() };
+        self.model.block(layer, x, &mut batch, v_first)
+    }
+
+    fn loss(&self, x: &Var<F>, lesson: &Lesson<'_, F>, gradients: &mut Gradients<F>) -> Losses {
+        let hidden = self.model.last_norm(x);
+        self.tape().head_loss(&hidden, self.model.head(), lesson.targets, gradients)
+    }
+
+    /// Gives the gradients of the last states of a layer.
+    fn give_last(&self, lesson: &Lesson<'_, F>, states: &[States<F>], layer: usize, to: &mut Gradients<F>) {
+        for (d, state) in lesson.d_last.unwrap_or(&[]).iter().zip(states) {
+            for field in &d.layout().fields {
+                let values = d.field(layer, field.name);
+                let d = self.tape().cpu().make(1, values.len(), |y| y.copy_from_slice(values));
+                to.give(self.tape(), state.field(layer, field.name), d);
+            }
+        }
+    }
+
+    /// Takes the gradients of the first states of a layer.
+    fn take_initial(
+        &self,
+        initial: &[States<F>],
+        layer: usize,
+        from: &mut Gradients<F>,
+        to: &mut [State<F>],
+    ) {
+        for (state, d_state) in initial.iter().zip(to) {
+            for field in &state.layout().fields {
+                if let Some(d) = from.take(state.field(layer, field.name)) {
+                    d_state.field_mut(layer, field.name).copy_from_slice(d.data());
+                }
+            }
+        }
+    }
+}
