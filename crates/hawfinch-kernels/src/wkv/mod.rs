@@ -7,6 +7,7 @@
 //!
 //! Token by token is the meaning and the default. [`chunked`] has the matrix form, with the figures that decided.
 
+mod backward;
 pub mod chunked;
 mod v4;
 mod v5;
@@ -15,10 +16,14 @@ mod v7;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod v7_wide;
 
+pub use backward::{
+    Gradients, Gradients4, RUN, StateGradient4, saved_len, saved_len7, wkv4_backward, wkv5_backward,
+    wkv6_backward, wkv7_backward,
+};
 pub use v4::{State4, wkv4};
-pub use v5::wkv5;
-pub use v6::wkv6;
-pub use v7::wkv7;
+pub use v5::{wkv5, wkv5_saving};
+pub use v6::{wkv6, wkv6_saving};
+pub use v7::{wkv7, wkv7_saving};
 
 use crate::Real;
 use crate::pool::Parts;

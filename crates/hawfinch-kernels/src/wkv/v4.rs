@@ -42,8 +42,8 @@ pub fn wkv4<F: Real>(
 }
 
 /// Channels that make a chunk of work, and numbers below which the calling thread does all.
-const CHANNELS: usize = 64;
-const ALONE: usize = 2048;
+pub(super) const CHANNELS: usize = 64;
+pub(super) const ALONE: usize = 2048;
 
 compiled_for_each! {
     /// Channels `first ..`, as many as the state has.
@@ -59,7 +59,7 @@ compiled_for_each! {
 }
 
 /// Channels that run together.
-const WIDE: usize = 16;
+pub(super) const WIDE: usize = 16;
 
 #[inline(always)]
 fn body<F: Real>(
@@ -115,7 +115,7 @@ fn body<F: Real>(
 
 /// e^(past - q) and e^(now - q), q the larger of the two: one of them is 1, so one e^x is enough.
 #[inline(always)]
-fn weights<F: Real>(past: &[F; WIDE], now: &[F; WIDE]) -> ([F; WIDE], [F; WIDE]) {
+pub(super) fn weights<F: Real>(past: &[F; WIDE], now: &[F; WIDE]) -> ([F; WIDE], [F; WIDE]) {
     let (mut e, mut e1, mut e2) = ([F::ZERO; WIDE], [F::ONE; WIDE], [F::ONE; WIDE]);
     for l in 0..WIDE {
         let apart = past[l] - now[l];

@@ -1,5 +1,6 @@
 //! RWKV-5.0, 5.1 and 5.2 (Eagle): a matrix state with a constant decay (spec sections 2 and 3).
 
+use super::backward::Saved;
 use super::{Head, Rows, Scratch, USUAL, matrix_step};
 use crate::Real;
 use crate::isa::compiled_for_each;
@@ -14,13 +15,33 @@ compiled_for_each! {
     pub fn wkv5<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, time_decay: &[F], bonus: &[F]) = body
 }
 
+compiled_for_each! {
+    /// As [`wkv5`], for training: the state before each run of [`RUN`](super::RUN) tokens is kept in `saved`, as long as
+    /// [`saved_len`](super::saved_len) says.
+    pub fn wkv5_saving<F: Real>(
+        y: &Rows<F>,
+        s: &mut [F],
+        saved: &mut [F],
+        x: Head<'_, F>,
+        time_decay: &[F],
+        bonus: &[F],
+    ) = saving
+}
+
 #[inline(always)]
 fn body<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, time_decay: &[F], bonus: &[F]) {
+    saving(y, s, &mut [], x, time_decay, bonus);
+}
+
+#[inline(always)]
+fn saving<F: Real>(y: &Rows<F>, s: &mut [F], saved: &mut [F], x: Head<'_, F>, time_decay: &[F], bonus: &[F]) {
     let n = x.n;
+    let mut saved = Saved::new(saved, n);
     let mut scratch = Scratch::<F, { 2 * USUAL }>::new(2 * n);
     let (w, u) = scratch.get().split_at_mut(n);
     constants(w, u, &x, time_decay, bonus);
     for at in x.tokens() {
+        saved.before_token(s);
         matrix_step(y.at(at, n), s, &x.r[at..at + n], &x.k[at..at + n], &x.v[at..at + n], w, u);
     }
 }

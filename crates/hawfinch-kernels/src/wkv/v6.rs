@@ -1,6 +1,7 @@
 //! RWKV-6 (Finch): a matrix state with a decay of its own for every token and key channel (spec
 //! section 4.2).
 
+use super::backward::Saved;
 use super::{Head, Rows, Scratch, USUAL, matrix_step};
 use crate::Real;
 use crate::isa::compiled_for_each;
@@ -15,9 +16,28 @@ compiled_for_each! {
     pub fn wkv6<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, d: &[F], bonus: &[F]) = body
 }
 
+compiled_for_each! {
+    /// As [`wkv6`], for training: the state before each run of [`RUN`](super::RUN) tokens is kept in `saved`, as long as
+    /// [`saved_len`](super::saved_len) says.
+    pub fn wkv6_saving<F: Real>(
+        y: &Rows<F>,
+        s: &mut [F],
+        saved: &mut [F],
+        x: Head<'_, F>,
+        d: &[F],
+        bonus: &[F],
+    ) = saving
+}
+
 #[inline(always)]
 fn body<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, d: &[F], bonus: &[F]) {
+    saving(y, s, &mut [], x, d, bonus);
+}
+
+#[inline(always)]
+fn saving<F: Real>(y: &Rows<F>, s: &mut [F], saved: &mut [F], x: Head<'_, F>, d: &[F], bonus: &[F]) {
     let n = x.n;
+    let mut saved = Saved::new(saved, n);
     let u = &bonus[x.head * n..(x.head + 1) * n];
     let mut scratch = Scratch::<F, USUAL>::new(n);
     let w = scratch.get();
@@ -25,6 +45,7 @@ fn body<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, d: &[F], bonus: &[F])
         for (w, d) in w.iter_mut().zip(&d[at..at + n]) {
             *w = (-d.exp()).exp();
         }
+        saved.before_token(s);
         matrix_step(y.at(at, n), s, &x.r[at..at + n], &x.k[at..at + n], &x.v[at..at + n], w, u);
     }
 }

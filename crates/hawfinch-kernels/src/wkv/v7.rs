@@ -1,6 +1,7 @@
 //! RWKV-7 (Goose): a state that is edited, not only added to (spec section 5.2).
 
-use super::{Head, Rows, Scratch, USUAL};
+use super::backward::Saved;
+use super::{Head, Rows, Scratch, USUAL, saved_len};
 use crate::isa::compiled_for_each;
 use crate::{Isa, Real};
 
@@ -17,13 +18,28 @@ const COPIED: usize = 8;
 /// * `s`: `[n, n]`, index [key, value]: then a register holds the values of one key, and nothing is ever added across
 ///   it
 pub fn wkv7<F: Real>(isa: Isa, y: &Rows<F>, s: &mut [F], x: Head<'_, F>, om: &[F], kk: &[F], a: &[F]) {
+    wkv7_saving(isa, y, s, &mut [], x, om, kk, a);
+}
+
+/// As [`wkv7`], for training: the state before each run of [`RUN`](super::RUN) tokens and what each token removes are
+/// kept in `saved`, as long as [`saved_len7`](super::saved_len7) says.
+pub fn wkv7_saving<F: Real>(
+    isa: Isa,
+    y: &Rows<F>,
+    s: &mut [F],
+    saved: &mut [F],
+    x: Head<'_, F>,
+    om: &[F],
+    kk: &[F],
+    a: &[F],
+) {
     if x.r.len() / x.c < COPIED {
-        return tokens(isa, isa, y, s, x, om, kk, a);
+        return tokens(isa, isa, y, s, saved, x, om, kk, a);
     }
     let mut aligned = Scratch::<F, { USUAL * USUAL }>::new(s.len());
     let aligned = aligned.get();
     aligned.copy_from_slice(s);
-    tokens(isa, isa, y, aligned, x, om, kk, a);
+    tokens(isa, isa, y, aligned, saved, x, om, kk, a);
     s.copy_from_slice(aligned);
 }
 
@@ -32,6 +48,7 @@ compiled_for_each! {
         level: Isa,
         y: &Rows<F>,
         s: &mut [F],
+        saved: &mut [F],
         x: Head<'_, F>,
         om: &[F],
         kk: &[F],
@@ -40,8 +57,20 @@ compiled_for_each! {
 }
 
 #[inline(always)]
-fn body<F: Real>(isa: Isa, y: &Rows<F>, s: &mut [F], x: Head<'_, F>, om: &[F], kk: &[F], a: &[F]) {
+fn body<F: Real>(
+    isa: Isa,
+    y: &Rows<F>,
+    s: &mut [F],
+    saved: &mut [F],
+    x: Head<'_, F>,
+    om: &[F],
+    kk: &[F],
+    a: &[F],
+) {
     let n = x.n;
+    let states = if saved.is_empty() { 0 } else { saved_len(x.r.len() / x.c, n) };
+    let (states, keep) = saved.split_at_mut(states);
+    let (mut states, mut keep) = (Saved::new(states, n), keep.chunks_exact_mut(n));
     let rate = F::from_f64(-MAX_LOG_DECAY);
     let mut scratch = Scratch::<F, { 3 * USUAL }>::new(3 * n);
     let (w, rest) = scratch.get().split_at_mut(n);
@@ -51,33 +80,39 @@ fn body<F: Real>(isa: Isa, y: &Rows<F>, s: &mut [F], x: Head<'_, F>, om: &[F], k
         let (om, kk, a) = (&om[of.clone()], &kk[of.clone()], &a[of.clone()]);
         let (r, k, v) = (&x.r[of.clone()], &x.k[of.clone()], &x.v[of]);
         let y = y.at(at, n);
+        states.before_token(s);
         for j in 0..n {
             w[j] = (rate * om[j].sigmoid()).exp();
             b[j] = kk[j] * a[j];
         }
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        if let Some(s) = F::as_f32_slice(s)
-            && usual(isa, y, s, [r, k, v, w, kk, b])
-        {
-            continue;
+        let done = F::as_f32_slice(s).is_some_and(|s| usual(isa, y, removed, s, [r, k, v, w, kk, b]));
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let (done, _) = (false, isa);
+        if !done {
+            removed.fill(F::ZERO);
+            y.fill(F::ZERO);
+            step(y, s, r, k, v, w, kk, b, removed);
         }
-        let _ = isa;
-        removed.fill(F::ZERO);
-        y.fill(F::ZERO);
-        step(y, s, r, k, v, w, kk, b, removed);
+        if let Some(keep) = keep.next() {
+            keep.copy_from_slice(removed);
+        }
     }
 }
 
 /// A head of the usual size, in loops of the instruction set's own if it has them.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline(always)]
-fn usual<F: Real>(isa: Isa, y: &mut [F], s: &mut [f32], x: [&[F]; 6]) -> bool {
+fn usual<F: Real>(isa: Isa, y: &mut [F], removed: &mut [F], s: &mut [f32], x: [&[F]; 6]) -> bool {
+    fn filled<F: Real>(x: &mut [F]) -> Option<&mut [f32; USUAL]> {
+        F::as_f32_slice(x)?.try_into().ok()
+    }
     fn sized<F: Real>(x: &[F]) -> Option<&[f32; USUAL]> {
         F::as_f32s(x)?.try_into().ok()
     }
     let [Some(r), Some(k), Some(v), Some(w), Some(kk), Some(b)] = x.map(sized) else { return false };
-    let Some(y) = F::as_f32_slice(y).and_then(|y| y.try_into().ok()) else { return false };
-    super::v7_wide::step(isa, y, s, &super::v7_wide::Token { r, k, v, w, kk, b })
+    let (Some(y), Some(removed)) = (filled(y), filled(removed)) else { return false };
+    super::v7_wide::step(isa, y, removed, s, &super::v7_wide::Token { r, k, v, w, kk, b })
 }
 
 /// One token; `y` and `removed` are zero. All `[n]`.

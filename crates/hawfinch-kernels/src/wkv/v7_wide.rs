@@ -20,20 +20,27 @@ pub struct Token<'a> {
     pub b: &'a [f32; USUAL],
 }
 
-/// Updates the state `[key, value]` and reads it. False when this instruction set has no loops of its own.
+/// Updates the state `[key, value]`, reads it into `y` and says what was `removed`. False when this instruction set has
+/// no loops of its own.
 #[inline(always)]
-pub fn step(isa: Isa, y: &mut [f32; USUAL], s: &mut [f32], x: &Token<'_>) -> bool {
+pub fn step(
+    isa: Isa,
+    y: &mut [f32; USUAL],
+    removed: &mut [f32; USUAL],
+    s: &mut [f32],
+    x: &Token<'_>,
+) -> bool {
     assert_eq!(s.len(), USUAL * USUAL);
     match isa.level() {
         // SAFETY: an Isa exists only where the machine has the instructions; the state's size was checked.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512(y, s, x) },
+        Level::Avx512 => unsafe { avx512(y, removed, s, x) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { avx2(y, s, x) },
+        Level::Avx2 => unsafe { avx2(y, removed, s, x) },
         // SAFETY: as above.
         #[cfg(target_arch = "aarch64")]
-        Level::Neon | Level::NeonDotprod | Level::NeonI8mm => unsafe { with_neon(y, s, x) },
+        Level::Neon | Level::NeonDotprod | Level::NeonI8mm => unsafe { with_neon(y, removed, s, x) },
         _ => return false,
     }
     true
@@ -44,7 +51,7 @@ macro_rules! width {
     ($name:ident, $features:literal, $per:literal, $set1:path, $zero:path, $load:path, $store:path, $mul:path,
      $fma:path, $fnma:path) => {
         #[target_feature(enable = $features)]
-        unsafe fn $name(y: &mut [f32; USUAL], s: &mut [f32], x: &Token<'_>) {
+        unsafe fn $name(y: &mut [f32; USUAL], out: &mut [f32; USUAL], s: &mut [f32], x: &Token<'_>) {
             const N: usize = 4;
             for at in (0..USUAL).step_by(N * $per) {
                 // SAFETY: columns at .. at + N registers of each row of the state.
@@ -74,6 +81,7 @@ macro_rules! width {
                     }
                     for n in 0..N {
                         $store(y.as_mut_ptr().add(at + n * $per), sum[n]);
+                        $store(out.as_mut_ptr().add(at + n * $per), removed[n]);
                     }
                 }
             }
