@@ -86,6 +86,21 @@ impl Level {
     }
 }
 
+/// Whether AMD made this processor.
+pub(crate) fn is_amd() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::__cpuid;
+        static AMD: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+            let vendor = __cpuid(0);
+            [vendor.ebx, vendor.edx, vendor.ecx] == [*b"Auth", *b"enti", *b"cAMD"].map(u32::from_le_bytes)
+        });
+        *AMD
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
 /// What multiplies tiles.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TileCode {

@@ -41,15 +41,5 @@ pub fn second<T>(p: *const T) {
 /// token, panels of 4 bits gave 31 of 34 or 43 of 58 GB/s in four streams, 33 of 34 or 56 of 58 in one. On Intel's
 /// (Sapphire Rapids) four streams read 28 GB/s where one read 18.
 pub fn by_name() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::__cpuid;
-        static AMD: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
-            let vendor = __cpuid(0);
-            [vendor.ebx, vendor.edx, vendor.ecx] == [*b"Auth", *b"enti", *b"cAMD"].map(u32::from_le_bytes)
-        });
-        !*AMD
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    true
+    !crate::isa::is_amd()
 }

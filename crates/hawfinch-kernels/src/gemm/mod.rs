@@ -14,15 +14,20 @@
 //! * `tiled.rs`: the same with AMX's tiles
 
 mod drive;
+#[cfg(target_arch = "x86_64")]
+mod pack_x86;
 mod portable;
 mod scalar;
 #[cfg(test)]
 mod tests;
 mod view;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 pub use view::View;
 
-use crate::{Isa, Level, Pool, Real};
+use crate::isa::{self, Isa, Level};
+use crate::{Pool, Real};
 
 /// How exactly products are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,10 +96,68 @@ pub fn gemm_strided<F: Real>(
         return;
     }
     let operands = Operands { c, c_row, into, a, b };
-    if isa.level() == Level::Scalar {
-        return scalar::gemm(pool, precision, operands);
+    Way::of(isa, precision).run(isa, pool, operands);
+}
+
+/// What multiplies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// The meaning itself.
+    Scalar { rounded: bool },
+    /// Numbers of f32 or f64, in panels.
+    Numbers { rounded: bool },
+    /// Pairs of bf16 by AVX512-BF16.
+    Pairs,
+}
+
+impl Way {
+    /// The fastest.
+    fn of(isa: Isa, precision: Precision) -> Way {
+        let rounded = precision == Precision::Bf16;
+        match isa.level() {
+            Level::Scalar => Way::Scalar { rounded },
+            Level::Avx512 if rounded && has_pairs() && isa::is_amd() => Way::Pairs,
+            _ => Way::Numbers { rounded },
+        }
     }
-    drive::run(&portable::Portable { isa, rounded: precision == Precision::Bf16 }, pool, operands);
+
+    fn run<F: Real>(self, isa: Isa, pool: &Pool, operands: Operands<'_, '_, F>) {
+        let rounded = match self {
+            Way::Scalar { rounded } => return scalar::gemm(pool, rounded, operands),
+            Way::Numbers { rounded } => rounded,
+            Way::Pairs => true,
+        };
+        let Operands { c, c_row, into, a, b } = operands;
+        if let (Some(a), Some(b)) = (a.as_f32(), b.as_f32()) {
+            let c = F::as_f32_slice(c).expect("numbers of the same type");
+            let operands = Operands { c, c_row, into, a, b };
+            match isa.level() {
+                #[cfg(target_arch = "x86_64")]
+                Level::Avx512 if self == Way::Pairs => {
+                    assert!(has_pairs());
+                    // SAFETY: an Isa exists only where the machine has the instructions, and it has those for pairs.
+                    drive::run(&unsafe { x86::Pairs512::new() }, pool, operands)
+                }
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: an Isa exists only where the machine has the instructions.
+                Level::Avx512 => drive::run(&unsafe { x86::Avx512::new(rounded) }, pool, operands),
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                Level::Avx2 => drive::run(&unsafe { x86::Avx2::new(rounded) }, pool, operands),
+                _ => drive::run(&portable::Portable { isa, rounded }, pool, operands),
+            }
+            return;
+        }
+        drive::run(&portable::Portable { isa, rounded }, pool, Operands { c, c_row, into, a, b });
+    }
+}
+
+/// Whether the machine multiplies pairs of bf16 in registers of AVX-512.
+fn has_pairs() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// What is multiplied, shapes compared: `c` `[m, n]`, `a` `[m, k]`, `b` `[k, n]`, none of them 0.

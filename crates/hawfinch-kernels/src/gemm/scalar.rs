@@ -1,6 +1,6 @@
 //! What a product means.
 
-use super::{DEPTH, Into, Operands, Precision, depth, rounded};
+use super::{DEPTH, Into, Operands, depth, rounded as to_bf16};
 use crate::pool::Parts;
 use crate::{Pool, Real};
 
@@ -8,10 +8,10 @@ use crate::{Pool, Real};
 const RUN: usize = 64;
 
 /// As [`super::gemm`].
-pub fn gemm<F: Real>(pool: &Pool, precision: Precision, operands: Operands<'_, '_, F>) {
+pub fn gemm<F: Real>(pool: &Pool, rounded: bool, operands: Operands<'_, '_, F>) {
     let Operands { c, c_row, into, a, b } = operands;
     let ([m, k], n) = (a.shape(), b.columns);
-    let number = |x: F| if precision == Precision::Bf16 { rounded(x) } else { x };
+    let number = |x: F| if rounded { to_bf16(x) } else { x };
     let depth = depth(k, DEPTH, 16);
     let c = Parts::new(c);
     pool.run(m, &|r| {

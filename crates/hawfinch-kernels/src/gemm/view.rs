@@ -74,6 +74,12 @@ impl<'a, F: Real> View<'a, F> {
         [self.rows, self.columns]
     }
 
+    /// The same of f32, when that is what the numbers are.
+    pub(super) fn as_f32(self) -> Option<View<'a, f32>> {
+        let View { data, rows, columns, row_stride, column_stride } = self;
+        F::as_f32s(data).map(|data| View { data, rows, columns, row_stride, column_stride })
+    }
+
     /// Number (r, c).
     #[inline(always)]
     pub(super) fn at(&self, r: usize, c: usize) -> F {
