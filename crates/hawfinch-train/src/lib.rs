@@ -1,3 +1,7 @@
 //! Trains RWKV models of every version, by the mathematics of the references.
 //!
 //! Nothing here knows of HTTP or of how a command line looks.
+
+pub mod groups;
+#[cfg(test)]
+mod testing;
