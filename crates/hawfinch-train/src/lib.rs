@@ -2,13 +2,19 @@
 //!
 //! - [`Tape`]: the operations of the architectures, recorded as they run and replayed backwards.
 //! - [`Parameters`]: the values that training changes, and their gradients.
+//! - [`Learner`]: a model on a tape; one call computes losses and gradients of a batch.
+//! - [`groups`]: which parameters learn faster, and which decay.
+//! - [`verify`]: gradients beside those of an independent implementation.
 //!
 //! Nothing here knows of HTTP or of how a command line looks.
 
 mod error;
+pub mod groups;
 mod learner;
 mod parameters;
 mod tape;
+#[cfg(test)]
+mod testing;
 pub mod verify;
 
 pub use error::{Error, Result};
