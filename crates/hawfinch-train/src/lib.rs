@@ -2,6 +2,10 @@
 //!
 //! Nothing here knows of HTTP or of how a command line looks.
 
+pub mod adamw;
+mod error;
 pub mod groups;
 #[cfg(test)]
 mod testing;
+
+pub use error::{Error, Result};

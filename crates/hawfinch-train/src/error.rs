@@ -1,0 +1,36 @@
+//! What can be wrong with a training run, each message one sentence: what, where, what to do.
+
+use hawfinch_model::Printable;
+
+/// Result with this crate's [`enum@Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that training can fail with.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A model file, or what is to become one.
+    #[error(transparent)]
+    Model(#[from] hawfinch_model::Error),
+    /// A gradient is NaN or infinite.
+    #[error(
+        "the gradient of `{name}` is not finite at step {step}: the run diverged or the weights were damaged; go on from \
+         an earlier checkpoint with a lower learning rate"
+    )]
+    Gradient {
+        /// Official name of the tensor.
+        name: String,
+        /// The step that was not made, from 1.
+        step: u64,
+    },
+    /// A request that makes no sense.
+    #[error("{}", Printable(.0))]
+    Request(String),
+}
+
+impl Error {
+    /// [`Error::Request`]
+    pub(crate) fn request(what: impl Into<String>) -> Error {
+        Error::Request(what.into())
+    }
+}
