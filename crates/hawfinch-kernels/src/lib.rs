@@ -5,6 +5,7 @@
 //! `t` tokens, `c` channels, `h` heads, `n` head size, `o` and `i` a matrix's outputs and inputs.
 //! Nothing here knows what a model is.
 
+pub mod adamw;
 mod ahead;
 pub mod block;
 pub mod buffer;

@@ -2,7 +2,7 @@
 //! pieces those of the whole. (Matrix products: beside their code.)
 
 use hawfinch_kernels::elementwise::{self, Binary, Unary};
-use hawfinch_kernels::{Isa, Pool, norm, wkv};
+use hawfinch_kernels::{Isa, Pool, adamw, norm, wkv};
 
 #[path = "../src/testing.rs"]
 mod testing;
@@ -50,6 +50,12 @@ fn element_by_element() {
         compare("scale_key", |isa| into(&|y| elementwise::scale_key(isa, y, &a, &b, &row)));
         compare("bonus", |isa| into(&|y| elementwise::bonus(isa, y, &a, &b, &wide, &a, &row, c)));
         compare("group_norm", |isa| into(&|y| norm::group_norm(isa, y, &wide, &row, &row, c, 1e-5)));
+        let step = adamw::Step::new(3, 1e-2, 0.1, (0.9, 0.99), 1e-18, 0.7);
+        compare("adamw", |isa| {
+            let (mut p, mut m, mut v) = (a.clone(), b.clone(), b.iter().map(|v| v * v).collect::<Vec<_>>());
+            adamw::update(isa, &mut p, &mut m, &mut v, &wide, &step);
+            [p, m, v].concat()
+        });
         compare("l2_normalize", |isa| into(&|y| norm::l2_normalize(isa, y, &wide, c)));
     }
 }

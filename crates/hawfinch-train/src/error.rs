@@ -1,29 +1,44 @@
-//! What can go wrong in training.
+//! What can be wrong with a training run, each message one sentence: what, where, what to do.
 
-/// Each says what is wrong and where.
+use hawfinch_model::Printable;
+
+/// Result with this crate's [`enum@Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that training can fail with.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A checkpoint that cannot be opened, or is no model.
+    /// A model file, or what is to become one.
     #[error(transparent)]
     Model(#[from] hawfinch_model::Error),
-    /// Weights that are not floats.
+    /// A gradient is NaN or infinite.
     #[error(
-        "`{name}` is stored as {dtype}; only floats can be trained: start from the checkpoint before it was quantised"
+        "the gradient of `{name}` is not finite at step {step}: the run diverged or the weights were damaged; go on from \
+         an earlier checkpoint with a lower learning rate"
     )]
+    Gradient {
+        /// Official name of the tensor.
+        name: String,
+        /// The step that was not made, from 1.
+        step: u64,
+    },
+    /// Weights that are not floats.
+    #[error("`{name}` is stored as {dtype}; only floats can be trained: start from the model before it was quantised")]
     Quantised {
-        /// The tensor.
+        /// Official name of the tensor.
         name: String,
         /// Its number format.
         dtype: String,
     },
-    /// A parameter that the model asks for and the checkpoint lacks.
-    #[error("the checkpoint has no parameter `{0}` to train")]
-    NoParameter(String),
-    /// Something given does not fit.
-    #[error("{0}")]
-    Invalid(String),
+    /// A request that makes no sense.
+    #[error("{}", Printable(.0))]
+    Request(String),
 }
 
-/// Of this crate.
-pub type Result<T> = std::result::Result<T, Error>;
+impl Error {
+    /// [`Error::Request`]
+    pub(crate) fn request(what: impl Into<String>) -> Error {
+        Error::Request(what.into())
+    }
+}

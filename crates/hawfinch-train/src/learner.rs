@@ -56,8 +56,8 @@ impl<F: Real> Learner<F> {
     /// No model, quantised weights, decays in rwkv.cpp's form.
     pub fn new(checkpoint: &Checkpoint, cpu: Cpu<F>, precision: Precision) -> Result<Self> {
         if checkpoint.decay_form == DecayForm::Exponentiated {
-            return Err(Error::Invalid(format!(
-                "{} holds decays in the form of rwkv.cpp; convert it to .pth or safetensors first",
+            return Err(Error::request(format!(
+                "{} is a file of rwkv.cpp, which holds the decays already exponentiated: train from the original model",
                 checkpoint.path.display()
             )));
         }
@@ -91,7 +91,7 @@ impl<F: Real> Learner<F> {
 
     fn check(&self, lesson: &Lesson<'_, F>) -> Result<()> {
         let (t, vocab) = (lesson.tokens.len(), self.config().vocab);
-        let invalid = |why: String| Err(Error::Invalid(why));
+        let invalid = |why: String| Err(Error::request(why));
         if lesson.lengths.contains(&0) || lesson.lengths.iter().sum::<usize>() != t || t == 0 {
             return invalid(format!("{t} tokens are no sequences of {:?}", lesson.lengths));
         }

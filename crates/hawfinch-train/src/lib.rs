@@ -3,15 +3,17 @@
 //! - [`Tape`]: the operations of the architectures, recorded as they run and replayed backwards.
 //! - [`Parameters`]: the values that training changes, and their gradients.
 //! - [`Learner`]: a model on a tape; one call computes losses and gradients of a batch.
-//! - [`groups`]: which parameters learn faster, and which decay.
+//! - [`groups`], [`schedule`], [`adamw`]: how parameters are updated.
 //! - [`verify`]: gradients beside those of an independent implementation.
 //!
 //! Nothing here knows of HTTP or of how a command line looks.
 
+pub mod adamw;
 mod error;
 pub mod groups;
 mod learner;
 mod parameters;
+pub mod schedule;
 mod tape;
 #[cfg(test)]
 mod testing;
