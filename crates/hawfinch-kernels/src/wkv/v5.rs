@@ -36,7 +36,7 @@ fn body<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, time_decay: &[F], bon
 #[inline(always)]
 fn saving<F: Real>(y: &Rows<F>, s: &mut [F], saved: &mut [F], x: Head<'_, F>, time_decay: &[F], bonus: &[F]) {
     let n = x.n;
-    let mut saved = Saved::new(saved, n);
+    let mut saved = Saved::new(saved, x.r.len() / x.c, n);
     let mut scratch = Scratch::<F, { 2 * USUAL }>::new(2 * n);
     let (w, u) = scratch.get().split_at_mut(n);
     constants(w, u, &x, time_decay, bonus);

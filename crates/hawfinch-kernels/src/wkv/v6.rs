@@ -37,7 +37,7 @@ fn body<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, d: &[F], bonus: &[F])
 #[inline(always)]
 fn saving<F: Real>(y: &Rows<F>, s: &mut [F], saved: &mut [F], x: Head<'_, F>, d: &[F], bonus: &[F]) {
     let n = x.n;
-    let mut saved = Saved::new(saved, n);
+    let mut saved = Saved::new(saved, x.r.len() / x.c, n);
     let u = &bonus[x.head * n..(x.head + 1) * n];
     let mut scratch = Scratch::<F, USUAL>::new(n);
     let w = scratch.get();

@@ -68,9 +68,9 @@ fn body<F: Real>(
     a: &[F],
 ) {
     let n = x.n;
-    let states = if saved.is_empty() { 0 } else { saved_len(x.r.len() / x.c, n) };
-    let (states, keep) = saved.split_at_mut(states);
-    let (mut states, mut keep) = (Saved::new(states, n), keep.chunks_exact_mut(n));
+    let t = x.r.len() / x.c;
+    let (states, keep) = saved.split_at_mut(if saved.is_empty() { 0 } else { saved_len(t, n) });
+    let (mut states, mut keep) = (Saved::new(states, t, n), keep.chunks_exact_mut(n));
     let rate = F::from_f64(-MAX_LOG_DECAY);
     let mut scratch = Scratch::<F, { 3 * USUAL }>::new(3 * n);
     let (w, rest) = scratch.get().split_at_mut(n);

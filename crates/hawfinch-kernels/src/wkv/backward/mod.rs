@@ -53,7 +53,9 @@ pub(super) struct Saved<'a, F> {
 }
 
 impl<'a, F: Real> Saved<'a, F> {
-    pub fn new(states: &'a mut [F], n: usize) -> Self {
+    /// For states before the runs of `t` tokens, or for none.
+    pub fn new(states: &'a mut [F], t: usize, n: usize) -> Self {
+        assert!(states.is_empty() || states.len() == saved_len(t, n), "room for the states that are kept");
         Saved { states: states.chunks_exact_mut(n * n), token: 0 }
     }
 

@@ -328,3 +328,149 @@ fn f32_is_near_f64_on_every_instruction_set() {
         }
     }
 }
+
+#[test]
+fn every_instruction_set_gives_the_same_bits() {
+    for version in VERSIONS {
+        for (n, t) in [(64, 1), (64, 2 * RUN + 7), (32, RUN + 9), (80, RUN), (5, 20)] {
+            let case = Case::new(version, n, t);
+            let want = case.backward::<f32>(Isa::SCALAR);
+            for isa in Isa::available() {
+                for ((got, want), name) in case.backward::<f32>(isa).iter().zip(&want).zip(names(version)) {
+                    let differ = got.iter().zip(want).position(|(a, b)| a.to_bits() != b.to_bits());
+                    assert_eq!(differ, None, "v{version}, heads of {n}, {t} tokens, {isa}: {name}");
+                }
+            }
+        }
+    }
+}
+
+/// A head's gradients are those of the same head alone: whatever else the thread does.
+#[test]
+fn heads_do_not_see_each_other() {
+    for version in VERSIONS {
+        let (n, t) = (64, RUN + 5);
+        let case = Case::new(version, n, t);
+        let together = case.backward::<f32>(Isa::best());
+        let mut other = case.clone();
+        let c = case.c();
+        // The other head's outputs have other gradients.
+        other.d_y.chunks_exact_mut(c).for_each(|row| row[..n].iter_mut().for_each(|g| *g = 0.3 - *g));
+        let alone = other.backward::<f32>(Isa::best());
+        for m in 0..3 {
+            let second = |d: &[Vec<f32>]| -> Vec<f32> {
+                d[m].chunks(c).flat_map(|row| row[row.len() / 2..].to_vec()).collect()
+            };
+            let same = second(&together) == second(&alone);
+            assert!(same && together[m] != alone[m], "v{version}, {}", names(version)[m]);
+        }
+    }
+}
+
+/// Decays that are exactly 0, that are 1 but for the last places, and whose parameters overflow e^x.
+#[test]
+fn whatever_the_decays_are_gradients_are_finite() {
+    for version in VERSIONS {
+        let mut case = Case::new(version, 64, 2 * RUN);
+        let decays = if version == 4 { 2 } else { 3 };
+        for (at, d) in case.of[decays].iter_mut().enumerate() {
+            *d = [*d, 20.0, -15.0, 120.0, -120.0][(at * 7 + at / 128) % 5];
+        }
+        let want = case.backward::<f64>(Isa::SCALAR);
+        let got = case.backward::<f32>(Isa::best());
+        for ((far, got), name) in apart(&got, &want).iter().zip(&got).zip(names(version)) {
+            assert!(got.iter().all(|d| d.is_finite()), "v{version}: {name}");
+            assert!(*far <= 2e-6, "v{version}: {name} is {far:e} away");
+        }
+    }
+}
+
+/// Back through two calls: the gradient of the state between them is passed on.
+#[test]
+fn two_calls_are_one() {
+    for version in VERSIONS {
+        let (n, t) = (5, 2 * RUN + 4);
+        let whole = Case::new(version, n, t);
+        let want = whole.backward::<f64>(Isa::SCALAR);
+        let c = whole.c();
+        let rows = |m: usize| whole.of[m].len() == t * c;
+        // Cut between runs and within one.
+        for cut in [RUN, RUN + 3] {
+            let part = |tokens: std::ops::Range<usize>| {
+                let mut part = whole.clone();
+                let cut = |x: &[f64]| x[tokens.start * c..tokens.end * c].to_vec();
+                (0..part.of.len()).filter(|m| rows(*m)).for_each(|m| part.of[m] = cut(&whole.of[m]));
+                part.d_y = cut(&whole.d_y);
+                part
+            };
+            let (mut first, mut second) = (part(0..cut), part(cut..t));
+            let states = if version == 4 { 4..6 } else { whole.of.len() - 1..whole.of.len() };
+            let between = first.forward::<f64>(Isa::SCALAR, false).1;
+            let count = between.len() / states.len();
+            for (m, s) in states.clone().zip(between.chunks_exact(count)) {
+                second.of[m] = s.to_vec();
+            }
+            second.pp.fill(0.0);
+            let late = second.backward::<f64>(Isa::SCALAR);
+            first.d_s = late[states].concat();
+            let early = first.backward::<f64>(Isa::SCALAR);
+            for (m, name) in names(version).iter().enumerate() {
+                let got = if rows(m) {
+                    [&early[m][..], &late[m][..]].concat()
+                } else if m + 1 == whole.of.len() || version == 4 && m == 4 {
+                    early[m].clone()
+                } else {
+                    early[m].iter().zip(&late[m]).map(|(a, b)| a + b).collect()
+                };
+                let far = apart(&[got], &want[m..=m])[0];
+                assert!(far <= 1e-13, "v{version}, cut at {cut}: {name} is {far:e} away");
+            }
+        }
+    }
+}
+
+/// v4 with exponents far from 0: a fresh state, whose own scale is e^-1e30, and keys that overflow e^x.
+#[test]
+fn the_gradient_of_a_fresh_state_of_v4_is_finite() {
+    let mut case = Case::new(4, 5, 12);
+    for (of, s) in [(4, 0.0), (5, 0.0)] {
+        case.of[of].fill(s);
+    }
+    case.d_s.fill(0.0);
+    // The gradient of the sums at exponent 0 does not depend on the exponent of a state that holds nothing.
+    let want = case.clone();
+    let at_zero = |case: &Case| {
+        let mut case = case.clone();
+        case.pp.fill(0.0);
+        case.backward::<f64>(Isa::SCALAR)
+    };
+    let want = at_zero(&want);
+    let x: Vec<Vec<f32>> = case.of.iter().map(|x| narrow(x)).collect();
+    let (c, d_y) = (case.c(), narrow::<f32>(&case.d_y));
+    let run = |k: &[f32]| {
+        let (mut d_k, mut d_v) = (x[0].clone(), x[0].clone());
+        let [mut a, mut b, mut exponent, mut time_decay, mut time_first] = [(); 5].map(|()| vec![0f32; c]);
+        let to =
+            Gradients4 { k: &mut d_k, v: &mut d_v, time_decay: &mut time_decay, time_first: &mut time_first };
+        let state = StateGradient4 { a: &mut a, b: &mut b, exponent: &mut exponent };
+        let fresh = vec![-1e30f32; c];
+        let s = [&x[4][..], &x[5], &fresh];
+        wkv4_backward(Isa::best(), &Pool::new(1), to, state, s, &d_y, k, &x[1], &x[2], &x[3]);
+        (vec![d_k, d_v, time_decay, time_first], [a, b], exponent)
+    };
+    let (d, sums, exponent) = run(&x[0]);
+    let unscaled = sums.map(|s| s.iter().zip(&exponent).map(|(s, e)| s * e.exp()).collect::<Vec<f32>>());
+    let got: Vec<Vec<f32>> = d.into_iter().chain(unscaled).collect();
+    for (far, name) in apart(&got, &want).iter().zip(names(4)) {
+        assert!(*far <= 2e-6, "{name} is {far:e} away");
+    }
+    // All keys 200 higher: outputs and their gradients are the same, the scale of the state's gradient is e^-200.
+    let far: Vec<f32> = x[0].iter().map(|k| k + 200.0).collect();
+    let (d, sums, high) = run(&far);
+    let want: Vec<Vec<f64>> = got[..4].iter().map(|d| d.iter().map(|d| f64::from(*d)).collect()).collect();
+    for (far, name) in apart(&d, &want).iter().zip(names(4)) {
+        assert!(*far <= 1e-4, "{name} is {far:e} away: keys near 200 have no more places");
+    }
+    assert!(sums.concat().iter().all(|s| s.is_finite() && *s != 0.0));
+    assert!(high.iter().zip(&exponent).all(|(high, low)| (high - low + 200.0).abs() < 1e-3));
+}
