@@ -104,6 +104,15 @@ impl Sampler {
     }
 }
 
+/// Place `n` of `size` in an order that `seed` chooses: each place below `size` once.
+///
+/// # Panics
+/// When `n` is not below `size`.
+pub fn permutation(n: u64, size: u64, seed: u64) -> u64 {
+    assert!(n < size, "place {n} of {size}");
+    permute(n, size, mix(seed))
+}
+
 /// Bits of a number stirred (SplitMix64's last step).
 pub(crate) fn mix(n: u64) -> u64 {
     let n = n.wrapping_add(0x9E37_79B9_7F4A_7C15);

@@ -12,6 +12,9 @@ pub enum Error {
     /// A model file, or what is to become one.
     #[error(transparent)]
     Model(#[from] hawfinch_model::Error),
+    /// A data set that cannot be read.
+    #[error(transparent)]
+    Data(#[from] hawfinch_data::Error),
     /// A gradient is NaN or infinite.
     #[error(
         "the gradient of `{name}` is not finite at step {step}: the run diverged or the weights were damaged; go on from \
@@ -24,7 +27,9 @@ pub enum Error {
         step: u64,
     },
     /// Weights that are not floats.
-    #[error("`{name}` is stored as {dtype}; only floats can be trained: start from the model before it was quantised")]
+    #[error(
+        "`{name}` is stored as {dtype}; only floats can be trained: start from the model before it was quantised"
+    )]
     Quantised {
         /// Official name of the tensor.
         name: String,

@@ -9,6 +9,9 @@
 //! Nothing here knows of HTTP or of how a command line looks.
 
 pub mod adamw;
+pub mod batches;
+pub mod checkpoint;
+pub mod config;
 mod error;
 pub mod groups;
 mod learner;
@@ -17,6 +20,7 @@ pub mod schedule;
 mod tape;
 #[cfg(test)]
 mod testing;
+pub mod trainer;
 pub mod verify;
 
 pub use error::{Error, Result};

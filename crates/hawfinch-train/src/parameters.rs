@@ -48,6 +48,16 @@ impl<F: Real> Parameter<F> {
         &mut self.gradient
     }
 
+    /// Puts other values in their place, as many.
+    ///
+    /// # Panics
+    /// While a step's tensors hold the values, or when there are not as many.
+    pub fn set(&mut self, values: &[f32]) {
+        let own = self.value.get_mut().expect("no step is under way");
+        assert_eq!(own.len(), values.len(), "as many values");
+        own.iter_mut().zip(values).for_each(|(to, &v)| *to = F::from_f32(v));
+    }
+
     /// Values and gradients, to change.
     ///
     /// # Panics

@@ -46,6 +46,8 @@ enum Command {
     Detokenize(commands::detokenize::Args),
     /// Turn a corpus into a data set of tokens (.bin and .idx), and look into data sets
     Data(commands::data::Args),
+    /// Train a model, from nothing or from another model
+    Train(Box<commands::train::Args>),
     /// Give a text a vector from the model's activations
     Embed(commands::embed::Args),
     /// Prove that a model is computed right: against itself, or against given results
@@ -79,6 +81,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Tokenize(args)) => commands::tokenize::run(&args),
         Some(Command::Detokenize(args)) => commands::detokenize::run(&args),
         Some(Command::Data(args)) => commands::data::run(&args),
+        Some(Command::Train(args)) => commands::train::run(&args),
         Some(Command::Embed(args)) => commands::embed::run(&args),
         Some(Command::Verify(args)) => commands::verify::run(&args),
         Some(Command::Synthesize(args)) => commands::synthesize::run(&args),

@@ -51,7 +51,7 @@ impl DataTokenizer {
 }
 
 /// A tokenizer by its name, or from a file.
-fn named(name: &Path) -> anyhow::Result<Tokenizer> {
+pub fn named(name: &Path) -> anyhow::Result<Tokenizer> {
     Ok(match name.to_str() {
         Some("world") => Tokenizer::world(),
         Some("bytes") => Tokenizer::bytes(),

@@ -18,4 +18,5 @@ pub mod pull;
 pub mod quantize;
 pub mod synthesize;
 pub mod tokenize;
+pub mod train;
 pub mod verify;

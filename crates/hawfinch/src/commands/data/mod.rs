@@ -4,7 +4,7 @@ mod build;
 mod inspect;
 mod merge;
 mod report;
-mod watch;
+pub mod watch;
 
 use std::process::ExitCode;
 

@@ -1,0 +1,309 @@
+//! From a data set to batches. Which tokens a sample has is a function of its number alone, so a run that goes on needs to
+//! know nothing but the number of its next sample.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hawfinch_data::binidx::Reader;
+use hawfinch_data::sampler::{Sampler, permutation};
+
+use crate::config::Order;
+use crate::{Error, Result};
+
+/// Sequences to learn from: their tokens lie one after the other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Tokens of each sequence; each starts from a fresh state. None is 0.
+    pub lengths: Vec<usize>,
+    /// All tokens.
+    pub tokens: Vec<u32>,
+    /// What follows each.
+    pub targets: Vec<u32>,
+    /// Whether each target counts.
+    pub counts: Vec<bool>,
+}
+
+impl Batch {
+    /// Targets that count.
+    pub fn counted(&self) -> usize {
+        self.counts.iter().filter(|c| **c).count()
+    }
+
+    /// Adds a sequence: `ids` and each one's successor.
+    fn push(&mut self, ids: &[u32]) {
+        let Some((_, targets)) = ids.split_first().filter(|(_, targets)| !targets.is_empty()) else { return };
+        self.lengths.push(targets.len());
+        self.tokens.extend(&ids[..targets.len()]);
+        self.targets.extend(targets);
+        self.counts.resize(self.tokens.len(), true);
+    }
+}
+
+/// A data set, in an order.
+pub struct Batches {
+    reader: Reader,
+    ctx: u64,
+    kind: Kind,
+}
+
+enum Kind {
+    /// Windows of `ctx` tokens, wherever documents end: states are not reset there, as in the references.
+    Windows(Sampler),
+    /// The same, one after the other; the last may be shorter.
+    InOrder,
+    /// Whole documents.
+    Packed {
+        seed: u64,
+        /// Tokens of a pass: the same for each.
+        tokens: u64,
+        pass: Mutex<Option<Arc<Pass>>>,
+    },
+}
+
+/// One pass over the documents of a packed order.
+struct Pass {
+    number: u64,
+    /// Tokens that have a successor in their document, in all documents before the n-th of the order.
+    before: Vec<u64>,
+}
+
+impl Batches {
+    /// A data set (NAME of NAME.bin and NAME.idx) in an order, in samples of `ctx` tokens.
+    ///
+    /// # Errors
+    /// Files that are no data set; data that is empty, or too small for the reference's order.
+    pub fn open(name: &Path, order: Order, ctx: usize, seed: u64) -> Result<Batches> {
+        let reader = open(name)?;
+        let (tokens, ctx) = (reader.tokens(), ctx as u64);
+        let kind = match order {
+            Order::MagicPrime => Kind::Windows(Sampler::magic_prime(tokens, ctx)?),
+            Order::Shuffle if tokens <= ctx => Kind::InOrder,
+            Order::Shuffle => Kind::Windows(Sampler::shuffle(tokens, ctx, seed)?),
+            Order::Packed => Kind::Packed { seed, tokens: 0, pass: Mutex::default() },
+        };
+        let mut batches = Batches { reader, ctx, kind };
+        if order == Order::Packed {
+            let of_pass = batches.pass(0)?.tokens();
+            if let Kind::Packed { tokens, .. } = &mut batches.kind {
+                *tokens = of_pass;
+            }
+        }
+        if batches.samples() == 0 {
+            let path = batches.reader.path().display();
+            return Err(Error::request(format!(
+                "{path} has no document of two tokens: there is nothing to learn from"
+            )));
+        }
+        Ok(batches)
+    }
+
+    /// A data set from its first token to its last, for validation.
+    ///
+    /// # Errors
+    /// As [`Batches::open`].
+    pub fn in_order(name: &Path, ctx: usize) -> Result<Batches> {
+        Ok(Batches { reader: open(name)?, ctx: ctx as u64, kind: Kind::InOrder })
+    }
+
+    /// Tokens of the data set.
+    pub fn tokens(&self) -> u64 {
+        self.reader.tokens()
+    }
+
+    /// Samples of one pass.
+    pub fn samples(&self) -> u64 {
+        match &self.kind {
+            Kind::Windows(sampler) => sampler.period(),
+            Kind::InOrder => self.tokens().saturating_sub(1).div_ceil(self.ctx),
+            // A document's last token has no successor.
+            Kind::Packed { tokens, .. } => tokens.div_ceil(self.ctx),
+        }
+    }
+
+    /// Samples `first ..`, so many; after the last of a pass comes the first of the next. An order of validation has one
+    /// pass.
+    ///
+    /// # Errors
+    /// The data set is damaged.
+    pub fn batch(&self, first: u64, count: usize) -> Result<Batch> {
+        let mut batch = Batch::default();
+        for n in first..first + count as u64 {
+            self.sample(n, &mut batch)?;
+        }
+        Ok(batch)
+    }
+
+    fn sample(&self, n: u64, batch: &mut Batch) -> Result<()> {
+        let mut ids = Vec::new();
+        match &self.kind {
+            Kind::Windows(sampler) => {
+                self.reader.read(sampler.start(n + 1), self.ctx + 1, &mut ids)?;
+                batch.push(&ids);
+            }
+            Kind::InOrder => {
+                let start = n % self.samples() * self.ctx;
+                self.reader.read(start, (self.ctx + 1).min(self.tokens() - start), &mut ids)?;
+                batch.push(&ids);
+            }
+            Kind::Packed { .. } => {
+                let per_pass = self.samples();
+                let pass = self.pass(n / per_pass)?;
+                let from = n % per_pass * self.ctx;
+                let to = (from + self.ctx).min(pass.tokens());
+                // The first document that reaches into the sample.
+                let mut place = pass.before.partition_point(|before| *before <= from) - 1;
+                let mut at = from;
+                while at < to {
+                    let (begins, ends) = (pass.before[place], pass.before[place + 1]);
+                    if ends > at {
+                        let (first, _) = self.reader.span(self.document(pass.number, place as u64))?;
+                        ids.clear();
+                        self.reader.read(first + (at - begins), ends.min(to) - at + 1, &mut ids)?;
+                        batch.push(&ids);
+                        at = ends.min(to);
+                    }
+                    place += 1;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Which document stands at a place of a pass's order.
+    fn document(&self, pass: u64, place: u64) -> u64 {
+        let Kind::Packed { seed, .. } = &self.kind else { unreachable!("only documents have an order") };
+        permutation(place, self.reader.documents(), seed ^ pass.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+    }
+
+    /// The order of a pass: computed when it is first asked for, eight bytes a document.
+    fn pass(&self, number: u64) -> Result<Arc<Pass>> {
+        let Kind::Packed { pass, .. } = &self.kind else { unreachable!("only documents have passes") };
+        let mut kept = pass.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pass) = kept.as_ref().filter(|p| p.number == number) {
+            return Ok(pass.clone());
+        }
+        let mut before = vec![0];
+        let mut sum = 0;
+        for place in 0..self.reader.documents() {
+            let (_, len) = self.reader.span(self.document(number, place))?;
+            sum += len.saturating_sub(1);
+            before.push(sum);
+        }
+        let pass = Arc::new(Pass { number, before });
+        *kept = Some(pass.clone());
+        Ok(pass)
+    }
+}
+
+impl Pass {
+    fn tokens(&self) -> u64 {
+        *self.before.last().expect("at least one")
+    }
+}
+
+fn open(name: &Path) -> Result<Reader> {
+    let reader = Reader::open(name)?;
+    if reader.tokens() < 2 {
+        let (path, tokens) = (reader.path().display(), reader.tokens());
+        return Err(Error::request(format!("{path} has {tokens} tokens: there is nothing to learn from")));
+    }
+    Ok(reader)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// A data set of documents of these lengths (an end token each); ids are places in the whole.
+    fn data(dir: &Path, lengths: &[usize]) -> std::path::PathBuf {
+        let name = dir.join("d");
+        let mut writer = hawfinch_data::binidx::Writer::create(&name).unwrap();
+        let mut id = 1u16;
+        for len in lengths {
+            let mut ids: Vec<u16> = (0..*len as u16).map(|n| id + n).collect();
+            id += *len as u16;
+            ids.push(0);
+            writer.push(&ids).unwrap();
+        }
+        writer.finish().unwrap();
+        name
+    }
+
+    /// How often each token is an input, and whether every target follows its input in its document.
+    fn seen(batches: &Batches, from: u64, samples: u64, across: bool) -> BTreeMap<u32, usize> {
+        let mut seen = BTreeMap::new();
+        for n in from..from + samples {
+            let batch = batches.batch(n, 1).unwrap();
+            assert_eq!(batch.lengths.iter().sum::<usize>(), batch.tokens.len());
+            assert_eq!(batch.counted(), batch.tokens.len());
+            for (token, target) in batch.tokens.iter().zip(&batch.targets) {
+                *seen.entry(*token).or_insert(0) += 1;
+                assert!(across || *token != 0, "the end of a document predicts nothing");
+                assert!(*target == token + 1 || *target == 0 || *token == 0, "{token} {target}");
+            }
+        }
+        seen
+    }
+
+    #[test]
+    fn packed_documents_are_read_once_a_pass_and_never_run_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let lengths = [3, 0, 1, 40, 7, 2, 0, 1, 1, 9];
+        let name = data(dir.path(), &lengths);
+        let total: usize = lengths.iter().sum();
+        for ctx in [1, 4, 8, 100] {
+            let b = Batches::open(&name, Order::Packed, ctx, 5).unwrap();
+            assert_eq!(b.samples(), (total as u64).div_ceil(ctx as u64));
+            let passes: Vec<_> = (0..2).map(|p| seen(&b, p * b.samples(), b.samples(), false)).collect();
+            for pass in passes {
+                assert!(pass.len() == total && pass.values().all(|n| *n == 1), "{ctx}: {pass:?}");
+            }
+            let largest = (0..b.samples()).map(|n| b.batch(n, 1).unwrap().tokens.len()).max().unwrap();
+            assert!(largest <= ctx);
+        }
+        let b = Batches::open(&name, Order::Packed, 8, 5).unwrap();
+        assert_ne!(b.batch(0, 3).unwrap(), b.batch(b.samples(), 3).unwrap(), "each pass has its order");
+        assert_eq!(b.batch(1, 2).unwrap(), {
+            let mut two = b.batch(1, 1).unwrap();
+            let next = b.batch(2, 1).unwrap();
+            two.lengths.extend(next.lengths);
+            two.tokens.extend(next.tokens);
+            two.targets.extend(next.targets);
+            two.counts.extend(next.counts);
+            two
+        });
+    }
+
+    #[test]
+    fn windows_of_data_of_any_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = data(dir.path(), &[100]);
+        let b = Batches::open(&name, Order::Shuffle, 16, 1).unwrap();
+        assert_eq!((b.samples(), b.batch(0, 2).unwrap().lengths), (6, vec![16, 16]));
+        assert!(seen(&b, 0, 6, true).values().all(|n| *n == 1));
+        // Shorter than a sample: all of it.
+        let b = Batches::open(&name, Order::Shuffle, 1000, 1).unwrap();
+        assert_eq!((b.samples(), b.batch(7, 2).unwrap().lengths), (1, vec![100, 100]));
+        let b = Batches::in_order(&name, 30).unwrap();
+        assert_eq!(
+            (0..b.samples()).map(|n| b.batch(n, 1).unwrap().lengths[0]).collect::<Vec<_>>(),
+            [30, 30, 30, 10]
+        );
+        assert!(
+            Batches::open(&name, Order::MagicPrime, 16, 1).err().unwrap().to_string().contains("shuffle")
+        );
+    }
+
+    #[test]
+    fn nothing_to_learn_from_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = data(dir.path(), &[0]);
+        for order in [Order::Shuffle, Order::Packed] {
+            let e = Batches::open(&name, order, 16, 1).err().unwrap().to_string();
+            assert!(e.contains("nothing to learn from"), "{e}");
+        }
+        let name = data(dir.path(), &[0, 0, 0]);
+        assert!(Batches::open(&name, Order::Packed, 16, 1).is_err());
+    }
+}

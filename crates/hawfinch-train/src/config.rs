@@ -1,0 +1,320 @@
+//! What a run is: every setting, with its default. As TOML it is flat, one key a setting; the command line has a flag of
+//! the same name for each.
+
+use std::path::PathBuf;
+
+use hawfinch_kernels::gemm::Precision;
+use hawfinch_model::Version;
+use serde::{Deserialize, Serialize};
+
+use crate::adamw::Settings;
+use crate::groups::Layerwise;
+use crate::schedule::{Length, Schedule, Shape};
+use crate::{Error, Result};
+
+/// In which order samples are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// Windows of the context's length in a seeded shuffle, for data of any size.
+    #[default]
+    Shuffle,
+    /// The reference's order, for data that is large enough for it.
+    MagicPrime,
+    /// Whole documents, each from a fresh state.
+    Packed,
+}
+
+/// Number type of the operands of matrix products.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operands {
+    /// bf16, sums in f32; weights and moments are f32 all the same.
+    #[default]
+    Bf16,
+    /// f32.
+    F32,
+}
+
+impl From<Operands> for Precision {
+    fn from(operands: Operands) -> Precision {
+        match operands {
+            Operands::Bf16 => Precision::Bf16,
+            Operands::F32 => Precision::Full,
+        }
+    }
+}
+
+/// All settings of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// Folder of the run: checkpoints, metrics, plots.
+    pub out: PathBuf,
+    /// The model to start from; without one, a new model of the sizes below.
+    pub from: Option<PathBuf>,
+    /// RWKV version of a new model: 4, 5.0, 5.1, 5.2, 6 or 7.
+    pub version: String,
+    /// Its layers.
+    pub layers: usize,
+    /// Its width.
+    pub width: usize,
+    /// Its head size.
+    pub head_size: usize,
+    /// Inner width of its channel mix; by default the reference's.
+    pub ffn_width: Option<usize>,
+    /// Rows of its embedding; by default what the tokenizer needs.
+    pub vocab: Option<usize>,
+    /// `world`, `bytes`, or a vocabulary file.
+    pub tokenizer: String,
+
+    /// A data set: NAME of NAME.bin and NAME.idx.
+    pub data: Option<PathBuf>,
+    /// Text files to make one of (as `data build` takes them), in the folder of the run.
+    pub text: Vec<String>,
+    /// A data set for validation; by default what was held out of `data`, if it lies beside it.
+    pub validation: Option<PathBuf>,
+    /// Part of the documents of `text` that is held out for validation.
+    pub held_out: f64,
+    /// In which order samples are read.
+    pub order: Order,
+    /// Tokens of a sample.
+    pub ctx: usize,
+    /// Samples of a micro-batch.
+    pub batch: usize,
+    /// Micro-batches of a step.
+    pub accumulate: usize,
+    /// Seed of the initialisation and of the order of samples.
+    pub seed: u64,
+
+    /// Steps of the run.
+    pub steps: Option<u64>,
+    /// Tokens of the run, in place of steps.
+    pub tokens: Option<u64>,
+    /// Passes over the data, in place of steps.
+    pub epochs: Option<f64>,
+
+    /// How the learning rate goes.
+    pub schedule: Shape,
+    /// Learning rate after warm-up.
+    pub lr: f64,
+    /// Learning rate at the end.
+    pub lr_final: Option<f64>,
+    /// Steps of warm-up.
+    pub warmup_steps: u64,
+    /// What the first step of warm-up is multiplied by.
+    pub warmup_start: f64,
+    /// Whether a resumed run warms up again, as the references do.
+    pub warmup_again: bool,
+    /// `wsd`: the part of the run in which the rate goes down.
+    pub decay_fraction: f64,
+    /// Weight decay of the matrices.
+    pub weight_decay: f64,
+    /// Where weight decay goes.
+    pub weight_decay_final: Option<f64>,
+    /// Which parameters learn faster.
+    pub layerwise: Layerwise,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Longest global gradient; 0: any.
+    pub clip: f64,
+    /// Factor of L2Wrap; 0: none.
+    pub l2wrap: f64,
+
+    /// Number type of the operands of matrix products.
+    pub precision: Operands,
+    /// Whether blocks are computed again on the way back: slower, in far less memory.
+    pub recompute: bool,
+
+    /// Steps between checkpoints.
+    pub save_every: u64,
+    /// Checkpoints that are kept, the best beside them.
+    pub keep: usize,
+    /// Steps between validations; 0: none but the last.
+    pub eval_every: u64,
+    /// Tokens of a validation at most.
+    pub eval_tokens: u64,
+    /// Steps between sample texts; 0: none.
+    pub sample_every: u64,
+    /// What sample texts begin with.
+    pub prompt: String,
+    /// A JSONL file of texts (`text`) whose last words are to be guessed at each validation.
+    pub probe: Option<PathBuf>,
+    /// Validations without a better loss after which the run ends; 0: never.
+    pub patience: u32,
+    /// Bad steps in a row after which the run goes back to its last checkpoint; 0: it never does.
+    pub rewind_after: u32,
+    /// What the learning rate is multiplied by then.
+    pub rewind_rate: f64,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        let (schedule, adam) = (Schedule::default(), Settings::default());
+        RunConfig {
+            out: "runs/new".into(),
+            from: None,
+            version: "7".into(),
+            layers: 12,
+            width: 768,
+            head_size: 64,
+            ffn_width: None,
+            vocab: None,
+            tokenizer: "world".into(),
+            data: None,
+            text: Vec::new(),
+            validation: None,
+            held_out: 0.0,
+            order: Order::default(),
+            ctx: 512,
+            batch: 8,
+            accumulate: 1,
+            seed: 1,
+            steps: None,
+            tokens: None,
+            epochs: None,
+            schedule: schedule.shape,
+            lr: schedule.lr_init,
+            lr_final: None,
+            warmup_steps: schedule.warmup_steps,
+            warmup_start: schedule.warmup_start,
+            warmup_again: schedule.warmup_again,
+            decay_fraction: schedule.decay_fraction,
+            weight_decay: schedule.weight_decay,
+            weight_decay_final: schedule.weight_decay_final,
+            layerwise: Layerwise::default(),
+            beta1: adam.beta1,
+            beta2: adam.beta2,
+            eps: adam.eps,
+            clip: adam.clip,
+            l2wrap: crate::verify::L2WRAP,
+            precision: Operands::default(),
+            recompute: false,
+            save_every: 500,
+            keep: 2,
+            eval_every: 500,
+            eval_tokens: 1 << 18,
+            sample_every: 0,
+            prompt: "\n".into(),
+            probe: None,
+            patience: 0,
+            rewind_after: 3,
+            rewind_rate: 0.5,
+        }
+    }
+}
+
+impl RunConfig {
+    /// The version of a new model.
+    ///
+    /// # Errors
+    /// There is no such version.
+    pub fn rwkv_version(&self) -> Result<Version> {
+        Version::from_number(&self.version).ok_or_else(|| {
+            let known = "4, 5.0, 5.1, 5.2, 6, 7";
+            Error::request(format!("version `{}` is none of RWKV's ({known})", self.version))
+        })
+    }
+
+    /// Tokens of a step, over all micro-batches.
+    pub fn tokens_per_step(&self) -> u64 {
+        (self.ctx * self.batch * self.accumulate) as u64
+    }
+
+    /// How the learning rate goes.
+    pub fn schedule(&self) -> Schedule {
+        Schedule {
+            shape: self.schedule,
+            lr_init: self.lr,
+            lr_final: self.lr_final.unwrap_or(self.lr / 10.0),
+            warmup_steps: self.warmup_steps,
+            warmup_start: self.warmup_start,
+            warmup_again: self.warmup_again,
+            decay_fraction: self.decay_fraction,
+            weight_decay: self.weight_decay,
+            weight_decay_final: self.weight_decay_final,
+        }
+    }
+
+    /// The optimiser's constants.
+    pub fn adamw(&self) -> Settings {
+        Settings { beta1: self.beta1, beta2: self.beta2, eps: self.eps, clip: self.clip }
+    }
+
+    /// How long the run is over data of so many tokens.
+    ///
+    /// # Errors
+    /// None, or more than one, of `steps`, `tokens` and `epochs` is given.
+    pub fn length(&self, data_tokens: u64) -> Result<Length> {
+        let per = self.tokens_per_step();
+        match (self.steps, self.tokens, self.epochs) {
+            (Some(steps), None, None) => Ok(Length::of_steps(steps, per)),
+            (None, Some(tokens), None) => Ok(Length::of_tokens(tokens, per)),
+            (None, None, Some(epochs)) if epochs > 0.0 && epochs.is_finite() => {
+                Ok(Length::of_tokens(((data_tokens as f64 * epochs) as u64).max(1), per))
+            }
+            (None, None, Some(epochs)) => {
+                Err(Error::request(format!("{epochs} epochs are no length of a run")))
+            }
+            (None, None, None) => {
+                Err(Error::request("say how long the run is: give one of `steps`, `tokens` and `epochs`"))
+            }
+            _ => Err(Error::request("give only one of `steps`, `tokens` and `epochs`")),
+        }
+    }
+
+    /// Checks what can be checked without opening anything.
+    ///
+    /// # Errors
+    /// One sentence: what does not make sense.
+    pub fn check(&self) -> Result<()> {
+        self.rwkv_version()?;
+        self.adamw().check()?;
+        let positive = [
+            ("layers", self.layers),
+            ("width", self.width),
+            ("head-size", self.head_size),
+            ("ctx", self.ctx),
+            ("batch", self.batch),
+            ("accumulate", self.accumulate),
+            ("keep", self.keep),
+        ];
+        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(Error::request(format!("`{key}` is 0; it must be at least 1")));
+        }
+        let limits =
+            [("layers", self.layers, 1024), ("width", self.width, 1 << 16), ("ctx", self.ctx, 1 << 24)];
+        if let Some((key, value, most)) = limits.iter().find(|(_, value, most)| value > most) {
+            return Err(Error::request(format!("`{key}` is {value}; at most {most} makes sense")));
+        }
+        if self.save_every == 0 {
+            return Err(Error::request(
+                "`save-every` is 0; a run that never saves loses all when it is stopped",
+            ));
+        }
+        if !(0.0..0.5).contains(&self.held_out) {
+            let why = format!("`held-out` is {}; it must be a part below 0.5, such as 0.01", self.held_out);
+            return Err(Error::request(why));
+        }
+        if !(self.l2wrap >= 0.0 && self.l2wrap.is_finite()) {
+            return Err(Error::request(format!("`l2wrap` is {}; the references use 1e-4", self.l2wrap)));
+        }
+        if !(self.rewind_rate > 0.0 && self.rewind_rate <= 1.0) {
+            return Err(Error::request(format!(
+                "`rewind-rate` is {}; it must be above 0, at most 1",
+                self.rewind_rate
+            )));
+        }
+        match (&self.data, self.text.is_empty()) {
+            (None, true) => {
+                Err(Error::request("say what to train on: `data` (a data set) or `text` (files of text)"))
+            }
+            (Some(_), false) => Err(Error::request("give `data` or `text`, not both")),
+            _ => Ok(()),
+        }
+    }
+}

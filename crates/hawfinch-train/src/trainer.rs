@@ -1,0 +1,457 @@
+//! A run: steps, validations, checkpoints, and what happens when something goes wrong.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use hawfinch_kernels::cross_entropy::Targets;
+use hawfinch_model::checkpoint::Checkpoint;
+use hawfinch_model::cpu::Cpu;
+
+use crate::adamw::{self, AdamW};
+use crate::batches::{Batch, Batches};
+use crate::checkpoint::{self, Found, Loaded, Progress};
+use crate::config::RunConfig;
+use crate::schedule::{Length, Schedule};
+use crate::{Error, Learner, Lesson, Result, groups};
+
+/// One step, as it went.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepReport {
+    /// Its number, from 1.
+    pub step: u64,
+    /// Tokens learned from so far.
+    pub tokens: u64,
+    /// Mean loss of its tokens, nats.
+    pub loss: f64,
+    /// Smoothed over some hundred steps.
+    pub smooth_loss: f64,
+    /// Learning rate, before the groups' factors.
+    pub lr: f64,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Length of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Seconds of training so far.
+    pub seconds: f64,
+    /// Tokens a second of this step.
+    pub tokens_per_second: f64,
+    /// Whether it was left out: its loss or gradient was not finite.
+    pub skipped: bool,
+}
+
+/// One validation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EvalReport {
+    /// After which step.
+    pub step: u64,
+    /// Tokens learned from so far.
+    pub tokens: u64,
+    /// Mean loss, nats a token.
+    pub loss: f64,
+    /// The same in bits a byte of text, where tokens' bytes are known.
+    pub bits_per_byte: Option<f64>,
+    /// Whether it is the best so far.
+    pub best: bool,
+}
+
+/// What is told of a run while it goes.
+pub trait Observer {
+    /// A step was made.
+    fn step(&mut self, _report: &StepReport) {}
+    /// It was validated.
+    fn evaluated(&mut self, _report: &EvalReport) {}
+    /// A checkpoint was written.
+    fn saved(&mut self, _found: &Found) {}
+    /// Something a person should know.
+    fn note(&mut self, _step: u64, _text: &str) {}
+    /// The run went back to a checkpoint: what was told of later steps does not count.
+    fn rewound(&mut self, _to: u64) {}
+    /// It is time for samples of these weights.
+    fn sample(&mut self, _step: u64, _weights: &Checkpoint) {}
+}
+
+/// Why a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// All steps are made.
+    Done,
+    /// Validation did not get better for long enough.
+    NoBetter,
+    /// It was asked to stop.
+    Stopped,
+}
+
+/// Loss is smoothed by 1 - 1/this a step.
+const SMOOTH: f64 = 50.0;
+/// Rewinds after which a run gives up.
+const REWINDS: u32 = 5;
+
+/// What a run reads.
+pub struct Data {
+    /// Samples to learn from.
+    pub train: Batches,
+    /// Samples to validate on.
+    pub validation: Option<Batches>,
+    /// Bytes of each token, for bits a byte.
+    pub token_bytes: Option<Vec<u32>>,
+    /// What tells this data from other data.
+    pub fingerprint: String,
+}
+
+/// A run.
+pub struct Trainer {
+    config: RunConfig,
+    learner: Learner<f32>,
+    optimizer: AdamW,
+    schedule: Schedule,
+    length: Length,
+    data: Data,
+    progress: Progress,
+    /// Steps of this process.
+    since_start: u64,
+    /// Bad steps in a row.
+    bad: u32,
+    metadata: std::collections::BTreeMap<String, String>,
+}
+
+impl Trainer {
+    /// A run from its first step, from these weights.
+    ///
+    /// # Errors
+    /// Settings that make no sense, weights that cannot be trained.
+    pub fn new(config: RunConfig, weights: &Checkpoint, cpu: Cpu<f32>, data: Data) -> Result<Trainer> {
+        config.check()?;
+        let progress = Progress::new(data.fingerprint.clone(), config.seed);
+        Self::with(config, weights, cpu, data, progress)
+    }
+
+    /// A run from where a checkpoint says it stood.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`]; a checkpoint of another shape or of other data.
+    pub fn resume(config: RunConfig, from: &Loaded, cpu: Cpu<f32>, data: Data) -> Result<Trainer> {
+        config.check()?;
+        if from.progress.data != data.fingerprint {
+            return Err(Error::request(
+                "the run was trained on other data: give the same, or another folder to `out` with this model as `from`",
+            ));
+        }
+        let mut trainer = Self::with(config, &from.model, cpu, data, from.progress.clone())?;
+        from.restore(&mut trainer.optimizer)?;
+        Ok(trainer)
+    }
+
+    fn with(
+        config: RunConfig,
+        weights: &Checkpoint,
+        cpu: Cpu<f32>,
+        data: Data,
+        progress: Progress,
+    ) -> Result<Trainer> {
+        let mut learner = Learner::new(weights, cpu, config.precision.into())?;
+        learner.set_recomputing(config.recompute);
+        let length = config.length(data.train.tokens())?;
+        let schedule = config.schedule();
+        schedule.check(&length)?;
+        let version = learner.config().version;
+        let tensors: Vec<_> = learner
+            .tape()
+            .parameters()
+            .list()
+            .iter()
+            .filter(|p| p.is_trained())
+            .map(|p| {
+                let group = groups::group(version, config.layerwise, &p.name, &p.shape);
+                (p.name.clone(), p.value().len(), group)
+            })
+            .collect();
+        let optimizer = AdamW::new(config.adamw(), tensors);
+        let metadata = weights.metadata.clone();
+        Ok(Trainer {
+            config,
+            learner,
+            optimizer,
+            schedule,
+            length,
+            data,
+            progress,
+            since_start: 0,
+            bad: 0,
+            metadata,
+        })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &RunConfig {
+        &self.config
+    }
+
+    /// Where it stands.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// How long it is.
+    pub fn length(&self) -> &Length {
+        &self.length
+    }
+
+    /// The model in training.
+    pub fn learner(&self) -> &Learner<f32> {
+        &self.learner
+    }
+
+    /// The weights as they are now.
+    pub fn weights(&self) -> Checkpoint {
+        self.learner.tape().parameters().checkpoint(self.metadata.clone())
+    }
+
+    /// Runs until the end, or until `stop` is set; then what was learned is saved.
+    ///
+    /// # Errors
+    /// Data that cannot be read; a run that diverges again and again; the last checkpoint cannot be written.
+    pub fn run(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<End> {
+        let mut saved = self.progress.step;
+        // A run that diverges before its first checkpoint has its beginning to go back to.
+        if self.progress.step == 0 && self.config.rewind_after > 0 {
+            self.save(observer)?;
+        }
+        let end = loop {
+            if self.progress.step >= self.length.steps {
+                break End::Done;
+            }
+            if stop.load(Ordering::Relaxed) {
+                break End::Stopped;
+            }
+            let report = self.step()?;
+            observer.step(&report);
+            if self.bad > 0 && self.bad == self.config.rewind_after {
+                self.rewind(observer)?;
+                saved = self.progress.step;
+                continue;
+            }
+            let step = self.progress.step;
+            let due = |every: u64| every > 0 && step.is_multiple_of(every);
+            if due(self.config.sample_every) {
+                observer.sample(step, &self.weights());
+            }
+            if (due(self.config.eval_every) || step == self.length.steps) && self.bad == 0 {
+                self.validate(observer)?;
+            }
+            // What a bad step left is not worth going back to.
+            if due(self.config.save_every) && self.bad == 0 {
+                match self.save(observer) {
+                    Ok(()) => saved = step,
+                    // The disk may have room again by the next time; what is in memory goes on.
+                    Err(e) => observer.note(step, &format!("the checkpoint could not be written: {e}")),
+                }
+            }
+            if self.config.patience > 0 && self.progress.since_best >= self.config.patience {
+                break End::NoBetter;
+            }
+        };
+        if saved != self.progress.step {
+            self.save(observer)?;
+        }
+        Ok(end)
+    }
+
+    /// One step of the optimiser: micro-batches whose gradients are added up as if they were one.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    pub fn step(&mut self) -> Result<StepReport> {
+        let began = Instant::now();
+        let point = self.schedule.at(&self.length, self.progress.step, self.since_start);
+        let micro: Vec<Batch> = (0..self.config.accumulate)
+            .map(|n| {
+                let first = self.progress.sample + (n * self.config.batch) as u64;
+                self.data.train.batch(first, self.config.batch)
+            })
+            .collect::<Result<_>>()?;
+        // Every token of the whole step counts the same.
+        let counted: usize = micro.iter().map(Batch::counted).sum();
+        let weight = 1.0 / counted.max(1) as f32;
+        self.learner.tape().parameters_mut().clear_gradients();
+        let mut loss = 0.0;
+        for batch in &micro {
+            let weights: Vec<f32> = batch.counts.iter().map(|c| if *c { weight } else { 0.0 }).collect();
+            let targets = Targets { ids: &batch.targets, weights: &weights, l2wrap: self.config.l2wrap };
+            let lengths = &batch.lengths;
+            let lesson = Lesson { lengths, tokens: &batch.tokens, targets, initial: None, d_last: None };
+            let learned = self.learner.learn(&lesson)?;
+            let counting = learned.losses.each.iter().zip(&batch.counts).filter(|(_, c)| **c);
+            loss += counting.map(|(l, _)| l).sum::<f64>() / counted.max(1) as f64;
+        }
+        let lr = point.lr * self.progress.rate_factor;
+        let updated = if loss.is_finite() { self.update(lr, point.weight_decay)? } else { None };
+        let p = &mut self.progress;
+        let (norm, skipped) = (updated.unwrap_or(f64::NAN), updated.is_none());
+        p.step += 1;
+        self.since_start += 1;
+        p.sample += (self.config.accumulate * self.config.batch) as u64;
+        if skipped {
+            p.skipped += 1;
+        } else {
+            p.tokens += micro.iter().map(|b| b.tokens.len() as u64).sum::<u64>();
+            let smooth = p.smooth_loss.map_or(loss, |s| s + (loss - s) / SMOOTH.min(p.updates as f64 + 1.0));
+            p.smooth_loss = Some(smooth);
+            p.updates += 1;
+        }
+        // Worse by half than knowing nothing: what was learned is lost.
+        let lost = loss > 1.5 * (self.learner.config().vocab as f64).ln();
+        self.bad = if skipped || lost { self.bad + 1 } else { 0 };
+        let took = began.elapsed().as_secs_f64();
+        self.progress.seconds += took;
+        let tokens: usize = micro.iter().map(|b| b.tokens.len()).sum();
+        Ok(StepReport {
+            step: self.progress.step,
+            tokens: self.progress.tokens,
+            loss,
+            smooth_loss: self.progress.smooth_loss.unwrap_or(loss),
+            lr,
+            weight_decay: point.weight_decay,
+            grad_norm: norm,
+            seconds: self.progress.seconds,
+            tokens_per_second: tokens as f64 / took,
+            skipped,
+        })
+    }
+
+    /// Lets the optimiser make a step; the length of the gradient, or nothing if it was not finite.
+    fn update(&mut self, lr: f64, weight_decay: f64) -> Result<Option<f64>> {
+        let tape = self.learner.tape();
+        let (isa, pool) = (tape.cpu().isa(), tape.cpu().pool().clone());
+        let mut parameters = tape.parameters_mut();
+        let mut list: Vec<adamw::Parameter<'_>> = parameters
+            .list_mut()
+            .iter_mut()
+            .filter(|p| p.is_trained())
+            .map(|p| {
+                let (values, gradient) = p.both_mut();
+                adamw::Parameter { values, gradient }
+            })
+            .collect();
+        match self.optimizer.step(isa, &pool, &mut list, adamw::Rates { lr, weight_decay }, 1.0) {
+            Ok(report) => Ok(Some(report.norm)),
+            Err(Error::Gradient { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The mean loss over the validation set.
+    ///
+    /// # Errors
+    /// Data that cannot be read.
+    pub fn evaluate(&self) -> Result<Option<(f64, Option<f64>)>> {
+        let Some(set) = &self.data.validation else { return Ok(None) };
+        let per = (self.config.ctx * self.config.batch) as u64;
+        let (mut loss, mut counted, mut bytes, mut first) = (0.0, 0u64, 0u64, 0u64);
+        while counted < self.config.eval_tokens.max(per) && first < set.samples() {
+            let take = self.config.batch.min((set.samples() - first) as usize);
+            let batch = set.batch(first, take)?;
+            first += take as u64;
+            let weights = vec![0.0; batch.tokens.len()];
+            let targets = Targets { ids: &batch.targets, weights: &weights, l2wrap: 0.0 };
+            let lengths = &batch.lengths;
+            let lesson = Lesson { lengths, tokens: &batch.tokens, targets, initial: None, d_last: None };
+            let learned = self.learner.evaluate(&lesson)?;
+            let rows = learned.losses.each.iter().zip(&batch.targets).zip(&batch.counts);
+            for ((l, target), _) in rows.filter(|(_, c)| **c) {
+                loss += l;
+                counted += 1;
+                bytes += self.data.token_bytes.as_ref().map_or(0, |b| u64::from(b[*target as usize]));
+            }
+        }
+        if counted == 0 {
+            return Ok(None);
+        }
+        let bits = (bytes > 0).then(|| loss / std::f64::consts::LN_2 / bytes as f64);
+        Ok(Some((loss / counted as f64, bits)))
+    }
+
+    fn validate(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let Some((loss, bits_per_byte)) = self.evaluate()? else { return Ok(()) };
+        let p = &mut self.progress;
+        let best = loss.is_finite() && p.best.is_none_or(|(least, _)| loss < least);
+        if best {
+            (p.best, p.since_best) = (Some((loss, p.step)), 0);
+        } else {
+            p.since_best += 1;
+        }
+        let (step, tokens) = (p.step, p.tokens);
+        observer.evaluated(&EvalReport { step, tokens, loss, bits_per_byte, best });
+        if best && !step.is_multiple_of(self.config.save_every) {
+            // So that the best weights can be had.
+            self.save(observer)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a checkpoint and removes old ones.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let found = checkpoint::write(&self.config.out, &self.weights(), &self.optimizer, &self.progress)?;
+        checkpoint::prune(&self.config.out, self.config.keep, self.progress.best.map(|(_, step)| step))?;
+        observer.saved(&found);
+        Ok(())
+    }
+
+    /// Goes back to the last checkpoint, with a lower learning rate and past the samples that went wrong.
+    fn rewind(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let (step, sample, skipped) = (self.progress.step, self.progress.sample, self.progress.skipped);
+        let rewinds = self.progress.rewinds + 1;
+        if rewinds > REWINDS {
+            return Err(Error::request(format!(
+                "the run diverged again at step {step}, after going back {REWINDS} times: begin with a lower learning rate or a longer warm-up"
+            )));
+        }
+        let found = checkpoint::list(&self.config.out)?.pop();
+        let Some(found) = found else {
+            return Err(Error::request(format!(
+                "the run diverged at step {step} and there is no checkpoint to go back to: begin with a lower learning rate"
+            )));
+        };
+        let loaded = checkpoint::load(&found)?;
+        let factor = self.progress.rate_factor * self.config.rewind_rate;
+        loaded.restore(&mut self.optimizer)?;
+        self.put(&loaded)?;
+        let seconds = self.progress.seconds;
+        self.progress =
+            Progress { sample, skipped, rewinds, rate_factor: factor, seconds, ..loaded.progress };
+        self.bad = 0;
+        observer.rewound(found.step);
+        observer.note(
+            found.step,
+            &format!(
+                "the run diverged at step {step}: it goes on from step {}, at {factor} of its learning rate",
+                found.step
+            ),
+        );
+        Ok(())
+    }
+
+    /// Puts a checkpoint's weights in the place of those in training.
+    fn put(&self, loaded: &Loaded) -> Result<()> {
+        let mut parameters = self.learner.tape().parameters_mut();
+        for p in parameters.list_mut() {
+            let values = loaded.model.get(&p.name).map(|t| t.to_f32()).filter(|v| v.len() == p.value().len());
+            let Some(values) = values else {
+                return Err(Error::request(format!("the checkpoint has no `{}` of this shape", p.name)));
+            };
+            p.set(&values);
+        }
+        Ok(())
+    }
+}
+
+/// The last checkpoint of a run, if it has any.
+///
+/// # Errors
+/// As [`checkpoint::list`].
+pub fn last(run: &Path) -> Result<Option<Found>> {
+    Ok(checkpoint::list(run)?.pop())
+}

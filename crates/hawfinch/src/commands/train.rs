@@ -1,0 +1,183 @@
+//! `hawfinch train`: from data to a model.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use hawfinch_kernels::peak;
+use hawfinch_model::{Checkpoint, Cpu};
+use hawfinch_tokenizer::Tokenizer;
+use hawfinch_train::batches::Batches;
+use hawfinch_train::checkpoint;
+use hawfinch_train::config::{Operands, RunConfig};
+use hawfinch_train::init::{self, NewModel};
+use hawfinch_train::trainer::{Data, End, Trainer};
+
+use crate::fail::usage;
+use crate::model_args::{check_environment, open_checkpoint};
+use crate::output::note;
+use crate::signal;
+use crate::tokenizer_args::named;
+use crate::train::data;
+use crate::train::keys::{Keys, resolve};
+use crate::train::view::View;
+
+/// Arguments of `train`.
+#[derive(clap::Args, Debug)]
+#[command(
+    after_help = "CONFIG is a TOML file of the keys below, one a line (`width = 256`). A flag wins over the file.
+Paths in the file are relative to it, but `out` to where you are.
+
+The run is kept in its folder: checkpoints step-N (model.safetensors in them is a model that every
+command opens), metrics, curves. Given again, the same command goes on from the last checkpoint, to
+the bit as if it had never stopped. Ctrl-C saves and ends; the same command goes on.
+
+Examples:
+  hawfinch train recipes/tiny.toml
+  hawfinch train --text 'books/*.txt' --tokenizer bytes --layers 4 --width 256 --epochs 2 -o runs/books
+  hawfinch chat runs/tiny/step-00000500/model.safetensors"
+)]
+pub struct Args {
+    /// The settings of the run
+    #[arg(value_name = "CONFIG.toml")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    keys: Keys,
+}
+
+/// Trains, or goes on.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    check_environment()?;
+    let mut config = resolve(args.config.as_deref(), &args.keys)?;
+    config.check().map_err(|e| usage(e.to_string()))?;
+    let last = checkpoint::list(&config.out)?.pop();
+    // What the run began with decides the tokenizer; a new one has what was asked for.
+    let beginning = match (&last, &config.from) {
+        (None, Some(from)) => Some(open_checkpoint(from)?),
+        _ => None,
+    };
+    let tokenizer = tokenizer(&config, beginning.as_ref())?;
+    let names = data::find(&config, &tokenizer)?;
+    let train = Batches::open(&names.train, config.order, config.ctx, config.seed)?;
+    let validation = match &names.validation {
+        Some(name) => Some(Batches::in_order(name, config.ctx)?),
+        None => None,
+    };
+    let data = Data {
+        fingerprint: train.fingerprint(),
+        train,
+        validation,
+        token_bytes: Some(token_bytes(&tokenizer)),
+    };
+    let cpu = Cpu::<f32>::default();
+    let (isa, pool) = (cpu.isa(), cpu.pool().clone());
+    let mut trainer = match &last {
+        Some(found) => {
+            let loaded = checkpoint::load(found)?;
+            let trainer = Trainer::resume(config.clone(), &loaded, cpu, data)?;
+            note(format_args!("going on from {}", found.path.display()));
+            trainer
+        }
+        None => {
+            let weights = match beginning {
+                Some(weights) => weights,
+                None => new_model(&mut config, &tokenizer)?,
+            };
+            Trainer::new(config.clone(), &weights, cpu, data)?
+        }
+    };
+    let out = &config.out;
+    std::fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
+    let resolved = toml::to_string(&config).context("the settings as TOML")?;
+    let path = out.join("config.toml");
+    std::fs::write(&path, resolved).with_context(|| format!("cannot write {}", path.display()))?;
+
+    let model = trainer.learner().model();
+    // Three products a weight: forward, to what went in, to the weight.
+    let work = 6.0 * model.multiply_adds(true) as f64;
+    let short = Duration::from_millis(100);
+    let best = match config.precision {
+        Operands::Bf16 => peak::bf16_multiply_adds(isa, &pool, short),
+        Operands::F32 => peak::multiply_adds(isa, &pool, short),
+    };
+    let parameters = trainer.learner().tape().parameters().trained_numbers();
+    let (steps, step) = (trainer.length().steps, trainer.progress().step);
+    note(format_args!(
+        "{}, {:.2} M parameters, {} tokens a step, {} steps, {} on {} threads",
+        model.config().version,
+        parameters as f64 / 1e6,
+        config.tokens_per_step(),
+        steps,
+        isa,
+        pool.threads()
+    ));
+    let mut view = View::new(steps, step, &config.prompt, &tokenizer, work, 2.0 * best);
+    signal::catch(1);
+    let stop = AtomicBool::new(false);
+    let done = AtomicBool::new(false);
+    let end = std::thread::scope(|s| {
+        s.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                stop.store(signal::pressed(), Ordering::Relaxed);
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        });
+        let end = trainer.run(&mut view, &stop);
+        done.store(true, Ordering::Relaxed);
+        end
+    })?;
+    let found = checkpoint::list(out)?.pop();
+    let model = found.map_or(String::new(), |f| f.model().display().to_string());
+    Ok(match end {
+        End::Stopped => {
+            note(format_args!("stopped at step {}: the same command goes on", trainer.progress().step));
+            ExitCode::from(signal::INTERRUPTED)
+        }
+        End::Done => {
+            note(format_args!("done: {model}"));
+            ExitCode::SUCCESS
+        }
+        End::NoBetter => {
+            let (loss, step) = trainer.progress().best.unwrap_or((f64::NAN, 0));
+            note(format_args!("ended: validation was best at step {step}, {loss:.4}; the last model is {model}"));
+            ExitCode::SUCCESS
+        }
+    })
+}
+
+/// The tokenizer of a run.
+fn tokenizer(config: &RunConfig, beginning: Option<&Checkpoint>) -> anyhow::Result<Tokenizer> {
+    let tokenizer = named(config.tokenizer.as_ref())?;
+    if let Some(weights) = beginning {
+        let vocab = hawfinch_model::Config::infer(weights)?.vocab;
+        tokenizer.check_fits(vocab, &weights.path)?;
+    }
+    Ok(tokenizer)
+}
+
+/// Weights by the references' initialisation.
+fn new_model(config: &mut RunConfig, tokenizer: &Tokenizer) -> anyhow::Result<Checkpoint> {
+    // Rows in whole registers.
+    let needed = tokenizer.vocab_size();
+    let vocab = *config.vocab.get_or_insert(needed.next_multiple_of(16));
+    if vocab < needed {
+        return Err(usage(format!("`vocab` is {vocab}, and the tokenizer has {needed} tokens")));
+    }
+    let new = NewModel {
+        version: config.rwkv_version()?,
+        layers: config.layers,
+        width: config.width,
+        vocab,
+        head_size: config.head_size,
+        ffn_width: config.ffn_width,
+    };
+    Ok(init::new_model(&new, config.seed).map_err(|e| usage(e.to_string()))?)
+}
+
+/// Bytes of each token; ids that have none count as none.
+fn token_bytes(tokenizer: &Tokenizer) -> Vec<u32> {
+    let ids = 0..tokenizer.vocab_size() as u32;
+    ids.map(|id| tokenizer.token_bytes(id).map_or(0, |b| b.len() as u32)).collect()
+}

@@ -1,0 +1,67 @@
+//! The data of a run: a data set that is there, or one made of texts in the run's folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use hawfinch_data::{HeldOut, Inputs, Mixing, Plan, Policy, Reading, Shard, Source, build, held_out_name};
+use hawfinch_tokenizer::Tokenizer;
+use hawfinch_train::config::RunConfig;
+
+use crate::commands::data::watch::watched;
+use crate::fail::usage;
+
+/// Names of data sets to train on and to validate on.
+pub struct Names {
+    /// To train on.
+    pub train: PathBuf,
+    /// To validate on.
+    pub validation: Option<PathBuf>,
+}
+
+/// Finds the data of a run, or makes it.
+///
+/// # Errors
+/// Texts that cannot be read, a full disk; a validation set that is not there.
+pub fn find(config: &RunConfig, tokenizer: &Tokenizer) -> anyhow::Result<Names> {
+    let train = match &config.data {
+        Some(name) => name.clone(),
+        None => of_text(config, tokenizer)?,
+    };
+    let validation = match &config.validation {
+        Some(name) => Some(name.clone()),
+        None => Some(held_out_name(&train)).filter(|name| name_exists(name)),
+    };
+    Ok(Names { train, validation })
+}
+
+fn name_exists(name: &Path) -> bool {
+    let (bin, idx) = hawfinch_data::binidx::paths(name);
+    bin.is_file() && idx.is_file()
+}
+
+/// A data set of the run's texts, made unless it is there.
+fn of_text(config: &RunConfig, tokenizer: &Tokenizer) -> anyhow::Result<PathBuf> {
+    let folder = config.out.join("data");
+    let name = folder.join("text");
+    let sources = config.text.iter().map(|s| Source::parse(s)).collect::<Result<Vec<_>, _>>();
+    let sources = sources.map_err(|e| usage(e.to_string()))?;
+    let held_out = (config.held_out > 0.0).then_some(HeldOut::Share(config.held_out));
+    let mixing = Mixing { held_out, dedup: true, ..Mixing::default() };
+    let plan = Inputs::find(&sources, None)
+        .and_then(|inputs| Plan::new(inputs, tokenizer, Reading::default(), mixing))
+        .map_err(|e| usage(e.to_string()))?;
+    let made_of = serde_json::to_string(&plan)?;
+    let record = folder.join("plan.json");
+    if name_exists(&name) && fs::read_to_string(&record).is_ok_and(|there| there == made_of) {
+        return Ok(name);
+    }
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    let _ = fs::remove_file(&record);
+    watched(None, |control| {
+        build::tokenise_shard(&plan, &name, Shard::WHOLE, Policy::default(), true, tokenizer, control)?;
+        build::finish(&plan, &name, control)
+    })?;
+    fs::write(&record, made_of).with_context(|| format!("cannot write {}", record.display()))?;
+    Ok(name)
+}

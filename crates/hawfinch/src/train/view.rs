@@ -1,0 +1,114 @@
+//! What a person sees of a run, and what it leaves for later: the live line, notes, sample texts.
+
+use std::io::{self, IsTerminal};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use hawfinch_engine::{Event, GenerateOptions, Sampler, SamplerConfig, Session, Uncounted};
+use hawfinch_model::checkpoint::Checkpoint;
+use hawfinch_model::{Cpu, Model, OpenOptions};
+use hawfinch_tokenizer::Tokenizer;
+use hawfinch_train::checkpoint::Found;
+use hawfinch_train::trainer::{EvalReport, Observer, StepReport};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::output::{note, printable};
+use crate::system::memory::resident;
+
+/// Between two lines where no terminal is: often enough to see that it goes on.
+const LINES: Duration = Duration::from_secs(10);
+/// Tokens of a sample text.
+const SAMPLE: usize = 60;
+
+/// The view of a run.
+pub struct View {
+    bar: ProgressBar,
+    live: bool,
+    said: Option<Instant>,
+    steps: u64,
+    prompt: String,
+    tokenizer: Tokenizer,
+    /// Floating-point operations a token, and what the machine does of them a second at most.
+    work: f64,
+    peak: f64,
+}
+
+impl View {
+    /// Of a run of so many steps that stands at `step`.
+    ///
+    /// * `work`: floating-point operations of a token's training
+    /// * `peak`: what the machine can do a second at most
+    pub fn new(steps: u64, step: u64, prompt: &str, tokenizer: &Tokenizer, work: f64, peak: f64) -> View {
+        let live = io::stderr().is_terminal();
+        let target = if live { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(steps), target).with_position(step);
+        let style = ProgressStyle::with_template("{bar:24} {human_pos}/{human_len} {msg}, {eta} left");
+        bar.set_style(style.expect("a template of ours").progress_chars("=> "));
+        let (prompt, tokenizer) = (prompt.to_string(), tokenizer.clone());
+        View { bar, live, said: None, steps, prompt, tokenizer, work, peak }
+    }
+
+    fn say(&self, line: &str) {
+        self.bar.suspend(|| note(line));
+    }
+
+    /// A text by these weights.
+    fn text(&self, weights: &Checkpoint) -> anyhow::Result<String> {
+        let model = Model::from_checkpoint(weights.clone(), OpenOptions::default(), Cpu::default())?;
+        let config = SamplerConfig { seed: Some(1), ..SamplerConfig::default() };
+        let uncounted =
+            Uncounted::from_texts(self.tokenizer.vocab_size(), |id| self.tokenizer.token_bytes(id));
+        let mut session = Session::new(&model, self.tokenizer.clone(), Sampler::new(config, uncounted)?);
+        session.feed_text(if self.prompt.is_empty() { "\n" } else { &self.prompt })?;
+        let mut text = self.prompt.clone();
+        session.generate(&GenerateOptions::new(SAMPLE, &self.tokenizer), |event| {
+            if let Event::Text(more) = event {
+                text += more;
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(text)
+    }
+}
+
+impl Observer for View {
+    fn step(&mut self, r: &StepReport) {
+        let share = 100.0 * self.work * r.tokens_per_second / self.peak;
+        let memory = resident().map_or(String::new(), |b| format!(", {:.1} GB", b as f64 / 1e9));
+        let line = format!(
+            "loss {:.4} ({:.4}), lr {:.2e}, |g| {:.2}, {:.0} tokens/s ({share:.0}% of the peak){memory}",
+            r.smooth_loss, r.loss, r.lr, r.grad_norm, r.tokens_per_second
+        );
+        if r.skipped {
+            self.say(&format!("step {}: its loss or gradient was not finite; it was left out", r.step));
+        }
+        self.bar.set_position(r.step);
+        self.bar.set_message(line.clone());
+        let due = self.said.is_none_or(|at| at.elapsed() >= LINES) || r.step == self.steps;
+        if !self.live && due {
+            self.said = Some(Instant::now());
+            note(format_args!("step {}/{}: {line}", r.step, self.steps));
+        }
+    }
+
+    fn evaluated(&mut self, r: &EvalReport) {
+        let bits = r.bits_per_byte.map_or(String::new(), |b| format!(", {b:.4} bits a byte"));
+        let best = if r.best { ", the best so far" } else { "" };
+        self.say(&format!("step {}: validation loss {:.4}{bits}{best}", r.step, r.loss));
+    }
+
+    fn saved(&mut self, _found: &Found) {}
+
+    fn note(&mut self, step: u64, text: &str) {
+        self.say(&format!("step {step}: {text}"));
+    }
+
+    fn rewound(&mut self, to: u64) {
+        self.bar.set_position(to);
+    }
+
+    fn sample(&mut self, step: u64, weights: &Checkpoint) {
+        let text = self.text(weights).unwrap_or_else(|e| format!("(no sample: {e})"));
+        self.say(&format!("step {step}: {}", printable(&text.replace('\n', "\u{21b5} "))));
+    }
+}
