@@ -76,29 +76,57 @@ fn sums_body(total: &mut [u64; 8], streams: &[&[u64]], part: usize) {
 
 /// f32 multiply-adds a second of all threads, operands in registers.
 pub fn multiply_adds(isa: Isa, pool: &Pool, budget: Duration) -> f64 {
-    const ROUNDS: usize = 20_000;
-    let threads = pool.threads();
+    let mut done = 0.0;
+    let time = fastest(budget, || done = multiply_adds_once(isa, pool));
+    done / time
+}
+
+/// Multiply-adds of bf16 a second of all threads by the instruction for pairs, operands in registers. `None` where there
+/// is none.
+pub fn pairs(isa: Isa, pool: &Pool, budget: Duration) -> Option<f64> {
+    let mut done = Some(0.0);
+    let time = fastest(budget, || done = pairs_once(isa, pool));
+    done.map(|done| done / time)
+}
+
+/// Rounds of a chunk: some microseconds.
+const ROUNDS: usize = 5_000;
+/// Chunks for each thread, so that one that comes late does less.
+const CHUNKS: usize = 8;
+
+/// Runs what [`multiply_adds`] times, once; how many they were.
+pub fn multiply_adds_once(isa: Isa, pool: &Pool) -> f64 {
+    once(pool, &|| match isa.level() {
+        // SAFETY: an Isa exists only where the machine has the instructions.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => unsafe { chains512(black_box(0.999), ROUNDS) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => unsafe { chains256(black_box(0.999), ROUNDS) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon | Level::NeonDotprod | Level::NeonI8mm => unsafe { chains128(black_box(0.999), ROUNDS) },
+        _ => chains(black_box(0.999), ROUNDS),
+    })
+}
+
+/// Runs what [`pairs`] times, once; how many they were.
+pub fn pairs_once(isa: Isa, pool: &Pool) -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    if isa.level() == Level::Avx512 && std::arch::is_x86_feature_detected!("avx512bf16") {
+        // SAFETY: the machine has the instructions.
+        return Some(once(pool, &|| unsafe { chains_of_pairs(black_box(0.999), ROUNDS) }));
+    }
+    let _ = (isa, pool);
+    None
+}
+
+/// Rounds of chains, on all threads; `chains` gives the multiply-adds of one.
+fn once(pool: &Pool, chains: &(dyn Fn() -> usize + Sync)) -> f64 {
     let numbers = AtomicUsize::new(0);
-    let time = fastest(budget, || {
-        pool.run(threads, &|_| {
-            let done = match isa.level() {
-                // SAFETY: an Isa exists only where the machine has the instructions.
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => unsafe { chains512(black_box(0.999), ROUNDS) },
-                // SAFETY: as above.
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => unsafe { chains256(black_box(0.999), ROUNDS) },
-                // SAFETY: as above.
-                #[cfg(target_arch = "aarch64")]
-                Level::Neon | Level::NeonDotprod | Level::NeonI8mm => unsafe {
-                    chains128(black_box(0.999), ROUNDS)
-                },
-                _ => chains(black_box(0.999), ROUNDS),
-            };
-            numbers.store(done, Ordering::Relaxed);
-        });
-    });
-    (threads * ROUNDS * numbers.into_inner()) as f64 / time
+    let chunks = pool.threads() * CHUNKS;
+    pool.run(chunks, &|_| numbers.store(chains(), Ordering::Relaxed));
+    (chunks * ROUNDS * numbers.into_inner()) as f64
 }
 
 /// Multiply-adds a second of all threads by tiles, operands in tiles: of 8 bits and of bf16. `None` where the machine's
@@ -177,4 +205,18 @@ fn chains512(a: f32, rounds: usize) -> usize {
         }
     }
     black_box(acc).len() * 16
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn chains_of_pairs(a: f32, rounds: usize) -> usize {
+    use std::arch::x86_64::*;
+    let a = _mm512_cvtne2ps_pbh(_mm512_set1_ps(a), _mm512_set1_ps(-a));
+    let mut acc = [_mm512_set1_ps(1.0); CHAINS];
+    for _ in 0..rounds {
+        for v in &mut acc {
+            *v = _mm512_dpbf16_ps(*v, a, a);
+        }
+    }
+    black_box(acc).len() * 32
 }

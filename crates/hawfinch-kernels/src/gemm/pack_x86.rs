@@ -15,28 +15,59 @@ pub enum Pack {
     Rounded256,
 }
 
-/// Writes the words of `x`, `[lanes, numbers]`, word by word: `width` lanes, zeros where there are fewer. The machine has
-/// the instructions that `pack` names.
-///
-/// # Panics
-/// When `to` is too short.
-pub fn groups(pack: Pack, to: &mut [f32], width: usize, x: View<'_, f32>) {
-    let group = if matches!(pack, Pack::Numbers256 | Pack::Rounded256) { 8 } else { 16 };
-    let words = if matches!(pack, Pack::Pairs512) { x.columns.div_ceil(2) } else { x.columns };
-    assert!(width.is_multiple_of(group) && x.rows <= width && to.len() >= words * width);
-    assert!(x.row_stride == 1 || x.column_stride == 1);
-    for at in (0..width).step_by(group) {
-        let to = to[at..].as_mut_ptr();
-        let x = x.rows(at.min(x.rows)..x.rows.min(at + group));
-        // SAFETY: the machine has the instructions; so many words of a group, `width` apart, are within `to`.
-        unsafe {
-            match pack {
-                Pack::Numbers512 => numbers512::<false>(to, width, x),
-                Pack::Rounded512 => numbers512::<true>(to, width, x),
-                Pack::Pairs512 => pairs512(to, width, x),
-                Pack::Numbers256 => numbers256::<false>(to, width, x),
-                Pack::Rounded256 => numbers256::<true>(to, width, x),
+impl Pack {
+    /// Writes the words of `x`, `[lanes, numbers]`, word by word: `width` lanes, a multiple of eight, zeros where there are
+    /// fewer. The machine has the instructions that `self` names.
+    ///
+    /// # Panics
+    /// When `to` is too short.
+    pub fn eights(self, to: &mut [f32], width: usize, x: View<'_, f32>) {
+        self.groups(to, width, x, 8, |to, x| {
+            // SAFETY: the machine has the instructions; so many words of a group, `width` apart, are within `to`.
+            unsafe {
+                match self {
+                    Pack::Numbers512 | Pack::Numbers256 => numbers256::<false>(to, width, x),
+                    Pack::Rounded512 | Pack::Rounded256 => numbers256::<true>(to, width, x),
+                    Pack::Pairs512 => pairs256(to, width, x),
+                }
             }
+        });
+    }
+
+    /// The same of a width that is a multiple of sixteen.
+    ///
+    /// # Panics
+    /// When `to` is too short.
+    pub fn sixteens(self, to: &mut [f32], width: usize, x: View<'_, f32>) {
+        if matches!(self, Pack::Numbers256 | Pack::Rounded256) {
+            return self.eights(to, width, x);
+        }
+        self.groups(to, width, x, 16, |to, x| {
+            // SAFETY: as above.
+            unsafe {
+                match self {
+                    Pack::Pairs512 => pairs512(to, width, x),
+                    Pack::Rounded512 => numbers512::<true>(to, width, x),
+                    _ => numbers512::<false>(to, width, x),
+                }
+            }
+        });
+    }
+
+    #[inline(always)]
+    fn groups(
+        self,
+        to: &mut [f32],
+        width: usize,
+        x: View<'_, f32>,
+        group: usize,
+        pack: impl Fn(*mut f32, View<'_, f32>),
+    ) {
+        let words = if matches!(self, Pack::Pairs512) { x.columns.div_ceil(2) } else { x.columns };
+        assert!(width.is_multiple_of(group) && x.rows <= width && to.len() >= words * width);
+        assert!(x.row_stride == 1 || x.column_stride == 1);
+        for at in (0..width).step_by(group) {
+            pack(to[at..].as_mut_ptr(), x.rows(at.min(x.rows)..x.rows.min(at + group)));
         }
     }
 }
@@ -87,7 +118,7 @@ unsafe fn numbers512<const ROUNDED: bool>(to: *mut f32, width: usize, x: View<'_
 /// # Safety
 /// `to` has `width` words for each pair; `x` has at most sixteen rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-pub unsafe fn pairs512(to: *mut f32, width: usize, x: View<'_, f32>) {
+unsafe fn pairs512(to: *mut f32, width: usize, x: View<'_, f32>) {
     let from = x.data.as_ptr();
     if x.rows == 0 {
         for k in 0..x.columns.div_ceil(2) {
@@ -247,6 +278,64 @@ unsafe fn numbers256<const ROUNDED: bool>(to: *mut f32, width: usize, x: View<'_
             unsafe { *to.add(k * width + lane) = v };
         }
     }
+}
+
+/// # Safety
+/// `to` has `width` words for each pair; `x` has at most eight rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16,avx2")]
+unsafe fn pairs256(to: *mut f32, width: usize, x: View<'_, f32>) {
+    let from = x.data.as_ptr();
+    let mut k = 0;
+    if x.rows == 8 && x.row_stride == 1 {
+        // From the eight of one number and the eight of the next to pairs.
+        let order = _mm256_setr_epi16(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
+        while k + 2 <= x.columns {
+            // SAFETY: eight lanes of numbers k and k + 1.
+            unsafe {
+                let even = _mm256_loadu_ps(from.add(k * x.column_stride));
+                let odd = _mm256_loadu_ps(from.add((k + 1) * x.column_stride));
+                let pairs = _mm256_permutexvar_epi16(order, pack256(odd, even));
+                _mm256_storeu_si256(to.add(k / 2 * width).cast(), pairs);
+            }
+            k += 2;
+        }
+    } else if x.column_stride == 1 {
+        while k + 16 <= x.columns {
+            let mut v = [_mm256_setzero_ps(); 8];
+            for lane in 0..8 {
+                if lane < x.rows {
+                    let row = from.wrapping_add(lane * x.row_stride + k);
+                    // SAFETY: sixteen numbers are left of this lane.
+                    let [low, high] = unsafe { [_mm256_loadu_ps(row), _mm256_loadu_ps(row.add(8))] };
+                    v[lane] = _mm256_castsi256_ps(pack256(high, low));
+                }
+            }
+            for (n, v) in turned256(v).into_iter().enumerate() {
+                // SAFETY: eight words are left.
+                unsafe { _mm256_storeu_ps(to.add((k / 2 + n) * width), v) };
+            }
+            k += 16;
+        }
+    }
+    // What is left.
+    for k in (k..x.columns).step_by(2) {
+        for lane in 0..8 {
+            let bits = |k: usize| match lane < x.rows && k < x.columns {
+                true => u32::from(half::bf16::from_f32(x.at(lane, k)).to_bits()),
+                false => 0,
+            };
+            // SAFETY: lane of word k / 2.
+            unsafe { *to.add(k / 2 * width + lane) = f32::from_bits(bits(k) | bits(k + 1) << 16) };
+        }
+    }
+}
+
+/// As [`pack512`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512vl,avx512bf16")]
+fn pack256(high: __m256, low: __m256) -> __m256i {
+    // SAFETY: registers of the same size; any bits are integers.
+    unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm256_cvtne2ps_pbh(high, low)) }
 }
 
 /// As [`rounded512`].

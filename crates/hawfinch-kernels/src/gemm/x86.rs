@@ -1,22 +1,25 @@
 //! Panels on AVX2 and AVX-512: numbers, and with AVX512-BF16 pairs of bf16.
 //!
 //! A patch of `c` is held in registers while a panel of rows and one of columns are read to their ends: of AVX-512's 32
-//! registers 28 are 14 rows of 32 columns, of AVX2's 16 twelve are 6 rows of 16. A step loads the columns' word of
-//! every row once, and broadcasts the rows' words one by one.
+//! registers 24 are 8 rows of 48 columns, of AVX2's 16 twelve are 6 rows of 16. A step loads the columns' words once,
+//! and broadcasts the rows' words one by one. A panel of rows stays in the first cache while those of columns are read.
 
 use std::arch::x86_64::*;
 
 use super::drive::{Block, Kernel};
-use super::pack_x86::{self as pack, Pack};
+use super::pack_x86::Pack;
 use super::{DEPTH, View, depth};
 use crate::prefetch;
 
 /// Pairs of bf16 that a block of the inner dimension has at most, times two.
 const PAIRS_DEPTH: usize = 512;
 
+/// How many steps ahead columns are fetched: as long as a line takes from the third cache.
+const AHEAD: usize = 16;
+
 /// Defines what multiplies panels of one instruction set.
 macro_rules! loops {
-    ($name:ident, $features:literal, rows: $rows:literal, $($row:literal)*, columns: $columns:literal,
+    ($name:ident, $features:literal, rows: $rows:literal, $($row:literal)*, columns: $columns:literal, $($n:literal)*,
      left: $left:literal, numbers: $numbers:literal, $reg:ty, $per:literal, $zero:ident, $set1:ident, $load:ident,
      $store:ident, $add:ident, $fma:ident) => {
         mod $name {
@@ -28,24 +31,40 @@ macro_rules! loops {
             pub unsafe fn multiply(block: Block<'_, f32, f32>) {
                 let steps = block.depth.div_ceil($numbers);
                 assert!(block.left_panel >= steps * $left && block.right_panel >= steps * $columns);
-                for (p, right) in block.right.chunks_exact(block.right_panel).enumerate() {
-                    let columns = (block.columns - p * $columns).min($columns);
-                    for (q, left) in block.left.chunks_exact(block.left_panel).enumerate() {
-                        let rows = (block.rows - q * $rows).min($rows);
+                for (p, left) in block.left.chunks_exact(block.left_panel).enumerate() {
+                    let rows = (block.rows - p * $rows).min($rows);
+                    for (q, right) in block.right.chunks_exact(block.right_panel).enumerate() {
+                        let columns = (block.columns - q * $columns).min($columns);
                         let (left, right) = (left.as_ptr(), right.as_ptr());
-                        let at = q * $rows * block.c_row + p * $columns;
                         // SAFETY: so many rows and columns from there are within the block, so many steps within the
                         // panels.
                         unsafe {
-                            let c = block.c.add(at);
-                            match (rows, columns > $per) {
-                                $(($row, true) => {
-                                    patch::<$row, { $columns / $per }>(c, columns, &block, steps, left, right)
-                                })*
-                                $(($row, false) => patch::<$row, 1>(c, columns, &block, steps, left, right),)*
-                                _ => unreachable!("panels of some rows"),
+                            let c = block.c.add(p * $rows * block.c_row + q * $columns);
+                            match rows {
+                                $($row => across::<$row>(c, columns, &block, steps, left, right),)*
+                                _ => unreachable!("panels of so many rows"),
                             }
                         }
+                    }
+                }
+            }
+
+            /// R rows.
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn across<const R: usize>(
+                c: *mut f32,
+                columns: usize,
+                block: &Block<'_, f32, f32>,
+                steps: usize,
+                left: *const f32,
+                right: *const f32,
+            ) {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    match columns.div_ceil($per) {
+                        $($n => patch::<R, $n>(c, columns, block, steps, left, right),)*
+                        _ => unreachable!("panels of so many columns"),
                     }
                 }
             }
@@ -67,7 +86,12 @@ macro_rules! loops {
                     }
                 }
                 let mut sums = [[$zero(); N]; R];
-                for _ in 0..steps {
+                let next = left.wrapping_add(block.left_panel);
+                for step in 0..steps {
+                    for n in 0..N {
+                        prefetch::first(right.wrapping_add(n * $per + AHEAD * $columns));
+                    }
+                    prefetch::first(next.wrapping_add(step * $left));
                     // SAFETY: so many steps are left in both panels.
                     unsafe {
                         let mut across = [$zero(); N];
@@ -116,17 +140,17 @@ macro_rules! loops {
 }
 
 loops!(
-    avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma", rows: 14, 1 2 3 4 5 6 7 8 9 10 11 12 13 14, columns: 32,
-    left: 16, numbers: 1, __m512, 16, _mm512_setzero_ps, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps,
+    avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma", rows: 8, 1 2 3 4 5 6 7 8, columns: 48, 1 2 3,
+    left: 8, numbers: 1, __m512, 16, _mm512_setzero_ps, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps,
     _mm512_add_ps, _mm512_fmadd_ps
 );
 loops!(
-    pairs512, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma", rows: 14, 1 2 3 4 5 6 7 8 9 10 11 12 13 14,
-    columns: 32, left: 16, numbers: 2, __m512, 16, _mm512_setzero_ps, _mm512_set1_ps, _mm512_loadu_ps,
+    pairs512, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma", rows: 8, 1 2 3 4 5 6 7 8,
+    columns: 48, 1 2 3, left: 8, numbers: 2, __m512, 16, _mm512_setzero_ps, _mm512_set1_ps, _mm512_loadu_ps,
     _mm512_storeu_ps, _mm512_add_ps, dot_pairs
 );
 loops!(
-    avx2, "avx2,fma", rows: 6, 1 2 3 4 5 6, columns: 16, left: 8, numbers: 1, __m256, 8, _mm256_setzero_ps,
+    avx2, "avx2,fma", rows: 6, 1 2 3 4 5 6, columns: 16, 1 2, left: 8, numbers: 1, __m256, 8, _mm256_setzero_ps,
     _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_add_ps, _mm256_fmadd_ps
 );
 
@@ -135,14 +159,16 @@ loops!(
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn dot_pairs(a: __m512, b: __m512, sum: __m512) -> __m512 {
     // SAFETY: registers of the same size; any bits are bf16.
-    let [a, b] = [a, b].map(|x| unsafe { std::mem::transmute::<__m512, __m512bh>(x) });
+    let a = unsafe { std::mem::transmute::<__m512, __m512bh>(a) };
+    // SAFETY: as above.
+    let b = unsafe { std::mem::transmute::<__m512, __m512bh>(b) };
     _mm512_dpbf16_ps(sum, a, b)
 }
 
 /// Defines a [`Kernel`]. Having one is the proof that the machine has the instructions.
 macro_rules! kernel {
     ($name:ident, $most:expr, $step:literal, $module:ident, rows: $rows:literal,
-     columns: $columns:literal, group: $group:literal, numbers: $numbers:literal) => {
+     columns: $columns:literal, left: $left:literal, numbers: $numbers:literal) => {
         impl Kernel<f32> for $name {
             type Word = f32;
             const ROWS: usize = $rows;
@@ -154,7 +180,7 @@ macro_rules! kernel {
             }
 
             fn left_words(&self, k: usize) -> usize {
-                k / $numbers * $group
+                k / $numbers * $left
             }
 
             fn right_words(&self, k: usize) -> usize {
@@ -162,11 +188,11 @@ macro_rules! kernel {
             }
 
             fn pack_left(&self, panel: &mut [f32], at: usize, x: View<'_, f32>) {
-                pack::groups(self.0, &mut panel[at / $numbers * $group..], $group, x);
+                self.0.eights(&mut panel[at / $numbers * $left..], $left, x);
             }
 
             fn pack_right(&self, panel: &mut [f32], at: usize, x: View<'_, f32>) {
-                pack::groups(self.0, &mut panel[at / $numbers * $columns..], $columns, x);
+                self.0.sixteens(&mut panel[at / $numbers * $columns..], $columns, x);
             }
 
             unsafe fn multiply(&self, block: Block<'_, f32, f32>) {
@@ -208,6 +234,6 @@ impl Avx2 {
     }
 }
 
-kernel!(Avx512, DEPTH, 16, avx512, rows: 14, columns: 32, group: 16, numbers: 1);
-kernel!(Pairs512, PAIRS_DEPTH, 32, pairs512, rows: 14, columns: 32, group: 16, numbers: 2);
-kernel!(Avx2, DEPTH, 16, avx2, rows: 6, columns: 16, group: 8, numbers: 1);
+kernel!(Avx512, DEPTH, 16, avx512, rows: 8, columns: 48, left: 8, numbers: 1);
+kernel!(Pairs512, PAIRS_DEPTH, 32, pairs512, rows: 8, columns: 48, left: 8, numbers: 2);
+kernel!(Avx2, DEPTH, 16, avx2, rows: 6, columns: 16, left: 8, numbers: 1);
