@@ -26,6 +26,7 @@ mod signal;
 mod speculate_args;
 mod system;
 mod tokenizer_args;
+mod train;
 
 use std::process::ExitCode;
 

@@ -12,7 +12,7 @@ use hawfinch_tokenizer::Tokenizer;
 use hawfinch_train::batches::Batches;
 use hawfinch_train::checkpoint;
 use hawfinch_train::config::{Operands, RunConfig};
-use hawfinch_train::init::{self, NewModel};
+use hawfinch_train::init::{self, Options, Sizes};
 use hawfinch_train::trainer::{Data, End, Trainer};
 
 use crate::fail::usage;
@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let data = Data {
-        fingerprint: train.fingerprint(),
+        fingerprint: train.fingerprint()?,
         train,
         validation,
         token_bytes: Some(token_bytes(&tokenizer)),
@@ -83,7 +83,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None => {
             let weights = match beginning {
                 Some(weights) => weights,
-                None => new_model(&mut config, &tokenizer)?,
+                None => new_model(&mut config, &tokenizer, &cpu)?,
             };
             Trainer::new(config.clone(), &weights, cpu, data)?
         }
@@ -99,9 +99,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let work = 6.0 * model.multiply_adds(true) as f64;
     let short = Duration::from_millis(100);
     let best = match config.precision {
-        Operands::Bf16 => peak::bf16_multiply_adds(isa, &pool, short),
-        Operands::F32 => peak::multiply_adds(isa, &pool, short),
+        Operands::Bf16 => peak::pairs(isa, &pool, short),
+        Operands::F32 => None,
     };
+    let best = best.unwrap_or_else(|| peak::multiply_adds(isa, &pool, short));
     let parameters = trainer.learner().tape().parameters().trained_numbers();
     let (steps, step) = (trainer.length().steps, trainer.progress().step);
     note(format_args!(
@@ -141,7 +142,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         End::NoBetter => {
             let (loss, step) = trainer.progress().best.unwrap_or((f64::NAN, 0));
-            note(format_args!("ended: validation was best at step {step}, {loss:.4}; the last model is {model}"));
+            note(format_args!(
+                "ended: validation was best at step {step}, {loss:.4}; the last model is {model}"
+            ));
             ExitCode::SUCCESS
         }
     })
@@ -158,22 +161,25 @@ fn tokenizer(config: &RunConfig, beginning: Option<&Checkpoint>) -> anyhow::Resu
 }
 
 /// Weights by the references' initialisation.
-fn new_model(config: &mut RunConfig, tokenizer: &Tokenizer) -> anyhow::Result<Checkpoint> {
+fn new_model(config: &mut RunConfig, tokenizer: &Tokenizer, cpu: &Cpu<f32>) -> anyhow::Result<Checkpoint> {
     // Rows in whole registers.
     let needed = tokenizer.vocab_size();
     let vocab = *config.vocab.get_or_insert(needed.next_multiple_of(16));
     if vocab < needed {
         return Err(usage(format!("`vocab` is {vocab}, and the tokenizer has {needed} tokens")));
     }
-    let new = NewModel {
+    let sizes = Sizes {
         version: config.rwkv_version()?,
         layers: config.layers,
         width: config.width,
         vocab,
         head_size: config.head_size,
         ffn_width: config.ffn_width,
+        ranks: None,
     };
-    Ok(init::new_model(&new, config.seed).map_err(|e| usage(e.to_string()))?)
+    let model = sizes.config().map_err(|e| usage(e.to_string()))?;
+    let options = Options { seed: config.seed, lr_init: config.lr };
+    Ok(init::model(&model, &options, cpu.isa(), cpu.pool()))
 }
 
 /// Bytes of each token; ids that have none count as none.

@@ -283,7 +283,8 @@ mod tests {
     fn flags_win_and_files_are_found_beside_the_settings() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("run.toml");
-        std::fs::write(&path, "width = 128\nlayers = 3\ntext = [\"en=a/*.txt:2\"]\ntokenizer = \"bytes\"\n").unwrap();
+        std::fs::write(&path, "width = 128\nlayers = 3\ntext = [\"en=a/*.txt:2\"]\ntokenizer = \"bytes\"\n")
+            .unwrap();
         let config = resolve(Some(&path), &Keys { width: Some(64), ..Keys::default() }).unwrap();
         assert_eq!((config.width, config.layers, config.tokenizer.as_str()), (64, 3, "bytes"));
         assert_eq!(config.out, Path::new("runs/run"));

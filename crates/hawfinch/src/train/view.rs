@@ -13,7 +13,7 @@ use hawfinch_train::trainer::{EvalReport, Observer, StepReport};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::output::{note, printable};
-use crate::system::memory::resident;
+use crate::system::load::resident;
 
 /// Between two lines where no terminal is: often enough to see that it goes on.
 const LINES: Duration = Duration::from_secs(10);
@@ -74,7 +74,7 @@ impl View {
 impl Observer for View {
     fn step(&mut self, r: &StepReport) {
         let share = 100.0 * self.work * r.tokens_per_second / self.peak;
-        let memory = resident().map_or(String::new(), |b| format!(", {:.1} GB", b as f64 / 1e9));
+        let memory = resident().map_or(String::new(), |b| format!(", {:.1} GB", b.now as f64 / 1e9));
         let line = format!(
             "loss {:.4} ({:.4}), lr {:.2e}, |g| {:.2}, {:.0} tokens/s ({share:.0}% of the peak){memory}",
             r.smooth_loss, r.loss, r.lr, r.grad_norm, r.tokens_per_second

@@ -1,0 +1,271 @@
+//! Runs: what is learned, what is kept when they stop, what happens when they go wrong.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use hawfinch_kernels::{DType, Isa, Pool};
+use hawfinch_model::checkpoint::Checkpoint;
+use hawfinch_model::cpu::Cpu;
+use hawfinch_model::{Version, synthetic};
+use hawfinch_train::batches::Batches;
+use hawfinch_train::checkpoint::{self, Found};
+use hawfinch_train::config::{Operands, Order, RunConfig};
+use hawfinch_train::schedule::Shape;
+use hawfinch_train::trainer::{Data, End, EvalReport, Observer, StepReport, Trainer};
+
+fn weights(version: Version) -> Checkpoint {
+    let config = synthetic::Shape { version, layers: 2, width: 32, vocab: 64, head_size: 16 }.config();
+    synthetic::checkpoint(&config, DType::F32, 3)
+}
+
+/// Documents that can be learned: runs of neighbouring tokens.
+fn corpus(dir: &Path) -> std::path::PathBuf {
+    let name = dir.join("corpus");
+    let mut writer = hawfinch_data::binidx::Writer::create(&name).unwrap();
+    let mut n = 7u32;
+    for document in 0..60u16 {
+        n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let (first, len) = (n >> 8 & 31, 5 + (n >> 16 & 31));
+        let mut ids: Vec<u16> =
+            (0..len).map(|t| 1 + ((first + t * (1 + u32::from(document) % 2)) % 60) as u16).collect();
+        ids.push(0);
+        writer.push(&ids).unwrap();
+    }
+    writer.finish().unwrap();
+    name
+}
+
+fn config(out: &Path) -> RunConfig {
+    RunConfig {
+        out: out.into(),
+        data: Some("given".into()),
+        ctx: 24,
+        batch: 3,
+        steps: Some(30),
+        lr: 3e-3,
+        warmup_steps: 3,
+        precision: Operands::F32,
+        save_every: 10,
+        eval_every: 10,
+        ..RunConfig::default()
+    }
+}
+
+fn data(name: &Path, config: &RunConfig) -> Data {
+    let train = Batches::open(name, config.order, config.ctx, config.seed).unwrap();
+    Data {
+        fingerprint: train.fingerprint().unwrap(),
+        train,
+        validation: Some(Batches::in_order(name, config.ctx).unwrap()),
+        token_bytes: Some((0..64).map(|id| u32::from(id > 0)).collect()),
+    }
+}
+
+fn cpu(threads: usize) -> Cpu<f32> {
+    Cpu::with(Arc::new(Pool::new(threads)), Isa::best())
+}
+
+#[derive(Default)]
+struct Seen {
+    steps: Vec<StepReport>,
+    evals: Vec<EvalReport>,
+    saved: Vec<Found>,
+    notes: Vec<String>,
+    rewound: Vec<u64>,
+    /// Asks to stop after this step.
+    stop_after: u64,
+    stop: Arc<AtomicBool>,
+}
+
+impl Observer for Seen {
+    fn step(&mut self, report: &StepReport) {
+        self.steps.push(*report);
+        if report.step == self.stop_after {
+            self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    fn evaluated(&mut self, report: &EvalReport) {
+        self.evals.push(*report);
+    }
+    fn saved(&mut self, found: &Found) {
+        self.saved.push(found.clone());
+    }
+    fn note(&mut self, _: u64, text: &str) {
+        self.notes.push(text.into());
+    }
+    fn rewound(&mut self, to: u64) {
+        self.rewound.push(to);
+    }
+}
+
+fn run(trainer: &mut Trainer, stop_after: u64) -> (End, Seen) {
+    let mut seen = Seen { stop_after, ..Seen::default() };
+    let stop = seen.stop.clone();
+    let end = trainer.run(&mut seen, &stop).unwrap();
+    (end, seen)
+}
+
+fn bits(weights: &Checkpoint) -> Vec<u32> {
+    weights.tensors.values().flat_map(|t| t.to_f32()).map(f32::to_bits).collect()
+}
+
+#[test]
+fn every_version_learns() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = corpus(dir.path());
+    for version in [Version::V4, Version::V5_1, Version::V5_2, Version::V6, Version::V7] {
+        for order in [Order::Shuffle, Order::Packed] {
+            let out = dir.path().join(format!("{}-{order:?}", version.number()));
+            let config = RunConfig { order, steps: Some(60), ..config(&out) };
+            let set = data(&name, &config);
+            let mut trainer = Trainer::new(config, &weights(version), cpu(2), set).unwrap();
+            let (end, seen) = run(&mut trainer, 0);
+            assert_eq!((end, seen.steps.len(), seen.evals.len()), (End::Done, 60, 6));
+            let (first, last) = (seen.steps[0].loss, seen.steps[59].loss);
+            assert!(first > 3.9 && last < first - 1.2, "{version} {order:?}: {first} {last}");
+            assert!(seen.evals[5].loss < seen.evals[0].loss && seen.evals[5].bits_per_byte.unwrap() > 0.0);
+        }
+    }
+}
+
+#[test]
+fn a_run_that_stops_and_goes_on_is_the_run_that_did_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = corpus(dir.path());
+    for (order, operands) in [(Order::Shuffle, Operands::Bf16), (Order::Packed, Operands::F32)] {
+        let whole = dir.path().join(format!("whole-{order:?}"));
+        let parts = dir.path().join(format!("parts-{order:?}"));
+        let with = |out: &Path| RunConfig { order, precision: operands, accumulate: 2, ..config(out) };
+        let mut trainer =
+            Trainer::new(with(&whole), &weights(Version::V7), cpu(2), data(&name, &with(&whole))).unwrap();
+        let (_, all) = run(&mut trainer, 0);
+        let want = bits(&trainer.weights());
+        // Stopped after 13 steps, then again after 10 more; on other numbers of threads.
+        let first = with(&parts);
+        let mut trainer =
+            Trainer::new(first.clone(), &weights(Version::V7), cpu(1), data(&name, &first)).unwrap();
+        let (end, _) = run(&mut trainer, 13);
+        assert_eq!((end, trainer.progress().step), (End::Stopped, 13));
+        let mut rest = Vec::new();
+        for stop_after in [23, 0] {
+            let found = checkpoint::list(&parts).unwrap().pop().unwrap();
+            let loaded = checkpoint::load(&found).unwrap();
+            let mut trainer = Trainer::resume(first.clone(), &loaded, cpu(3), data(&name, &first)).unwrap();
+            let (_, seen) = run(&mut trainer, stop_after);
+            rest.extend(seen.steps.iter().map(|s| (s.step, s.loss.to_bits(), s.lr.to_bits())));
+            if stop_after == 0 {
+                assert_eq!(trainer.progress().step, 30);
+                assert!(bits(&trainer.weights()) == want, "{order:?}: the same bits");
+            }
+        }
+        let tail: Vec<_> =
+            all.steps[13..].iter().map(|s| (s.step, s.loss.to_bits(), s.lr.to_bits())).collect();
+        assert_eq!(rest, tail);
+    }
+}
+
+/// The same samples as one batch, as micro-batches, and with blocks computed again.
+#[test]
+fn accumulation_is_the_large_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = corpus(dir.path());
+    let step = |batch: usize, accumulate: usize, recompute: bool, order: Order| {
+        let config = RunConfig { batch, accumulate, recompute, order, ..config(&dir.path().join("x")) };
+        let set = data(&name, &config);
+        let mut trainer = Trainer::new(config, &weights(Version::V6), cpu(2), set).unwrap();
+        let losses: Vec<f64> = (0..3).map(|_| trainer.step().unwrap().loss).collect();
+        let values: Vec<f32> = trainer.weights().tensors.values().flat_map(|t| t.to_f32()).collect();
+        (losses, values)
+    };
+    // Packed samples have different numbers of tokens: each token counts the same all the same.
+    for order in [Order::Shuffle, Order::Packed] {
+        let (losses, values) = step(6, 1, false, order);
+        for (batch, accumulate, recompute) in [(3, 2, false), (1, 6, false), (6, 1, true)] {
+            let (other, moved) = step(batch, accumulate, recompute, order);
+            for (a, b) in losses.iter().zip(&other) {
+                assert!((a - b).abs() < 1e-5 * a, "{order:?} {batch}x{accumulate}: {losses:?} {other:?}");
+            }
+            let far = values.iter().zip(&moved).filter(|(a, b)| (*a - *b).abs() > 1e-4).count();
+            // AdamW's step is the gradient's sign where the gradient is rounding alone.
+            assert!(
+                far * 200 < values.len(),
+                "{order:?} {batch}x{accumulate}: {far} of {} differ",
+                values.len()
+            );
+        }
+        // What an accumulation off by one would be.
+        let (fewer, _) = step(3, 1, false, order);
+        assert!((fewer[2] - losses[2]).abs() > 1e-3);
+    }
+}
+
+#[test]
+fn a_run_that_diverges_goes_back_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = corpus(dir.path());
+    let config = RunConfig {
+        lr: 1e30,
+        schedule: Shape::Constant,
+        clip: 0.0,
+        warmup_steps: 0,
+        rewind_rate: 1e-17,
+        ..config(&dir.path().join("run"))
+    };
+    let set = data(&name, &config);
+    let mut trainer = Trainer::new(config.clone(), &weights(Version::V7), cpu(2), set).unwrap();
+    let (end, seen) = run(&mut trainer, 0);
+    assert_eq!((end, &seen.rewound[..]), (End::Done, &[0u64, 0][..1.max(seen.rewound.len())]));
+    assert!(seen.notes[0].contains("diverged") && !seen.rewound.is_empty(), "{:?}", seen.notes);
+    assert!(trainer.weights().tensors.values().all(|t| t.first_non_finite().is_none()));
+    // One that cannot be saved gives up with a sentence.
+    let config = RunConfig { rewind_rate: 1.0, out: dir.path().join("again"), ..config };
+    let set = data(&name, &config);
+    let mut trainer = Trainer::new(config, &weights(Version::V7), cpu(2), set).unwrap();
+    let e = trainer.run(&mut Seen::default(), &AtomicBool::new(false)).unwrap_err().to_string();
+    assert!(e.contains("lower learning rate"), "{e}");
+}
+
+#[test]
+fn it_ends_when_validation_gets_no_better_and_keeps_the_best() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = corpus(dir.path());
+    let config = RunConfig {
+        lr: 0.0,
+        lr_final: Some(0.0),
+        schedule: Shape::Constant,
+        weight_decay: 0.0,
+        patience: 2,
+        eval_every: 4,
+        keep: 1,
+        ..config(&dir.path().join("run"))
+    };
+    let set = data(&name, &config);
+    let mut trainer = Trainer::new(config.clone(), &weights(Version::V7), cpu(1), set).unwrap();
+    let (end, seen) = run(&mut trainer, 0);
+    assert_eq!((end, seen.evals.len(), trainer.progress().best.unwrap().1), (End::NoBetter, 3, 4));
+    let steps: Vec<u64> = checkpoint::list(&config.out).unwrap().iter().map(|f| f.step).collect();
+    assert_eq!(steps, [4, 12]);
+}
+
+#[test]
+fn other_data_and_other_shapes_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = corpus(dir.path());
+    let config = config(&dir.path().join("run"));
+    let mut trainer =
+        Trainer::new(config.clone(), &weights(Version::V7), cpu(1), data(&name, &config)).unwrap();
+    run(&mut trainer, 3);
+    let loaded = checkpoint::load(&checkpoint::list(&config.out).unwrap().pop().unwrap()).unwrap();
+    let mut other = data(&name, &config);
+    other.fingerprint += "x";
+    let e = Trainer::resume(config.clone(), &loaded, cpu(1), other).err().unwrap().to_string();
+    assert!(e.contains("other data"), "{e}");
+    // Tokens that the model does not know.
+    let few =
+        synthetic::Shape { version: Version::V7, layers: 1, width: 32, vocab: 16, head_size: 16 }.config();
+    let few = synthetic::checkpoint(&few, DType::F32, 1);
+    let mut trainer = Trainer::new(config.clone(), &few, cpu(1), data(&name, &config)).unwrap();
+    let e = trainer.step().err().unwrap().to_string();
+    assert!(e.contains("vocabulary"), "{e}");
+}
