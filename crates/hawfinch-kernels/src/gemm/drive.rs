@@ -3,7 +3,8 @@
 //! Both operands are packed: panels of some rows of `a`, panels of some columns of `b`, word by word along the inner
 //! dimension, block by block. A panel is packed once, by whichever thread comes, and read by all. Then blocks of `c` are
 //! shared out; a thread works through all inner blocks of one before the next, so that this part of `c` and the
-//! panels it needs stay in its second cache.
+//! panels it needs stay in its second cache. Where one operand has few rows (or columns), the panels of the other are
+//! read by one thread each: it packs them itself, and they never leave its caches.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -77,12 +78,16 @@ const GROUP: usize = 8;
 /// Numbers of each of several panels that are packed in turn where neighbours lie in different panels: rows of memory
 /// that are open at a time.
 const PART: usize = 32;
+/// Panels for each thread that make it worth while to pack them where they are read.
+const ALONE: usize = 16;
 /// Chunks for each thread that make it unimportant when one is the last.
 const CHUNKS: usize = 16;
 
 thread_local! {
     /// Panels of both operands. Of the thread that calls.
     static ROOM: RefCell<[Option<Buffer>; 2]> = const { RefCell::new([None, None]) };
+    /// Panels of the rows or columns of a chunk. Of the thread that does it.
+    static OWN: RefCell<[Option<Buffer>; 2]> = const { RefCell::new([None, None]) };
 }
 
 /// Computes the product.
@@ -91,17 +96,25 @@ pub fn run<F: Real, K: Kernel<F>>(kernel: &K, pool: &Pool, operands: Operands<'_
     let ([m, k], n) = (a.shape(), b.columns);
     let depth = kernel.depth(k);
     assert!(depth.is_multiple_of(K::STEP) && PART.is_multiple_of(K::STEP));
-    let left = Side { lanes: K::ROWS, panel: kernel.left_words(depth), size: size_of::<K::Word>() };
-    let right = Side { lanes: K::COLUMNS, panel: kernel.right_words(depth), size: size_of::<K::Word>() };
-    let (rows, columns) = (left.even(m), right.even(n));
-    let most = left.bytes(rows).max(right.bytes(columns));
-    let blocks = (PACKED / most).clamp(1, k.div_ceil(depth));
+    let size = size_of::<K::Word>();
+    let left = Side { lanes: K::ROWS, panel: kernel.left_words(depth), size };
+    let right = Side { lanes: K::COLUMNS, panel: kernel.right_words(depth), size };
+    // Panels that one chunk alone reads are packed by it, when there are enough of them for all threads.
+    let alone = |side: &Side, lanes: usize, other: &Side, others: usize| {
+        other.bytes(others) <= 2 * NEAR && side.panels(lanes) >= ALONE * pool.threads()
+    };
+    let right_alone = alone(&right, n, &left, m) && !(alone(&left, m, &right, n) && m > n);
+    let left_alone = !right_alone && alone(&left, m, &right, n);
+    let (rows, columns) = (left.even(m, left_alone), right.even(n, right_alone));
+    let bytes = |side: &Side, lanes: usize, alone: bool| if alone { 0 } else { side.bytes(lanes) };
+    let [left_bytes, right_bytes] = [bytes(&left, rows, left_alone), bytes(&right, columns, right_alone)];
+    let blocks = k.div_ceil(depth);
     // As even as the number of blocks allows.
-    let blocks = k.div_ceil(depth).div_ceil(k.div_ceil(depth).div_ceil(blocks));
+    let blocks = blocks.div_ceil(blocks.div_ceil((PACKED / left_bytes.max(right_bytes)).clamp(1, blocks)));
     let c = Parts::new(c);
     ROOM.with_borrow_mut(|[left_room, right_room]| {
-        let left_room = room::<K::Word>(left_room, left.panels(rows) * left.panel * blocks);
-        let right_room = room::<K::Word>(right_room, right.panels(columns) * right.panel * blocks);
+        let left_room = room::<K::Word>(left_room, left_bytes / size * blocks);
+        let right_room = room::<K::Word>(right_room, right_bytes / size * blocks);
         for j in (0..n).step_by(columns) {
             let columns = j..n.min(j + columns);
             for from in (0..k).step_by(blocks * depth) {
@@ -110,20 +123,29 @@ pub fn run<F: Real, K: Kernel<F>>(kernel: &K, pool: &Pool, operands: Operands<'_
                     let rows = i..m.min(i + rows);
                     let a = a.rows(rows.clone()).columns(inner.range.clone());
                     let b = b.columns(columns.clone()).rows(inner.range.clone()).transposed();
-                    let packs = [
-                        Pack { side: &left, inner: &inner, x: a, to: Parts::new(left_room) },
-                        Pack { side: &right, inner: &inner, x: b, to: Parts::new(right_room) },
-                    ];
+                    let pack_left = Pack {
+                        side: &left,
+                        inner: &inner,
+                        x: a,
+                        pack: &|to, at, x| kernel.pack_left(to, at, x),
+                    };
+                    let pack_right = Pack {
+                        side: &right,
+                        inner: &inner,
+                        x: b,
+                        pack: &|to, at, x| kernel.pack_right(to, at, x),
+                    };
                     // Columns stay while the rows go on.
-                    let [first, second] = [packs[0].chunks(), if i == 0 { packs[1].chunks() } else { 0 }];
+                    let first = if left_alone { 0 } else { pack_left.chunks() };
+                    let second = if right_alone || i > 0 { 0 } else { pack_right.chunks() };
+                    let (left_parts, right_parts) = (Parts::new(left_room), Parts::new(right_room));
                     pool.run(first + second, &|chunk| {
                         // SAFETY: each chunk is called once.
                         unsafe {
                             if chunk < first {
-                                packs[0].chunk(chunk, &|panel, at, x| kernel.pack_left(panel, at, x));
+                                pack_left.chunk(chunk, &left_parts);
                             } else {
-                                packs[1]
-                                    .chunk(chunk - first, &|panel, at, x| kernel.pack_right(panel, at, x));
+                                pack_right.chunk(chunk - first, &right_parts);
                             }
                         }
                     });
@@ -132,11 +154,8 @@ pub fn run<F: Real, K: Kernel<F>>(kernel: &K, pool: &Pool, operands: Operands<'_
                         c: &c,
                         c_row,
                         add: into == Into::Add || from > 0,
-                        rows: Lanes::new(&left, rows),
-                        columns: Lanes::new(&right, columns.clone()),
-                        inner: &inner,
-                        left: left_room,
-                        right: right_room,
+                        rows: Lanes::new(pack_left, (!left_alone).then_some(left_room), i),
+                        columns: Lanes::new(pack_right, (!right_alone).then_some(right_room), j),
                     };
                     multiply.run(pool);
                 }
@@ -176,9 +195,10 @@ impl Side {
         self.panels(lanes) * self.panel * self.size
     }
 
-    /// How many of `lanes` are packed together: as even as panels allow.
-    fn even(&self, lanes: usize) -> usize {
-        lanes.div_ceil(lanes.div_ceil(SIDE)).next_multiple_of(self.lanes)
+    /// How many of `lanes` are packed together, as even as panels allow; all of them, where they are not kept.
+    fn even(&self, lanes: usize, all: bool) -> usize {
+        let parts = if all { 1 } else { lanes.div_ceil(SIDE) };
+        lanes.div_ceil(parts).next_multiple_of(self.lanes)
     }
 }
 
@@ -199,120 +219,149 @@ impl Inner {
     }
 }
 
-/// Packing of one operand. A chunk is some neighbouring panels of one inner block.
+/// Packing of one operand.
 struct Pack<'a, F, W> {
     side: &'a Side,
     inner: &'a Inner,
     /// `[lanes, inner]`
     x: View<'a, F>,
-    /// `[block, panel]`
-    to: Parts<W>,
+    /// What packs part of a panel.
+    pack: &'a (dyn Fn(&mut [W], usize, View<'_, F>) + Sync),
 }
 
 impl<F: Real, W> Pack<'_, F, W> {
+    /// A chunk is some neighbouring panels of one inner block.
     fn chunks(&self) -> usize {
-        self.inner.blocks() * self.side.panels(self.x.rows).div_ceil(GROUP)
+        self.inner.blocks() * self.panels().div_ceil(GROUP)
     }
 
+    fn panels(&self) -> usize {
+        self.side.panels(self.x.rows)
+    }
+
+    /// * `to`: `[block, panel]`
+    ///
     /// # Safety
     /// No two threads do the same chunk, or use `to` meanwhile.
-    unsafe fn chunk(&self, n: usize, pack: &dyn Fn(&mut [W], usize, View<'_, F>)) {
-        let panels = self.side.panels(self.x.rows);
-        let (block, group) = (n / panels.div_ceil(GROUP), n % panels.div_ceil(GROUP));
+    unsafe fn chunk(&self, n: usize, to: &Parts<W>) {
+        let groups = self.panels().div_ceil(GROUP);
+        let (block, first) = (n / groups, n % groups * GROUP);
+        let panels = first..self.panels().min(first + GROUP);
+        let (at, len) = ((block * self.panels() + first) * self.side.panel, panels.len() * self.side.panel);
+        // SAFETY: these panels of this block belong to this chunk.
+        self.panels_of(block, panels, unsafe { to.get(at, len) });
+    }
+
+    /// Some panels of one block.
+    fn panels_of(&self, block: usize, panels: Range<usize>, to: &mut [W]) {
         let x = self.x.columns(self.inner.block(block));
-        let part = if self.x.column_stride == 1 { x.columns } else { PART };
+        let part = if x.column_stride == 1 { x.columns } else { PART };
         for at in (0..x.columns).step_by(part) {
             let x = x.columns(at..x.columns.min(at + part));
-            for panel in group * GROUP..panels.min((group + 1) * GROUP) {
+            for (panel, to) in panels.clone().zip(to.chunks_exact_mut(self.side.panel)) {
                 let lanes = panel * self.side.lanes..x.rows.min((panel + 1) * self.side.lanes);
-                // SAFETY: this panel of this block belongs to this chunk.
-                let to = unsafe { self.to.get((block * panels + panel) * self.side.panel, self.side.panel) };
-                pack(to, at, x.rows(lanes));
+                (self.pack)(to, at, x.rows(lanes));
             }
         }
     }
 }
 
 /// Rows or columns of `c`, and how many panels of them a chunk has.
-struct Lanes<'a> {
-    side: &'a Side,
-    range: Range<usize>,
-    panels: usize,
+struct Lanes<'a, F, W> {
+    pack: Pack<'a, F, W>,
+    /// `[block, panel]`, where they are packed before.
+    packed: Option<&'a [W]>,
+    /// The first lane.
+    first: usize,
+    /// Panels of a chunk.
     chunk: usize,
 }
 
-impl<'a> Lanes<'a> {
-    fn new(side: &'a Side, range: Range<usize>) -> Self {
-        let panels = side.panels(range.len());
-        let chunk = (NEAR / (side.panel * side.size)).clamp(1, panels);
-        Lanes { side, range, panels, chunk }
+impl<'a, F: Real, W: Copy> Lanes<'a, F, W> {
+    fn new(pack: Pack<'a, F, W>, packed: Option<&'a [W]>, first: usize) -> Self {
+        let chunk = (NEAR / (pack.side.panel * pack.side.size)).clamp(1, pack.panels());
+        Lanes { pack, packed, first, chunk }
     }
 
     fn chunks(&self) -> usize {
-        self.panels.div_ceil(self.chunk)
+        self.pack.panels().div_ceil(self.chunk)
+    }
+
+    /// Of a chunk: its panels, and their lanes within the part.
+    fn part(&self, n: usize) -> (Range<usize>, Range<usize>) {
+        let panels = n * self.chunk..self.pack.panels().min((n + 1) * self.chunk);
+        let lanes = self.pack.side.lanes;
+        (panels.clone(), panels.start * lanes..self.pack.x.rows.min(panels.end * lanes))
+    }
+
+    /// Words of some panels of one block.
+    fn words<'b>(&'b self, block: usize, panels: &Range<usize>, own: &'b mut Option<Buffer>) -> &'b [W] {
+        let size = self.pack.side.panel;
+        match self.packed {
+            Some(all) => {
+                let first = block * self.pack.panels();
+                &all[(first + panels.start) * size..(first + panels.end) * size]
+            }
+            None => {
+                let own = room(own, self.chunk * size);
+                self.pack.panels_of(block, panels.clone(), own);
+                &own[..panels.len() * size]
+            }
+        }
     }
 }
 
-/// The products of what is packed. A chunk is a block of `c`.
-struct Multiply<'a, F, K: Kernel<F>>
-where
-    F: Real,
-{
+/// The products of the panels of a part of the inner dimension. A chunk is a block of `c`.
+struct Multiply<'a, F: Real, K: Kernel<F>> {
     kernel: &'a K,
     c: &'a Parts<F>,
     c_row: usize,
     add: bool,
-    rows: Lanes<'a>,
-    columns: Lanes<'a>,
-    inner: &'a Inner,
-    left: &'a [K::Word],
-    right: &'a [K::Word],
+    rows: Lanes<'a, F, K::Word>,
+    columns: Lanes<'a, F, K::Word>,
 }
 
 impl<F: Real, K: Kernel<F>> Multiply<'_, F, K> {
     fn run(mut self, pool: &Pool) {
+        // What is packed by a chunk is packed once: the chunk takes all of the other side.
+        let (left_alone, right_alone) = (self.rows.packed.is_none(), self.columns.packed.is_none());
+        if left_alone {
+            self.columns.chunk = self.columns.pack.panels();
+        }
+        if right_alone {
+            self.rows.chunk = self.rows.pack.panels();
+        }
         // Smaller chunks, until there are enough for all threads to end at about the same time.
         let threads = pool.threads();
         while threads > 1 && self.rows.chunks() * self.columns.chunks() < CHUNKS * threads {
             let (rows, columns) = (self.rows.chunk * K::ROWS, self.columns.chunk * K::COLUMNS);
-            let larger = if rows >= columns && self.rows.chunk > 1 || self.columns.chunk == 1 {
-                &mut self.rows.chunk
-            } else {
-                &mut self.columns.chunk
-            };
+            let rows = left_alone
+                || !right_alone && (rows >= columns && self.rows.chunk > 1 || self.columns.chunk == 1);
+            let larger = if rows { &mut self.rows.chunk } else { &mut self.columns.chunk };
             if *larger == 1 {
                 break;
             }
             *larger = larger.div_ceil(2);
         }
         for lanes in [&mut self.rows, &mut self.columns] {
-            lanes.chunk = lanes.panels.div_ceil(lanes.chunks());
+            lanes.chunk = lanes.pack.panels().div_ceil(lanes.chunks());
         }
         let across = self.columns.chunks();
         pool.run(self.rows.chunks() * across, &|n| {
             // SAFETY: each chunk is called once.
-            unsafe { self.chunk(n / across, n % across) };
+            OWN.with_borrow_mut(|own| unsafe { self.chunk(n / across, n % across, own) });
         });
     }
 
     /// # Safety
     /// No two threads do the same chunk.
-    unsafe fn chunk(&self, row: usize, column: usize) {
-        // Of one side: its panels, and their lanes within the part.
-        let part = |lanes: &Lanes<'_>, n: usize| {
-            let panels = n * lanes.chunk..lanes.panels.min((n + 1) * lanes.chunk);
-            let range = panels.start * lanes.side.lanes..lanes.range.len().min(panels.end * lanes.side.lanes);
-            (panels, range)
-        };
-        let (left, rows) = part(&self.rows, row);
-        let (right, columns) = part(&self.columns, column);
-        let at = (self.rows.range.start + rows.start) * self.c_row + self.columns.range.start + columns.start;
+    unsafe fn chunk(&self, row: usize, column: usize, own: &mut [Option<Buffer>; 2]) {
+        let ((left, rows), (right, columns)) = (self.rows.part(row), self.columns.part(column));
+        let at = (self.rows.first + rows.start) * self.c_row + self.columns.first + columns.start;
         assert!(at + (rows.len() - 1) * self.c_row + columns.len() <= self.c.len);
-        for n in 0..self.inner.blocks() {
-            fn words<'a, W>(all: &'a [W], lanes: &Lanes<'_>, block: usize, panels: &Range<usize>) -> &'a [W] {
-                let first = block * lanes.panels;
-                &all[(first + panels.start) * lanes.side.panel..(first + panels.end) * lanes.side.panel]
-            }
+        let inner = self.rows.pack.inner;
+        let [own_left, own_right] = own;
+        for n in 0..inner.blocks() {
             let block = Block {
                 // SAFETY: within c, as was compared.
                 c: unsafe { self.c.pointer().add(at) },
@@ -320,11 +369,11 @@ impl<F: Real, K: Kernel<F>> Multiply<'_, F, K> {
                 rows: rows.len(),
                 columns: columns.len(),
                 add: self.add || n > 0,
-                depth: self.inner.block(n).len(),
-                left: words(self.left, &self.rows, n, &left),
-                left_panel: self.rows.side.panel,
-                right: words(self.right, &self.columns, n, &right),
-                right_panel: self.columns.side.panel,
+                depth: inner.block(n).len(),
+                left: self.rows.words(n, &left, own_left),
+                left_panel: self.rows.pack.side.panel,
+                right: self.columns.words(n, &right, own_right),
+                right_panel: self.columns.pack.side.panel,
             };
             // SAFETY: within c; blocks of different chunks are disjoint.
             unsafe { self.kernel.multiply(block) };
