@@ -1,6 +1,8 @@
 //! Proof that training is the references' mathematics: gradients compared with those of an independent implementation
 //! (folders as `hawfinch_model::verify::parity` reads them), in f32 and in f64, at the folder's own tolerances.
 
+mod optimizer;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -36,6 +38,7 @@ pub fn check(pool: &Arc<Pool>, folder: &Path) -> Result<Report> {
         Checks::<f32>::new(pool, "f32", &checkpoint, &case, f32s)?.all(&mut report)?;
         let f64s = Tolerances::read(folder, "f64")?;
         Checks::<f64>::new(pool, "f64", &checkpoint, &case, f64s)?.all(&mut report)?;
+        optimizer::check(&mut report, pool, folder, &checkpoint, &case)?;
     }
     Ok(report)
 }

@@ -1,0 +1,178 @@
+//! Gradients of whole models against central differences in f64, and what a batch of several sequences is.
+
+use std::sync::Arc;
+
+use hawfinch_kernels::cross_entropy::Targets;
+use hawfinch_kernels::gemm::Precision;
+use hawfinch_kernels::{DType, Isa, Pool};
+use hawfinch_model::cpu::Cpu;
+use hawfinch_model::{State, Version, synthetic};
+use hawfinch_train::{Learner, Lesson};
+
+const VERSIONS: [Version; 6] =
+    [Version::V4, Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7];
+
+fn learner(version: Version) -> Learner<f64> {
+    let config = synthetic::Shape { version, layers: 2, width: 16, vocab: 24, head_size: 8 }.config();
+    let checkpoint = synthetic::checkpoint(&config, DType::F64, 5);
+    Learner::new(&checkpoint, Cpu::with(Arc::new(Pool::new(2)), Isa::best()), Precision::Full).unwrap()
+}
+
+fn ids(len: usize, seed: u32) -> Vec<u32> {
+    (0..len as u32).map(|n| (n * 7 + n * n * 3 + seed) % 24).collect()
+}
+
+/// Two sequences of a batch, from states of their own.
+fn objective(learner: &Learner<f64>, initial: &[State<f64>], learn: bool) -> (f64, Vec<State<f64>>) {
+    let (tokens, targets) = (ids(23, 1), ids(23, 4));
+    let weights: Vec<f32> = (0..23).map(|n| (n % 3) as f32 * 0.25).collect();
+    let targets = Targets { ids: &targets, weights: &weights, l2wrap: 0.0 };
+    let lesson = Lesson { lengths: &[5, 18], tokens: &tokens, targets, initial: Some(initial), d_last: None };
+    let learned = if learn { learner.learn(&lesson) } else { learner.evaluate(&lesson) }.unwrap();
+    (learned.losses.sum, learned.d_initial)
+}
+
+fn states(learner: &Learner<f64>) -> Vec<State<f64>> {
+    let mut states = vec![State::new(learner.model().state_layout().clone()); 2];
+    for (s, state) in states.iter_mut().enumerate() {
+        for layer in 0..2 {
+            for field in state.layout().clone().fields.iter() {
+                let positive = field.name == "bb";
+                for (n, v) in state.field_mut(layer, field.name).iter_mut().enumerate() {
+                    let wave = ((n * 5 + s * 3 + layer) as f64 * 0.7).sin();
+                    *v = if positive { 1.0 + 0.3 * wave } else { 0.4 * wave };
+                }
+            }
+        }
+    }
+    states
+}
+
+#[test]
+fn every_parameter_and_every_state_of_every_version() {
+    for version in VERSIONS {
+        let learner = learner(version);
+        let initial = states(&learner);
+        let (_, d_initial) = objective(&learner, &initial, true);
+        let h = 1e-5;
+        let count = learner.tape().parameters().list().len();
+        for p in 0..count {
+            let (name, gradient) = {
+                let parameters = learner.tape().parameters();
+                (parameters.list()[p].name.clone(), parameters.list()[p].gradient().to_vec())
+            };
+            let largest = gradient.iter().fold(1e-6, |m: f64, g| m.max(g.abs()));
+            let step = (gradient.len() / 12).max(1);
+            for n in (0..gradient.len()).step_by(step) {
+                let moved = |by: f64| {
+                    learner.tape().parameters_mut().list_mut()[p].both_mut().0[n] += by;
+                    let (value, _) = objective(&learner, &initial, false);
+                    learner.tape().parameters_mut().list_mut()[p].both_mut().0[n] -= by;
+                    value
+                };
+                let want = (moved(h) - moved(-h)) / (2.0 * h);
+                assert!(
+                    (gradient[n] - want).abs() < 2e-6 * largest,
+                    "{version} {name}[{n}]: {} for {want}",
+                    gradient[n]
+                );
+            }
+        }
+        for (s, d) in d_initial.iter().enumerate() {
+            for layer in 0..2 {
+                for field in d.layout().fields.iter().filter(|f| f.name != "pp") {
+                    let gradient = d.field(layer, field.name);
+                    let largest = gradient.iter().fold(1e-6, |m: f64, g| m.max(g.abs()));
+                    for n in (0..gradient.len()).step_by((gradient.len() / 8).max(1)) {
+                        let moved = |by: f64| {
+                            let mut initial = initial.clone();
+                            initial[s].field_mut(layer, field.name)[n] += by;
+                            objective(&learner, &initial, false).0
+                        };
+                        let want = (moved(h) - moved(-h)) / (2.0 * h);
+                        assert!(
+                            (gradient[n] - want).abs() < 2e-6 * largest,
+                            "{version} state {s} {layer} {}[{n}]: {} for {want}",
+                            field.name,
+                            gradient[n]
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Gradients of sequences in one batch and the sum of those one by one; `lengths` is how the batch is divided.
+fn together_and_alone(version: Version, lengths: &[usize], recompute: bool) -> f64 {
+    let mut learner = learner(version);
+    learner.set_recomputing(recompute);
+    let (tokens, targets) = (ids(30, 2), ids(30, 9));
+    let weights = vec![1.0 / 30.0; 30];
+    let gradients = |runs: &[(usize, &[usize])]| -> Vec<f64> {
+        learner.tape().parameters_mut().clear_gradients();
+        for (at, lengths) in runs {
+            let of = *at..at + lengths.iter().sum::<usize>();
+            let targets = Targets { ids: &targets[of.clone()], weights: &weights[of.clone()], l2wrap: 1e-4 };
+            let lesson = Lesson { lengths, tokens: &tokens[of], targets, initial: None, d_last: None };
+            learner.learn(&lesson).unwrap();
+        }
+        learner.tape().parameters().list().iter().flat_map(|p| p.gradient().to_vec()).collect()
+    };
+    let together = gradients(&[(0, lengths)]);
+    let alone = gradients(&[(0, &[7]), (7, &[1]), (8, &[22])]);
+    let largest = alone.iter().fold(0.0, |m: f64, g| m.max(g.abs()));
+    together.iter().zip(&alone).map(|(a, b)| (a - b).abs() / largest).fold(0.0, f64::max)
+}
+
+#[test]
+fn documents_in_a_batch_do_not_see_each_other() {
+    for version in VERSIONS {
+        for recompute in [false, true] {
+            let apart = together_and_alone(version, &[7, 1, 22], recompute);
+            assert!(apart < 1e-12, "{version}: {apart}");
+        }
+        // A border at which the state is not reset is seen.
+        let across = together_and_alone(version, &[8, 22], false);
+        assert!(across > 1e-4, "{version}: {across}");
+    }
+}
+
+/// Gradients through segments of a text, the last state's handed back, are those of the whole text.
+#[test]
+fn a_text_in_segments_is_the_text() {
+    for version in VERSIONS {
+        for recompute in [false, true] {
+            let mut learner = learner(version);
+            learner.set_recomputing(recompute);
+            let (tokens, targets) = (ids(40, 3), ids(40, 8));
+            let weights = vec![1.0 / 40.0; 40];
+            let mut start = states(&learner);
+            start.truncate(1);
+            let pass = |of: std::ops::Range<usize>, from: &[State<f64>], d_last: Option<&[State<f64>]>| {
+                let targets =
+                    Targets { ids: &targets[of.clone()], weights: &weights[of.clone()], l2wrap: 0.0 };
+                let lengths = [of.len()];
+                let lesson =
+                    Lesson { lengths: &lengths, tokens: &tokens[of], targets, initial: Some(from), d_last };
+                learner.learn(&lesson).unwrap()
+            };
+            let gradients = || -> Vec<f64> {
+                let parameters = learner.tape().parameters();
+                parameters.list().iter().flat_map(|p| p.gradient().to_vec()).collect()
+            };
+            learner.tape().parameters_mut().clear_gradients();
+            let whole = pass(0..40, &start, None);
+            let want = gradients();
+            let middle = pass(0..17, &start, None).last;
+            learner.tape().parameters_mut().clear_gradients();
+            let second = pass(17..40, &middle, None);
+            let first = pass(0..17, &start, Some(&second.d_initial));
+            let largest = want.iter().fold(0.0, |m: f64, g| m.max(g.abs()));
+            let apart =
+                |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+            assert!(apart(&gradients(), &want) < 1e-11 * largest, "{version}");
+            assert!(apart(first.d_initial[0].data(), whole.d_initial[0].data()) < 1e-11, "{version}");
+        }
+    }
+}
