@@ -7,7 +7,7 @@ use hawfinch_kernels::gemm::Precision;
 use hawfinch_model::checkpoint::{Checkpoint, DecayForm};
 use hawfinch_model::cpu::{Cpu, Tensor};
 use hawfinch_model::ops::Batch;
-use hawfinch_model::{Config, Model, OpenOptions, State};
+use hawfinch_model::{Config, Lora, Model, OpenOptions, State};
 
 use crate::tape::{Gradients, Losses, States, Tape, Var};
 use crate::{Error, Parameters, Result};
@@ -55,6 +55,20 @@ impl<F: Real> Learner<F> {
     /// # Errors
     /// No model, quantised weights, decays in rwkv.cpp's form.
     pub fn new(checkpoint: &Checkpoint, cpu: Cpu<F>, precision: Precision) -> Result<Self> {
+        Self::adapted(checkpoint, None, cpu, precision)
+    }
+
+    /// The same with an adapter, whose halves are parameters beside the model's ([`Parameters::new`] says under which
+    /// names).
+    ///
+    /// # Errors
+    /// As [`Learner::new`]; an adapter of another model.
+    pub fn adapted(
+        checkpoint: &Checkpoint,
+        adapter: Option<Lora>,
+        cpu: Cpu<F>,
+        precision: Precision,
+    ) -> Result<Self> {
         if checkpoint.decay_form == DecayForm::Exponentiated {
             return Err(Error::request(format!(
                 "{} is a file of rwkv.cpp, which holds the decays already exponentiated: train from the original model",
@@ -62,9 +76,10 @@ impl<F: Real> Learner<F> {
             )));
         }
         let cpu = cpu.keeping(BUFFERS);
-        let parameters = Parameters::new(&cpu, checkpoint)?;
+        let parameters = Parameters::new(&cpu, checkpoint, adapter.as_ref())?;
         let tape = Tape::new(cpu, parameters, precision);
-        let model = Model::from_checkpoint(checkpoint.clone(), OpenOptions::default(), tape)?;
+        let options = OpenOptions { loras: adapter.into_iter().collect(), ..OpenOptions::default() };
+        let model = Model::from_checkpoint(checkpoint.clone(), options, tape)?;
         Ok(Learner { model, recompute: false })
     }
 

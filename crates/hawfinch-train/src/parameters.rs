@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use hawfinch_kernels::{DType, Real};
+use hawfinch_kernels::Real;
+use hawfinch_model::Lora;
 use hawfinch_model::checkpoint::{Checkpoint, FileFormat, StoredTensor};
 use hawfinch_model::cpu::{Cpu, Tensor};
 
@@ -74,15 +75,22 @@ pub struct Parameters<F: Real> {
 }
 
 impl<F: Real> Parameters<F> {
-    /// Those of a checkpoint, all of them trained.
+    /// Those of a checkpoint, then the halves of an adapter's matrices (`MODULE.lora_A`, `MODULE.lora_B`), all of them
+    /// trained. Whole tensors of the adapter take the place of the checkpoint's.
     ///
     /// # Errors
     /// Quantised weights, which cannot be trained.
-    pub fn new(cpu: &Cpu<F>, checkpoint: &Checkpoint) -> Result<Self> {
+    pub fn new(cpu: &Cpu<F>, checkpoint: &Checkpoint, adapter: Option<&Lora>) -> Result<Self> {
         let mut list = Vec::new();
-        for (name, tensor) in &checkpoint.tensors {
-            if !matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
-                return Err(Error::Quantised { name: name.clone(), dtype: tensor.dtype.name().into() });
+        let replaced = |name: &String| adapter.and_then(|a| a.replacements.get(name));
+        let base = checkpoint.tensors.iter().map(|(name, t)| (name.clone(), replaced(name).unwrap_or(t)));
+        let halves = adapter
+            .iter()
+            .flat_map(|a| &a.modules)
+            .flat_map(|(module, (a, b))| [(format!("{module}.lora_A"), a), (format!("{module}.lora_B"), b)]);
+        for (name, tensor) in base.chain(halves) {
+            if !tensor.dtype.is_float() {
+                return Err(Error::Quantised { name, dtype: tensor.dtype.name().into() });
             }
             let values = tensor.to_f64();
             let value = cpu.make(1, values.len(), |to| {

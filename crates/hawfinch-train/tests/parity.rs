@@ -21,7 +21,7 @@ fn check_all(dir: &Path, at_least: usize) {
                 failed.push(format!("{}: {c:?}", folder.display()));
             }
         }
-        assert!(report.absent.is_empty() && report.checks.len() >= 26, "{}: {report:?}", folder.display());
+        assert!(report.absent.is_empty() && report.checks.len() >= 31, "{}: {report:?}", folder.display());
     }
     assert!(failed.is_empty(), "{failed:#?}");
 }

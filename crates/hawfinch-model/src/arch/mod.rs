@@ -222,7 +222,10 @@ impl<O: Ops> Loader<'_, O> {
             .filter_map(|l| l.modules.get(module).map(|m| (l, m)))
             .map(|(l, (a, b))| {
                 let scale = l.alpha / a.shape[0] as f64;
-                Ok((self.matrix(name, a, Apply::Adapter)?, self.matrix(name, b, Apply::Adapter)?, scale))
+                let half = |half: &str, weight| {
+                    self.matrix(&format!("{module}.lora_{half}"), weight, Apply::Adapter)
+                };
+                Ok((half("A", a)?, half("B", b)?, scale))
             })
             .collect::<Result<_>>()?;
         Ok(Linear { weight, adapters })

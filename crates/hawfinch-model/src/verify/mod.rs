@@ -46,10 +46,16 @@ impl Report {
     }
 
     /// The report of something that could not even be read.
-    pub fn unreadable(error: &crate::Error) -> Report {
+    pub fn unreadable(error: &dyn std::error::Error) -> Report {
         let mut report = Report::default();
         report.add("readable", f64::NAN, 0.0, error.to_string());
         report
+    }
+
+    /// Adds what another found of the same model or folder.
+    pub fn join(&mut self, other: Report) {
+        self.checks.extend(other.checks);
+        self.absent.extend(other.absent);
     }
 
     /// Adds a check.

@@ -20,7 +20,7 @@ use crate::tokenizer_args::TokenizerOption;
 #[command(after_help = "\
 Examples:
   hawfinch verify model.pth
-  hawfinch verify --against fixtures/parity
+  hawfinch verify --against fixtures/parity --training
   hawfinch verify model.gguf --against model.pth
   hawfinch verify model.bin --ids 34,105,110 --expect logits.bin --tolerance 1e-5
 
@@ -39,6 +39,10 @@ pub struct Args {
     /// tolerance for that, about 5e-6
     #[arg(long)]
     double: bool,
+    /// With --against DIR: also compare how it trains: gradients of every parameter and state in f32 and f64, L2Wrap,
+    /// three steps of AdamW
+    #[arg(long)]
+    training: bool,
     /// Tokens to feed a model that is checked against itself
     #[arg(long, default_value_t = 24, value_parser = clap::value_parser!(u32).range(2..=4096))]
     tokens: u32,
@@ -72,6 +76,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.double && (args.against.is_none() || args.model.is_some()) {
         return Err(usage("--double needs --against DIR: only such folders say how near it must come"));
     }
+    if args.training && (args.against.is_none() || args.model.is_some()) {
+        return Err(usage("--training needs --against DIR: a folder of gradients to compare with"));
+    }
     let reports = match (&args.model, &args.against) {
         (Some(path), Some(other)) => vec![(path.display().to_string(), against_model(args, path, other)?)],
         (None, Some(dir)) => {
@@ -93,7 +100,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 note(format_args!("verifying {}", folder.display()));
                 let _bar = Progress::time("comparing");
                 let report = parity::check_on(ops.pool(), &folder, args.double);
-                let report = report.unwrap_or_else(|e| Report::unreadable(&e));
+                let mut report = report.unwrap_or_else(|e| Report::unreadable(&e));
+                if args.training {
+                    let more = hawfinch_train::verify::check(ops.pool(), &folder);
+                    report.join(more.unwrap_or_else(|e| Report::unreadable(&e)));
+                }
                 reports.push((folder.display().to_string(), report));
             }
             reports
