@@ -12,7 +12,7 @@ use std::ops::Range;
 use super::{Into, Operands, View};
 use crate::buffer::Buffer;
 use crate::pool::Parts;
-use crate::{Pool, Real};
+use crate::{Pool, Real, prefetch};
 
 /// How operands are packed and what multiplies them. Its sums may depend on the inner dimension, not on the others.
 pub trait Kernel<F: Real>: Sync {
@@ -64,6 +64,53 @@ pub struct Block<'a, F, W> {
     /// Panels of columns.
     pub right: &'a [W],
     pub right_panel: usize,
+    /// What is read next from far memory: to be fetched meanwhile.
+    pub ahead: Walk,
+}
+
+/// A walk through the lines of memory of part of a matrix.
+#[derive(Clone, Copy, Default)]
+pub struct Walk {
+    /// The next line.
+    at: usize,
+    /// Lines of this row that are left, and of the others.
+    left: usize,
+    lines: usize,
+    /// Bytes from the end of the lines of a row to the next row's.
+    gap: usize,
+    /// Rows that are left.
+    rows: usize,
+}
+
+impl Walk {
+    fn new<F>(x: View<'_, F>) -> Walk {
+        const LINE: usize = 64;
+        let (rows, numbers, stride) = match x.column_stride {
+            1 => (x.rows, x.columns, x.row_stride),
+            _ => (x.columns, x.rows, x.column_stride),
+        };
+        if rows * numbers == 0 {
+            return Walk::default();
+        }
+        let start = x.data.as_ptr().addr();
+        let lines = (start % LINE + numbers * size_of::<F>()).div_ceil(LINE);
+        let gap = (stride * size_of::<F>()).wrapping_sub(lines * LINE);
+        Walk { at: start / LINE * LINE, left: lines, lines, gap, rows }
+    }
+
+    /// Fetches the next line, if there is one.
+    #[inline(always)]
+    pub fn fetch(&mut self) {
+        if self.rows > 0 {
+            prefetch::second(std::ptr::without_provenance::<u8>(self.at));
+            self.at += 64;
+            self.left -= 1;
+            if self.left == 0 {
+                (self.left, self.rows) = (self.lines, self.rows - 1);
+                self.at = self.at.wrapping_add(self.gap);
+            }
+        }
+    }
 }
 
 /// Rows and columns whose panels are packed together at most.
@@ -279,7 +326,9 @@ struct Lanes<'a, F, W> {
 
 impl<'a, F: Real, W: Copy> Lanes<'a, F, W> {
     fn new(pack: Pack<'a, F, W>, packed: Option<&'a [W]>, first: usize) -> Self {
-        let chunk = (NEAR / (pack.side.panel * pack.side.size)).clamp(1, pack.panels());
+        // What a chunk packs itself needs room twice.
+        let near = if packed.is_some() { NEAR } else { NEAR / 2 };
+        let chunk = (near / (pack.side.panel * pack.side.size)).clamp(1, pack.panels());
         Lanes { pack, packed, first, chunk }
     }
 
@@ -292,6 +341,16 @@ impl<'a, F: Real, W: Copy> Lanes<'a, F, W> {
         let panels = n * self.chunk..self.pack.panels().min((n + 1) * self.chunk);
         let lanes = self.pack.side.lanes;
         (panels.clone(), panels.start * lanes..self.pack.x.rows.min(panels.end * lanes))
+    }
+
+    /// What a thread packs after block `block` of chunk `n`.
+    fn ahead(&self, block: usize, n: usize) -> Walk {
+        if self.packed.is_some() {
+            return Walk::default();
+        }
+        let (block, n) = if block + 1 < self.pack.inner.blocks() { (block + 1, n) } else { (0, n + 1) };
+        let lanes = if n < self.chunks() { self.part(n).1 } else { 0..0 };
+        Walk::new(self.pack.x.rows(lanes).columns(self.pack.inner.block(block)))
     }
 
     /// Words of some panels of one block.
@@ -374,6 +433,11 @@ impl<F: Real, K: Kernel<F>> Multiply<'_, F, K> {
                 left_panel: self.rows.pack.side.panel,
                 right: self.columns.words(n, &right, own_right),
                 right_panel: self.columns.pack.side.panel,
+                ahead: if self.rows.packed.is_none() {
+                    self.rows.ahead(n, row)
+                } else {
+                    self.columns.ahead(n, column)
+                },
             };
             // SAFETY: within c; blocks of different chunks are disjoint.
             unsafe { self.kernel.multiply(block) };

@@ -28,7 +28,7 @@ macro_rules! loops {
             /// # Safety
             /// The machine has the instructions; [`Kernel::multiply`].
             #[target_feature(enable = $features)]
-            pub unsafe fn multiply(block: Block<'_, f32, f32>) {
+            pub unsafe fn multiply(mut block: Block<'_, f32, f32>) {
                 let steps = block.depth.div_ceil($numbers);
                 assert!(block.left_panel >= steps * $left && block.right_panel >= steps * $columns);
                 for (p, left) in block.left.chunks_exact(block.left_panel).enumerate() {
@@ -41,7 +41,7 @@ macro_rules! loops {
                         unsafe {
                             let c = block.c.add(p * $rows * block.c_row + q * $columns);
                             match rows {
-                                $($row => across::<$row>(c, columns, &block, steps, left, right),)*
+                                $($row => across::<$row>(c, columns, &mut block, steps, left, right),)*
                                 _ => unreachable!("panels of so many rows"),
                             }
                         }
@@ -55,7 +55,7 @@ macro_rules! loops {
             unsafe fn across<const R: usize>(
                 c: *mut f32,
                 columns: usize,
-                block: &Block<'_, f32, f32>,
+                block: &mut Block<'_, f32, f32>,
                 steps: usize,
                 left: *const f32,
                 right: *const f32,
@@ -75,7 +75,7 @@ macro_rules! loops {
             unsafe fn patch<const R: usize, const N: usize>(
                 c: *mut f32,
                 columns: usize,
-                block: &Block<'_, f32, f32>,
+                block: &mut Block<'_, f32, f32>,
                 steps: usize,
                 mut left: *const f32,
                 mut right: *const f32,
@@ -87,11 +87,13 @@ macro_rules! loops {
                 }
                 let mut sums = [[$zero(); N]; R];
                 let next = left.wrapping_add(block.left_panel);
+                let mut ahead = block.ahead;
                 for step in 0..steps {
                     for n in 0..N {
                         prefetch::first(right.wrapping_add(n * $per + AHEAD * $columns));
                     }
                     prefetch::first(next.wrapping_add(step * $left));
+                    ahead.fetch();
                     // SAFETY: so many steps are left in both panels.
                     unsafe {
                         let mut across = [$zero(); N];
@@ -108,6 +110,7 @@ macro_rules! loops {
                     left = left.wrapping_add($left);
                     right = right.wrapping_add($columns);
                 }
+                block.ahead = ahead;
                 if columns == N * $per {
                     for r in 0..R {
                         for n in 0..N {
