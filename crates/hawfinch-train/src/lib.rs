@@ -14,6 +14,7 @@ pub mod checkpoint;
 pub mod config;
 mod error;
 pub mod groups;
+pub mod init;
 mod learner;
 mod parameters;
 pub mod schedule;
