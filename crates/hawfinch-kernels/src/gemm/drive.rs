@@ -113,13 +113,22 @@ impl Walk {
     }
 }
 
-/// Rows and columns whose panels are packed together at most.
-const SIDE: usize = 4096;
-/// Bytes of one operand that are packed at a time, where blocks are not longer.
-const PACKED: usize = 8 << 20;
-/// Bytes of the panels of one operand that a thread works with: half of them all, beside a part of `c`, have room in
-/// a second cache.
-const NEAR: usize = 256 << 10;
+/// How much is done at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Rows and columns whose panels are packed together at most.
+    pub side: usize,
+    /// Bytes of one operand that are packed at a time, where blocks are not longer.
+    pub packed: usize,
+    /// Bytes of the panels of one operand that a thread works with.
+    pub near: usize,
+}
+
+/// For machines as they are: panels of both operands that a thread works with and a part of `c` have room in a second cache
+/// of 1 MB (where it is smaller, panels come from the third often enough to be fetched in time), all that is packed in a
+/// third cache.
+pub const LIMITS: Limits = Limits { side: 4096, packed: 8 << 20, near: 256 << 10 };
+
 /// Panels that are packed by one thread, one part of each after the other.
 const GROUP: usize = 8;
 /// Numbers of each of several panels that are packed in turn where neighbours lie in different panels: rows of memory
@@ -138,7 +147,7 @@ thread_local! {
 }
 
 /// Computes the product.
-pub fn run<F: Real, K: Kernel<F>>(kernel: &K, pool: &Pool, operands: Operands<'_, '_, F>) {
+pub fn run<F: Real, K: Kernel<F>>(kernel: &K, pool: &Pool, operands: Operands<'_, '_, F>, limits: &Limits) {
     let Operands { c, c_row, into, a, b } = operands;
     let ([m, k], n) = (a.shape(), b.columns);
     let depth = kernel.depth(k);
@@ -148,16 +157,20 @@ pub fn run<F: Real, K: Kernel<F>>(kernel: &K, pool: &Pool, operands: Operands<'_
     let right = Side { lanes: K::COLUMNS, panel: kernel.right_words(depth), size };
     // Panels that one chunk alone reads are packed by it, when there are enough of them for all threads.
     let alone = |side: &Side, lanes: usize, other: &Side, others: usize| {
-        other.bytes(others) <= 2 * NEAR && side.panels(lanes) >= ALONE * pool.threads()
+        other.bytes(others) <= 2 * limits.near && side.panels(lanes) >= ALONE * pool.threads()
     };
     let right_alone = alone(&right, n, &left, m) && !(alone(&left, m, &right, n) && m > n);
     let left_alone = !right_alone && alone(&left, m, &right, n);
-    let (rows, columns) = (left.even(m, left_alone), right.even(n, right_alone));
+    let (rows, columns) = (
+        left.even(m, if left_alone { m } else { limits.side }),
+        right.even(n, if right_alone { n } else { limits.side }),
+    );
     let bytes = |side: &Side, lanes: usize, alone: bool| if alone { 0 } else { side.bytes(lanes) };
     let [left_bytes, right_bytes] = [bytes(&left, rows, left_alone), bytes(&right, columns, right_alone)];
     let blocks = k.div_ceil(depth);
     // As even as the number of blocks allows.
-    let blocks = blocks.div_ceil(blocks.div_ceil((PACKED / left_bytes.max(right_bytes)).clamp(1, blocks)));
+    let blocks =
+        blocks.div_ceil(blocks.div_ceil((limits.packed / left_bytes.max(right_bytes)).clamp(1, blocks)));
     let c = Parts::new(c);
     ROOM.with_borrow_mut(|[left_room, right_room]| {
         let left_room = room::<K::Word>(left_room, left_bytes / size * blocks);
@@ -201,8 +214,8 @@ pub fn run<F: Real, K: Kernel<F>>(kernel: &K, pool: &Pool, operands: Operands<'_
                         c: &c,
                         c_row,
                         add: into == Into::Add || from > 0,
-                        rows: Lanes::new(pack_left, (!left_alone).then_some(left_room), i),
-                        columns: Lanes::new(pack_right, (!right_alone).then_some(right_room), j),
+                        rows: Lanes::new(pack_left, (!left_alone).then_some(left_room), i, limits),
+                        columns: Lanes::new(pack_right, (!right_alone).then_some(right_room), j, limits),
                     };
                     multiply.run(pool);
                 }
@@ -242,10 +255,9 @@ impl Side {
         self.panels(lanes) * self.panel * self.size
     }
 
-    /// How many of `lanes` are packed together, as even as panels allow; all of them, where they are not kept.
-    fn even(&self, lanes: usize, all: bool) -> usize {
-        let parts = if all { 1 } else { lanes.div_ceil(SIDE) };
-        lanes.div_ceil(parts).next_multiple_of(self.lanes)
+    /// How many of `lanes` are packed together, `most` at most: as even as panels allow.
+    fn even(&self, lanes: usize, most: usize) -> usize {
+        lanes.div_ceil(lanes.div_ceil(most)).next_multiple_of(self.lanes)
     }
 }
 
@@ -325,9 +337,9 @@ struct Lanes<'a, F, W> {
 }
 
 impl<'a, F: Real, W: Copy> Lanes<'a, F, W> {
-    fn new(pack: Pack<'a, F, W>, packed: Option<&'a [W]>, first: usize) -> Self {
+    fn new(pack: Pack<'a, F, W>, packed: Option<&'a [W]>, first: usize, limits: &Limits) -> Self {
         // What a chunk packs itself needs room twice.
-        let near = if packed.is_some() { NEAR } else { NEAR / 2 };
+        let near = if packed.is_some() { limits.near } else { limits.near / 2 };
         let chunk = (near / (pack.side.panel * pack.side.size)).clamp(1, pack.panels());
         Lanes { pack, packed, first, chunk }
     }

@@ -14,18 +14,22 @@
 //! * `tiled.rs`: the same with AMX's tiles
 
 mod drive;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 #[cfg(target_arch = "x86_64")]
 mod pack_x86;
 mod portable;
 mod scalar;
 #[cfg(test)]
 mod tests;
+mod tiled;
 mod view;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use view::View;
 
+use self::drive::{LIMITS, Limits};
 use crate::isa::{self, Isa, Level};
 use crate::{Pool, Real};
 
@@ -96,7 +100,7 @@ pub fn gemm_strided<F: Real>(
         return;
     }
     let operands = Operands { c, c_row, into, a, b };
-    Way::of(isa, precision).run(isa, pool, operands);
+    Way::of(isa, precision).run(isa, pool, operands, &LIMITS);
 }
 
 /// What multiplies.
@@ -108,56 +112,71 @@ enum Way {
     Numbers { rounded: bool },
     /// Pairs of bf16 by AVX512-BF16.
     Pairs,
+    /// Tiles of bf16.
+    Tiles,
 }
 
 impl Way {
     /// The fastest.
     fn of(isa: Isa, precision: Precision) -> Way {
         let rounded = precision == Precision::Bf16;
-        match isa.level() {
-            Level::Scalar => Way::Scalar { rounded },
-            Level::Avx512 if rounded && has_pairs() && isa::is_amd() => Way::Pairs,
-            _ => Way::Numbers { rounded },
+        if rounded && isa.has_tiles() {
+            Way::Tiles
+        } else if rounded && has_pairs(isa) && isa::is_amd() {
+            // Intel's processors take as long for an instruction for pairs as for two for numbers.
+            Way::Pairs
+        } else if isa.level() == Level::Scalar {
+            Way::Scalar { rounded }
+        } else {
+            Way::Numbers { rounded }
         }
     }
 
-    fn run<F: Real>(self, isa: Isa, pool: &Pool, operands: Operands<'_, '_, F>) {
+    fn run<F: Real>(self, isa: Isa, pool: &Pool, operands: Operands<'_, '_, F>, limits: &Limits) {
         let rounded = match self {
             Way::Scalar { rounded } => return scalar::gemm(pool, rounded, operands),
             Way::Numbers { rounded } => rounded,
-            Way::Pairs => true,
+            Way::Pairs | Way::Tiles => true,
         };
         let Operands { c, c_row, into, a, b } = operands;
         if let (Some(a), Some(b)) = (a.as_f32(), b.as_f32()) {
             let c = F::as_f32_slice(c).expect("numbers of the same type");
             let operands = Operands { c, c_row, into, a, b };
             match isa.level() {
+                _ if self == Way::Tiles => drive::run(&tiled::Tiled { isa }, pool, operands, limits),
                 #[cfg(target_arch = "x86_64")]
                 Level::Avx512 if self == Way::Pairs => {
-                    assert!(has_pairs());
+                    assert!(has_pairs(isa));
                     // SAFETY: an Isa exists only where the machine has the instructions, and it has those for pairs.
-                    drive::run(&unsafe { x86::Pairs512::new() }, pool, operands)
+                    drive::run(&unsafe { x86::Pairs512::new() }, pool, operands, limits)
                 }
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: an Isa exists only where the machine has the instructions.
-                Level::Avx512 => drive::run(&unsafe { x86::Avx512::new(rounded) }, pool, operands),
+                Level::Avx512 => drive::run(&unsafe { x86::Avx512::new(rounded) }, pool, operands, limits),
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
-                Level::Avx2 => drive::run(&unsafe { x86::Avx2::new(rounded) }, pool, operands),
-                _ => drive::run(&portable::Portable { isa, rounded }, pool, operands),
+                Level::Avx2 => drive::run(&unsafe { x86::Avx2::new(rounded) }, pool, operands, limits),
+                #[cfg(target_arch = "aarch64")]
+                Level::Neon | Level::NeonDotprod | Level::NeonI8mm => {
+                    drive::run(&neon::Neon { isa, rounded }, pool, operands, limits)
+                }
+                _ => drive::run(&portable::Portable { isa, rounded }, pool, operands, limits),
             }
             return;
         }
-        drive::run(&portable::Portable { isa, rounded }, pool, Operands { c, c_row, into, a, b });
+        drive::run(&portable::Portable { isa, rounded }, pool, Operands { c, c_row, into, a, b }, limits);
     }
 }
 
-/// Whether the machine multiplies pairs of bf16 in registers of AVX-512.
-fn has_pairs() -> bool {
+/// Whether there are instructions for pairs of bf16 in registers of AVX-512.
+fn has_pairs(isa: Isa) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("avx512bf16");
+    return isa.level() == Level::Avx512 && std::arch::is_x86_feature_detected!("avx512bf16");
     #[cfg(not(target_arch = "x86_64"))]
-    false
+    {
+        let _ = isa;
+        false
+    }
 }
 
 /// What is multiplied, shapes compared: `c` `[m, n]`, `a` `[m, k]`, `b` `[k, n]`, none of them 0.
@@ -171,6 +190,8 @@ struct Operands<'c, 'a, F> {
 
 /// Blocks of the inner dimension at most, where each number is multiplied alone.
 const DEPTH: usize = 256;
+/// The same where pairs or tiles are multiplied.
+const PAIRS_DEPTH: usize = 512;
 
 /// Length of the blocks (the last may be shorter) that an inner dimension of `k` is divided into: as even as multiples of
 /// `step` allow, at most `most`. Part of the meaning.

@@ -165,6 +165,46 @@ unsafe fn pairs512(to: *mut f32, width: usize, x: View<'_, f32>) {
     }
 }
 
+/// Writes pairs of `x`, `[lanes, numbers]`, lane by lane: sixteen words each.
+///
+/// * `x`: at most sixteen lanes of at most 32 numbers
+///
+/// # Panics
+/// When `to` is too short.
+///
+/// # Safety
+/// The machine has AVX512-BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub unsafe fn rows_of_pairs(to: &mut [f32], x: View<'_, f32>) {
+    assert!(x.rows <= 16 && x.columns <= 32 && to.len() >= x.rows * 16);
+    let mut pairs = [_mm512_setzero_ps(); 16];
+    if x.column_stride == 1 {
+        let [low, high] = [first(x.columns), first(x.columns.saturating_sub(16))];
+        for lane in 0..x.rows {
+            let row = x.data.as_ptr().wrapping_add(lane * x.row_stride);
+            // SAFETY: so many numbers of this lane.
+            let [low, high] = unsafe {
+                [_mm512_maskz_loadu_ps(low, row), _mm512_maskz_loadu_ps(high, row.wrapping_add(16))]
+            };
+            pairs[lane] = _mm512_castsi512_ps(pack512(high, low));
+        }
+    } else {
+        let mut words = [0f32; 256];
+        // SAFETY: the machine has the instructions; sixteen words for each of sixteen pairs.
+        unsafe {
+            pairs512(words.as_mut_ptr(), 16, x);
+            for pair in 0..16 {
+                pairs[pair] = _mm512_loadu_ps(words[pair * 16..].as_ptr());
+            }
+        }
+        pairs = turned512(pairs);
+    }
+    for lane in 0..x.rows {
+        // SAFETY: sixteen words.
+        unsafe { _mm512_storeu_ps(to[lane * 16..].as_mut_ptr(), pairs[lane]) };
+    }
+}
+
 /// bf16 of the numbers of `low`, then of those of `high`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]

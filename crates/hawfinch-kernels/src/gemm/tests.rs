@@ -1,7 +1,7 @@
 use super::*;
 use crate::testing::values;
 
-/// Operands in one of the ways in which they may lie.
+/// One operand in one of the ways in which it may lie.
 struct Operand {
     data: Vec<f32>,
     rows: usize,
@@ -31,7 +31,11 @@ impl Operand {
         Operand { data: values(lines * stride, seed), rows, columns, form }
     }
 
-    fn view<'a, F: Real>(&self, data: &'a [F]) -> View<'a, F> {
+    fn view(&self) -> View<'_, f32> {
+        self.view_of(&self.data)
+    }
+
+    fn view_of<'a, F: Real>(&self, data: &'a [F]) -> View<'a, F> {
         let Operand { rows, columns, .. } = *self;
         match self.form {
             Form::Rows => View::new(data, rows, columns),
@@ -48,7 +52,7 @@ const SIZES: [[usize; 3]; 12] = [
     [1, 300, 70],
     [70, 5, 1],
     [6, 16, 8],
-    [14, 256, 32],
+    [8, 256, 48],
     [15, 257, 33],
     [13, 31, 31],
     [29, 520, 47],
@@ -58,56 +62,247 @@ const SIZES: [[usize; 3]; 12] = [
     [257, 40, 129],
 ];
 
+/// So little at a time that small matrices are divided in all directions.
+const SMALL: Limits = Limits { side: 64, packed: 40 << 10, near: 20 << 10 };
+
+/// The bits; those of whatever is no number are one.
 fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|v| v.to_bits()).collect()
+    values.iter().map(|v| if v.is_nan() { u32::MAX } else { v.to_bits() }).collect()
 }
 
-/// The scalar version against sums in f64, within the error of a sum in f32.
-#[test]
-fn the_meaning_is_the_product() {
+/// What multiplies in panels, and on what: numbers, or what may sum in another order.
+fn ways(ordered: bool) -> Vec<(Isa, Way)> {
+    let sets = Isa::available();
+    if ordered {
+        let both = [false, true].map(|rounded| Way::Numbers { rounded });
+        return sets.into_iter().flat_map(|isa| both.map(|way| (isa, way))).collect();
+    }
+    let emulated =
+        [Isa::SCALAR, Isa::new(Level::Avx512).unwrap_or(Isa::SCALAR)].map(Isa::with_emulated_tiles);
+    let pairs = sets.iter().filter(|isa| has_pairs(**isa)).map(|isa| (*isa, Way::Pairs));
+    let tiles = sets.iter().copied().filter(|isa| isa.has_tiles()).chain(emulated);
+    pairs.chain(tiles.map(|isa| (isa, Way::Tiles))).collect()
+}
+
+/// The product, on top of some numbers that are the same for the same sizes.
+fn product(
+    (isa, way): (Isa, Way),
+    threads: usize,
+    limits: &Limits,
+    (c_row, into): (usize, Into),
+    a: View<'_, f32>,
+    b: View<'_, f32>,
+) -> Vec<f32> {
+    let mut c = values(a.rows * c_row, 3);
+    way.run(isa, &Pool::new(threads), Operands { c: &mut c, c_row, into, a, b }, limits);
+    c
+}
+
+/// Sums in f64, and how far sums in f32 may be from them: of k products, in whatever order, by no more than k units of
+/// what their sizes add up to. What lies between the rows may not change.
+struct Wanted(Vec<[f64; 2]>);
+
+impl Wanted {
+    fn new((c_row, into): (usize, Into), a: View<'_, f32>, b: View<'_, f32>, rounds: bool) -> Self {
+        let number = |x: f32| f64::from(if rounds { rounded(x) } else { x });
+        let unit = (a.columns + 1) as f64 * 2f64.powi(-24);
+        let wanted = values(a.rows * c_row, 3).into_iter().enumerate().map(|(at, before)| {
+            let (r, c) = (at / c_row, at % c_row);
+            let before = f64::from(before);
+            if c >= b.columns {
+                return [before, 0.0];
+            }
+            let before = if into == Into::Add { before } else { 0.0 };
+            let (mut sum, mut size) = (before, before.abs());
+            for k in 0..a.columns {
+                let product = number(a.at(r, k)) * number(b.at(k, c));
+                (sum, size) = (sum + product, size + product.abs());
+            }
+            [sum, unit * size]
+        });
+        Wanted(wanted.collect())
+    }
+
+    fn compare(&self, name: &str, got: &[f32]) {
+        assert_eq!(self.0.len(), got.len());
+        for (at, ([want, error], got)) in self.0.iter().zip(got).enumerate() {
+            assert!((f64::from(*got) - want).abs() <= *error, "{name}: {got} for {want} at {at}");
+        }
+    }
+}
+
+/// Every way in which operands and results may lie.
+fn each_case(mut check: impl FnMut(&str, (usize, Into), View<'_, f32>, View<'_, f32>)) {
     for [m, k, n] in SIZES {
-        for (fa, fb) in [(Form::Rows, Form::Columns), (Form::StridedColumns, Form::Strided)] {
+        for (fa, fb) in FORMS.into_iter().flat_map(|a| FORMS.map(|b| (a, b))) {
             let (a, b) = (Operand::new(m, k, fa, 1), Operand::new(k, n, fb, 2));
-            for into in [Into::Overwrite, Into::Add] {
-                let old = values(m * n, 3);
-                let mut c = old.clone();
-                let (va, vb) = (a.view(&a.data), b.view(&b.data));
-                gemm(Isa::SCALAR, &Pool::new(2), Precision::Full, &mut c, into, va, vb);
-                for (at, c) in c.iter().enumerate() {
-                    let products =
-                        || (0..k).map(|k| f64::from(va.at(at / n, k)) * f64::from(vb.at(k, at % n)));
-                    let old = if into == Into::Add { f64::from(old[at]) } else { 0.0 };
-                    let size = products().map(f64::abs).sum::<f64>() + old.abs();
-                    let error = (f64::from(*c) - products().sum::<f64>() - old).abs();
-                    assert!(error <= (k + 1) as f64 * 2f64.powi(-24) * size, "[{m} {k} {n}] {at}: {error}");
-                }
+            for to in [(n, Into::Overwrite), (n + 7, Into::Add)] {
+                check(&format!("[{m} {k} {n}] {fa:?} {fb:?} {to:?}"), to, a.view(), b.view());
             }
         }
     }
 }
 
-/// Every instruction set, number of threads and way to lie gives the scalar bits.
 #[test]
-fn full_precision_is_the_same_everywhere() {
-    for [m, k, n] in SIZES {
-        for (fa, fb) in FORMS.into_iter().flat_map(|a| FORMS.map(|b| (a, b))) {
-            let (a, b) = (Operand::new(m, k, fa, 1), Operand::new(k, n, fb, 2));
-            for (into, c_row) in [(Into::Overwrite, n), (Into::Add, n + 7)] {
-                let run = |isa: Isa, threads: usize| {
-                    let mut c = values(m * c_row, 3);
-                    let (a, b) = (a.view(&a.data), b.view(&b.data));
-                    gemm_strided(isa, &Pool::new(threads), Precision::Full, &mut c, c_row, into, a, b);
-                    c
-                };
-                let want = run(Isa::SCALAR, 1);
-                for (isa, threads) in Isa::available().into_iter().flat_map(|i| [1, 3].map(|t| (i, t))) {
-                    let got = run(isa, threads);
-                    assert!(
-                        bits(&got) == bits(&want),
-                        "{isa} {threads} {fa:?} {fb:?} {into:?} [{m} {k} {n}]"
-                    );
-                }
+fn the_meaning_is_the_product() {
+    each_case(|name, to, a, b| {
+        for rounded in [false, true] {
+            let got = product((Isa::SCALAR, Way::Scalar { rounded }), 2, &LIMITS, to, a, b);
+            Wanted::new(to, a, b, rounded).compare(name, &got);
+        }
+    });
+}
+
+#[test]
+fn numbers_give_the_scalar_bits_everywhere() {
+    each_case(|name, to, a, b| {
+        let want = [false, true]
+            .map(|rounded| bits(&product((Isa::SCALAR, Way::Scalar { rounded }), 1, &LIMITS, to, a, b)));
+        for way in ways(true) {
+            let want = &want[usize::from(way.1 == Way::Numbers { rounded: true })];
+            for (threads, limits) in [(1, &LIMITS), (2, &SMALL)] {
+                let got = product(way, threads, limits, to, a, b);
+                assert!(bits(&got) == *want, "{name} {way:?} {threads} threads, {limits:?}");
             }
         }
+    });
+}
+
+#[test]
+fn pairs_and_tiles_err_as_sums_in_f32_do() {
+    each_case(|name, to, a, b| {
+        let wanted = Wanted::new(to, a, b, true);
+        for way in ways(false) {
+            for (threads, limits) in [(1, &LIMITS), (2, &SMALL)] {
+                let got = product(way, threads, limits, to, a, b);
+                wanted.compare(&format!("{name} {way:?}"), &got);
+            }
+        }
+    });
+}
+
+/// Whatever the number of threads, and however much is done at a time.
+#[test]
+fn threads_change_nothing() {
+    let limits = [LIMITS, SMALL, Limits { near: 1, ..SMALL }, Limits { packed: 1, ..SMALL }];
+    for ([m, k, n], (fa, fb)) in [
+        ([70, 1100, 150], (Form::Rows, Form::Columns)),
+        ([300, 600, 20], (Form::Columns, Form::Rows)),
+        ([9, 530, 500], (Form::Rows, Form::Rows)),
+    ] {
+        let (a, b) = (Operand::new(m, k, fa, 1), Operand::new(k, n, fb, 2));
+        for way in ways(true).into_iter().chain(ways(false)) {
+            let to = (n, Into::Add);
+            let want = bits(&product(way, 1, &LIMITS, to, a.view(), b.view()));
+            for (threads, limits) in [1, 2, 3, 5].into_iter().flat_map(|t| limits.map(|l| (t, l))) {
+                let got = product(way, threads, &limits, to, a.view(), b.view());
+                assert!(bits(&got) == want, "{way:?} [{m} {k} {n}] {threads} threads, {limits:?}");
+            }
+        }
+    }
+}
+
+/// What the public call does on every instruction set.
+#[test]
+fn the_call_takes_a_way_that_the_machine_has() {
+    let (a, b) = (Operand::new(37, 90, Form::Rows, 1), Operand::new(90, 50, Form::Columns, 2));
+    let sets = Isa::available().into_iter().flat_map(|isa| [isa, isa.with_emulated_tiles()]);
+    for isa in sets {
+        for (precision, into) in [(Precision::Full, Into::Overwrite), (Precision::Bf16, Into::Add)] {
+            let mut c = values(37 * 50, 3);
+            gemm(isa, &Pool::new(2), precision, &mut c, into, a.view(), b.view());
+            let name = format!("{isa} {precision:?}");
+            Wanted::new((50, into), a.view(), b.view(), precision == Precision::Bf16).compare(&name, &c);
+        }
+    }
+}
+
+/// In f64, and rounded operands summed in f64.
+#[test]
+fn doubles_are_multiplied_too() {
+    let (a, b) = (Operand::new(70, 300, Form::Columns, 1), Operand::new(300, 41, Form::Strided, 2));
+    let wide = |x: &Operand| x.data.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
+    let (wide_a, wide_b) = (wide(&a), wide(&b));
+    let (a, b) = (a.view_of(&wide_a), b.view_of(&wide_b));
+    for isa in Isa::available() {
+        for (precision, into) in [(Precision::Full, Into::Overwrite), (Precision::Bf16, Into::Add)] {
+            let mut c = vec![0.25; 70 * 41];
+            gemm(isa, &Pool::new(2), precision, &mut c, into, a, b);
+            let number = |x: f64| if precision == Precision::Bf16 { rounded(x) } else { x };
+            for (at, c) in c.iter().enumerate() {
+                let products = (0..300).map(|k| number(a.at(at / 41, k)) * number(b.at(k, at % 41)));
+                let want = products.sum::<f64>() + if into == Into::Add { 0.25 } else { 0.0 };
+                assert!((c - want).abs() < 1e-12, "{isa} {precision:?} {at}");
+            }
+        }
+    }
+}
+
+/// Rounding to bf16 is to the nearest, ties to even; infinity and NaN go through, and what is overwritten does not.
+#[test]
+fn extremes_are_what_they_should_be() {
+    let some = |at: usize| match at {
+        0 => (f32::INFINITY, f32::INFINITY),
+        1 => (f32::from_bits(0x7f80_0001), f32::NAN),
+        2 => (-f32::from_bits(0x7fff_ffff), f32::NAN),
+        3 => (f32::MAX, f32::INFINITY),
+        4 => (1.0 + 0.5 / 128.0, 1.0),
+        5 => (1.0 + 1.5 / 128.0, 1.0 + 2.0 / 128.0),
+        6 => (-1.0 - 0.51 / 128.0, -1.0 - 1.0 / 128.0),
+        _ => (0.5, 0.5),
+    };
+    let (column, want): (Vec<f32>, Vec<f32>) = (0..40).map(some).unzip();
+    for (isa, way) in ways(true).into_iter().chain(ways(false)) {
+        if way == (Way::Numbers { rounded: false }) {
+            continue;
+        }
+        // Down the rows, across the columns, and along the inner dimension with zeros but for one.
+        let rows = |a: View<'_, f32>, b: View<'_, f32>| {
+            let mut c = vec![f32::NAN; a.rows * b.columns];
+            let operands = Operands { c_row: b.columns, c: &mut c, into: Into::Overwrite, a, b };
+            way.run(isa, &Pool::new(1), operands, &LIMITS);
+            bits(&c)
+        };
+        let one = View::new(&[1.0], 1, 1);
+        let x = View::new(&column, 40, 1);
+        assert!(rows(x, one) == bits(&want), "{isa} {way:?}");
+        assert!(rows(one, x.transposed()) == bits(&want), "{isa} {way:?}");
+        let wide: Vec<f32> = column.iter().flat_map(|&x| [[x; 1].as_slice(), &[0.0; 34]].concat()).collect();
+        let ones = vec![1.0; 35];
+        assert!(rows(View::new(&wide, 40, 35), View::new(&ones, 35, 1)) == bits(&want), "{isa} {way:?}");
+        let turned = View::new(&wide, 40, 35).transposed();
+        assert!(rows(View::new(&ones, 1, 35), turned) == bits(&want), "{isa} {way:?}");
+    }
+}
+
+#[test]
+fn nothing_to_add_up() {
+    for (m, k, n) in [(0, 3, 4), (3, 0, 4), (3, 4, 0)] {
+        for (into, want) in [(Into::Overwrite, 0.0), (Into::Add, 7.0)] {
+            let (a, b, mut c) = (vec![1.0f32; m * k], vec![1.0; k * n], vec![7.0; m * n]);
+            let (a, b) = (View::new(&a, m, k), View::new(&b, k, n));
+            gemm(Isa::best(), &Pool::new(1), Precision::Full, &mut c, into, a, b);
+            assert_eq!(c, vec![want; m * n]);
+        }
+    }
+}
+
+#[test]
+fn views_are_parts_of_matrices() {
+    let data: Vec<f32> = (0..12).map(|n| n as f32).collect();
+    let x = View::new(&data, 3, 4);
+    assert_eq!((x.shape(), x.at(1, 2)), ([3, 4], 6.0));
+    let part = x.columns(1..3).rows(1..3);
+    assert_eq!((part.shape(), part.at(0, 0), part.at(1, 1)), ([2, 2], 5.0, 10.0));
+    assert_eq!((part.transposed().shape(), part.transposed().at(1, 0)), ([2, 2], 6.0));
+    assert_eq!((x.rows(3..3).shape(), x.columns(4..4).shape()), ([0, 4], [3, 0]));
+    assert_eq!(View::strided(&data[..11], 3, 3, 4).at(2, 2), 10.0);
+    for bad in [
+        || View::new(&[1f32; 5], 2, 3),
+        || View::strided(&[1f32; 9], 3, 3, 4),
+        || View::strided(&[1f32; 9], 3, 3, 2),
+        || View::new(&[1f32; 6], 2, 3).rows(1..3),
+    ] {
+        assert!(std::panic::catch_unwind(bad).is_err());
     }
 }

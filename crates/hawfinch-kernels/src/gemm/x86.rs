@@ -8,11 +8,8 @@ use std::arch::x86_64::*;
 
 use super::drive::{Block, Kernel};
 use super::pack_x86::Pack;
-use super::{DEPTH, View, depth};
+use super::{DEPTH, PAIRS_DEPTH, View, depth};
 use crate::prefetch;
-
-/// Pairs of bf16 that a block of the inner dimension has at most, times two.
-const PAIRS_DEPTH: usize = 512;
 
 /// How many steps ahead columns are fetched: as long as a line takes from the third cache.
 const AHEAD: usize = 16;
