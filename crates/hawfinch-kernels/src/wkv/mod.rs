@@ -17,7 +17,7 @@ mod v7;
 mod v7_wide;
 
 pub use backward::{
-    Gradients, Gradients4, RUN, StateGradient4, saved_len, saved_len7, wkv4_backward, wkv5_backward,
+    Gradients, Gradients4, RUN, RUN7, StateGradient4, saved_len, saved_len7, wkv4_backward, wkv5_backward,
     wkv6_backward, wkv7_backward,
 };
 pub use v4::{State4, wkv4};

@@ -1,6 +1,6 @@
 //! RWKV-5.0, 5.1 and 5.2 (Eagle): a matrix state with a constant decay (spec sections 2 and 3).
 
-use super::backward::Saved;
+use super::backward::{RUN, Saved};
 use super::{Head, Rows, Scratch, USUAL, matrix_step};
 use crate::Real;
 use crate::isa::compiled_for_each;
@@ -36,7 +36,7 @@ fn body<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, time_decay: &[F], bon
 #[inline(always)]
 fn saving<F: Real>(y: &Rows<F>, s: &mut [F], saved: &mut [F], x: Head<'_, F>, time_decay: &[F], bonus: &[F]) {
     let n = x.n;
-    let mut saved = Saved::new(saved, x.r.len() / x.c, n);
+    let mut saved = Saved::new(saved, RUN, x.r.len() / x.c, n);
     let mut scratch = Scratch::<F, { 2 * USUAL }>::new(2 * n);
     let (w, u) = scratch.get().split_at_mut(n);
     constants(w, u, &x, time_decay, bonus);

@@ -1,7 +1,7 @@
 //! RWKV-6 (Finch): a matrix state with a decay of its own for every token and key channel (spec
 //! section 4.2).
 
-use super::backward::Saved;
+use super::backward::{RUN, Saved};
 use super::{Head, Rows, Scratch, USUAL, matrix_step};
 use crate::Real;
 use crate::isa::compiled_for_each;
@@ -37,7 +37,7 @@ fn body<F: Real>(y: &Rows<F>, s: &mut [F], x: Head<'_, F>, d: &[F], bonus: &[F])
 #[inline(always)]
 fn saving<F: Real>(y: &Rows<F>, s: &mut [F], saved: &mut [F], x: Head<'_, F>, d: &[F], bonus: &[F]) {
     let n = x.n;
-    let mut saved = Saved::new(saved, x.r.len() / x.c, n);
+    let mut saved = Saved::new(saved, RUN, x.r.len() / x.c, n);
     let u = &bonus[x.head * n..(x.head + 1) * n];
     let mut scratch = Scratch::<F, USUAL>::new(n);
     let w = scratch.get();

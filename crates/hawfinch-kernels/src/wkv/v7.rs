@@ -1,7 +1,7 @@
 //! RWKV-7 (Goose): a state that is edited, not only added to (spec section 5.2).
 
-use super::backward::Saved;
-use super::{Head, Rows, Scratch, USUAL, saved_len};
+use super::backward::{RUN7, Saved, states_len7};
+use super::{Head, Rows, Scratch, USUAL};
 use crate::isa::compiled_for_each;
 use crate::{Isa, Real};
 
@@ -21,7 +21,7 @@ pub fn wkv7<F: Real>(isa: Isa, y: &Rows<F>, s: &mut [F], x: Head<'_, F>, om: &[F
     wkv7_saving(isa, y, s, &mut [], x, om, kk, a);
 }
 
-/// As [`wkv7`], for training: the state before each run of [`RUN`](super::RUN) tokens and what each token removes are
+/// As [`wkv7`], for training: the state before each run of [`RUN7`](super::RUN7) tokens and what each token removes are
 /// kept in `saved`, as long as [`saved_len7`](super::saved_len7) says.
 pub fn wkv7_saving<F: Real>(
     isa: Isa,
@@ -69,8 +69,8 @@ fn body<F: Real>(
 ) {
     let n = x.n;
     let t = x.r.len() / x.c;
-    let (states, keep) = saved.split_at_mut(if saved.is_empty() { 0 } else { saved_len(t, n) });
-    let (mut states, mut keep) = (Saved::new(states, t, n), keep.chunks_exact_mut(n));
+    let (states, keep) = saved.split_at_mut(if saved.is_empty() { 0 } else { states_len7(t, n) });
+    let (mut states, mut keep) = (Saved::new(states, RUN7, t, n), keep.chunks_exact_mut(n));
     let rate = F::from_f64(-MAX_LOG_DECAY);
     let mut scratch = Scratch::<F, { 3 * USUAL }>::new(3 * n);
     let (w, rest) = scratch.get().split_at_mut(n);

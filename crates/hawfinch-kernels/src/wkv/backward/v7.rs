@@ -13,27 +13,43 @@
 //!
 //! and E is computed anew at the end of each run. A decay is never below 0.545, so no gradient is lost in these sums.
 
-use super::{Gradients, RUN, saved_len, saved_len7};
-use crate::Real;
+use super::{Arrays, Gradients, RUN7, ahead, copy, put, saved_len7, sixteen, states_len7};
 use crate::isa::compiled_for_each;
-use crate::reduce::dot;
+use crate::reduce::{LANES, dot};
 use crate::wkv::v7::MAX_LOG_DECAY;
-use crate::wkv::{Head, Rows, USUAL};
+use crate::wkv::{Head, Rows};
+use crate::{Isa, Real};
+
+/// Backward of one head of [`wkv7`](crate::wkv::wkv7).
+///
+/// * `d`, `d_om`, `d_kk`, `d_a`, `d_y`: `[t, h*n]`, gradients to write (`d_om`: of the raw decay), and that of the
+///   output
+/// * `d_s`: `[n, n]`, index [key, value], the gradient with respect to the last state on entry (zeros: it is not used), to
+///   the first on return
+/// * `saved`: what [`wkv7_saving`](crate::wkv::wkv7_saving) kept
+/// * `x`, `om`, `kk`, `a`: as there
+pub fn wkv7_backward<F: Real>(
+    isa: Isa,
+    d: Gradients<'_, F>,
+    d_om: &Rows<F>,
+    d_kk: &Rows<F>,
+    d_a: &Rows<F>,
+    d_s: &mut [F],
+    saved: &[F],
+    d_y: &[F],
+    x: Head<'_, F>,
+    om: &[F],
+    kk: &[F],
+    a: &[F],
+) {
+    runs(isa, isa, d, [d_om, d_kk, d_a], d_s, saved, d_y, x, om, kk, a);
+}
 
 compiled_for_each! {
-    /// Backward of one head of [`wkv7`](crate::wkv::wkv7).
-    ///
-    /// * `d`, `d_om`, `d_kk`, `d_a`, `d_y`: `[t, h*n]`, gradients to write (`d_om`: of the raw decay), and that of the
-    ///   output
-    /// * `d_s`: `[n, n]`, index [key, value], the gradient with respect to the last state on entry (zeros: it is not used),
-    ///   to the first on return
-    /// * `saved`: what [`wkv7_saving`](crate::wkv::wkv7_saving) kept
-    /// * `x`, `om`, `kk`, `a`: as there
-    pub fn wkv7_backward<F: Real>(
+    fn runs<F: Real>(
+        level: Isa,
         d: Gradients<'_, F>,
-        d_om: &Rows<F>,
-        d_kk: &Rows<F>,
-        d_a: &Rows<F>,
+        d_more: [&Rows<F>; 3],
         d_s: &mut [F],
         saved: &[F],
         d_y: &[F],
@@ -44,35 +60,41 @@ compiled_for_each! {
     ) = body
 }
 
-/// What a run works with: `[RUN, n]`, or as said.
-struct Scratch<F> {
-    /// Decays.
-    w: Vec<F>,
-    /// kk ⊙ a
-    b: Vec<F>,
-    /// Of each token, Σ_j D_j b_j.
-    z: Vec<F>,
+/// A run's operands and results, `[RUN7, n]` each, or as said. g is the gradient of the output, ρ what was removed, b is
+/// kk ⊙ a.
+pub(super) struct Run<'a, F> {
+    pub n: usize,
+    pub tokens: usize,
+    pub r: &'a mut [F],
+    pub k: &'a mut [F],
+    pub v: &'a mut [F],
+    pub g: &'a mut [F],
+    pub rho: &'a mut [F],
+    pub b: &'a mut [F],
+    /// `[RUN7 + 1, n]`, these three: the run's, then those of the token after it, through which D has not yet been taken.
+    pub w: &'a mut [F],
+    pub kk: &'a mut [F],
+    pub z: &'a mut [F],
+    pub d_v: &'a mut [F],
     /// D v, D ρ, S z and S g of each token.
-    dv: Vec<F>,
-    drho: Vec<F>,
-    sz: Vec<F>,
-    sg: Vec<F>,
-    /// D after the run's last token, `[n, n]`.
-    last: Vec<F>,
-    /// E, `[n]`.
-    e: Vec<F>,
-    /// One row of the state, `[n]`.
-    row: Vec<F>,
-    /// Of the token after this one: decay, removal key and z, `[n]`. D has not yet been taken through it.
-    next: [Vec<F>; 3],
+    pub by_v: &'a mut [F],
+    pub by_rho: &'a mut [F],
+    pub s_z: &'a mut [F],
+    pub s_g: &'a mut [F],
+    /// D, and D after the run's last token, `[n, n]`.
+    pub d: &'a mut [F],
+    pub last: &'a mut [F],
+    /// The state, `[n, n]`.
+    pub s: &'a mut [F],
+    /// E after the run's last token, `[n]`.
+    pub e: &'a mut [F],
 }
 
 #[inline(always)]
 fn body<F: Real>(
+    isa: Isa,
     d: Gradients<'_, F>,
-    d_om: &Rows<F>,
-    d_kk: &Rows<F>,
-    d_a: &Rows<F>,
+    d_more: [&Rows<F>; 3],
     d_s: &mut [F],
     saved: &[F],
     d_y: &[F],
@@ -87,71 +109,136 @@ fn body<F: Real>(
         (n * n, saved_len7(t, n), x.r.len()),
         "states and gradients"
     );
-    let (states, removed) = saved.split_at(saved_len(t, n));
+    let (states, removed) = saved.split_at(states_len7(t, n));
     let rate = F::from_f64(-MAX_LOG_DECAY);
-    let (long, short) = (|| vec![F::ZERO; RUN * n], || vec![F::ZERO; n]);
-    let mut scratch = Scratch {
-        w: long(),
-        b: long(),
-        z: long(),
-        dv: long(),
-        drho: long(),
-        sz: long(),
-        sg: long(),
-        last: vec![F::ZERO; n * n],
-        e: short(),
-        row: short(),
-        next: [vec![F::ONE; n], short(), short()],
+    let (mut vectors, mut matrices) = (Arrays::new(15, (RUN7 + 1) * n), Arrays::new(3, n * n));
+    let [r, k, v, g, rho, b, w, kk_run, z, d_v, by_v, by_rho, s_z, s_g, e] = vectors.get();
+    let [d_now, last, s] = matrices.get();
+    let [d_now, last, s] = [d_now, last, s].map(|m| &mut m[..n * n]);
+    let mut run = Run {
+        n,
+        tokens: 0,
+        r,
+        k,
+        v,
+        g,
+        rho,
+        b,
+        w,
+        kk: kk_run,
+        z,
+        d_v,
+        by_v,
+        by_rho,
+        s_z,
+        s_g,
+        d: d_now,
+        last,
+        s,
+        e,
     };
-    for (run, s) in states.chunks_exact(n * n).enumerate().rev() {
-        let first = run * RUN;
-        let tokens = RUN.min(t - first);
+    run.d.copy_from_slice(d_s);
+    // After all tokens: a token that does nothing.
+    let mut next = [vec![F::ONE; n], vec![F::ZERO; n], vec![F::ZERO; n]];
+    for (number, s) in states.chunks_exact(n * n).enumerate().rev() {
+        let first = number * RUN7;
+        let tokens = RUN7.min(t - first);
+        run.tokens = tokens;
+        run.s.copy_from_slice(s);
         for token in 0..tokens {
             let (at, here) = (x.at(first + token), token * n);
-            for i in 0..n {
-                scratch.w[here + i] = (rate * om[at + i].sigmoid()).exp();
-                scratch.b[here + i] = kk[at + i] * a[at + i];
-            }
-        }
-        let whole = Run { x: &x, d_y, kk, removed: &removed[first * n..], first, tokens };
-        if n == USUAL {
-            gradient_sweep(USUAL, d.v, d_s, &whole, &mut scratch);
-            state_sweep(USUAL, s, &whole, &mut scratch);
-        } else {
-            gradient_sweep(n, d.v, d_s, &whole, &mut scratch);
-            state_sweep(n, s, &whole, &mut scratch);
-        }
-        let Scratch { w, b, z, dv, drho, sz, sg, e, next, .. } = &mut scratch;
-        for token in (0..tokens).rev() {
-            let (at, here) = (x.at(first + token), token * n);
-            let (d_r, d_k) = (d.r.at(at, n), d.k.at(at, n));
-            let (d_om, d_kk, d_a) = (d_om.at(at, n), d_kk.at(at, n), d_a.at(at, n));
-            for i in 0..n {
-                let (dv, drho, sz) = (dv[here + i], drho[here + i], sz[here + i]);
-                d_r[i] = sg[here + i];
-                d_k[i] = dv;
-                d_kk[i] = -a[at + i].mul_add(drho, sz);
-                d_a[i] = -(kk[at + i] * drho);
-                let d_log_w = (-x.k[at + i]).mul_add(dv, b[here + i].mul_add(drho, e[i]));
-                d_om[i] = rate * d_log_w * sigmoid_slope(om[at + i]);
-                e[i] = (-kk[at + i]).mul_add(sz, d_log_w);
-            }
-            if token > 0 {
-                let (before, here) = (x.at(first + token - 1), here - n);
-                for i in 0..n {
-                    e[i] = x.r[before + i].mul_add(sg[here + i], e[i]);
+            copy(&mut run.r[here..], x.r, at, n);
+            copy(&mut run.k[here..], x.k, at, n);
+            copy(&mut run.v[here..], x.v, at, n);
+            copy(&mut run.g[here..], d_y, at, n);
+            copy(&mut run.kk[here..], kk, at, n);
+            copy(&mut run.rho[here..], removed, (first + token) * n, n);
+            let (om, kk, a) = (&om[at..at + n], &kk[at..at + n], &a[at..at + n]);
+            for i in (0..n).step_by(LANES) {
+                let (mut w, mut b) = (sixteen(om, i), sixteen(kk, i));
+                let a = sixteen(a, i);
+                for l in 0..LANES {
+                    w[l] = (rate * w[l].sigmoid()).exp();
+                    b[l] = b[l] * a[l];
                 }
+                put(&mut run.w[here..here + n], i, w);
+                put(&mut run.b[here..here + n], i, b);
             }
         }
-        let [next_w, next_kk, next_z] = next;
-        next_w.copy_from_slice(&w[..n]);
-        next_kk.copy_from_slice(&kk[x.at(first)..][..n]);
-        next_z.copy_from_slice(&z[..n]);
+        let [next_w, next_kk, next_z] = &mut next;
+        for (to, from) in
+            [&mut *run.w, &mut *run.kk, &mut *run.z].into_iter().zip([&next_w, &next_kk, &next_z])
+        {
+            to[tokens * n..][..n].copy_from_slice(from);
+        }
+        sweeps(isa, &mut run);
+        finish(&mut run, &d, &d_more, &x, om, a, first);
+        // What the next run reads, while this one's results are on their way.
+        for token in (0..first).rev().take(RUN7) {
+            let at = x.at(token);
+            [x.r, x.k, x.v, d_y, kk, om, a].iter().for_each(|x| ahead(x, at, n));
+            ahead(removed, token * n, n);
+        }
+        for (to, from) in [next_w, next_kk, next_z].into_iter().zip([&run.w, &run.kk, &run.z]) {
+            to.copy_from_slice(&from[..n]);
+        }
     }
-    let [w, kk, z] = &scratch.next;
-    for (j, row) in d_s.chunks_exact_mut(n).enumerate() {
+    let [w, kk, z] = &next;
+    for (j, (to, row)) in d_s.chunks_exact_mut(n).zip(run.d.chunks_exact(n)).enumerate() {
         for i in 0..n {
-            row[i] = row[i].mul_add(w[j], -kk[j] * z[i]);
+            to[i] = row[i].mul_add(w[j], -kk[j] * z[i]);
+        }
+    }
+}
+
+/// Puts the gradients of a run together, from the last token to the first: E goes along.
+#[inline(always)]
+fn finish<F: Real>(
+    run: &mut Run<'_, F>,
+    d: &Gradients<'_, F>,
+    [d_om, d_kk, d_a]: &[&Rows<F>; 3],
+    x: &Head<'_, F>,
+    om: &[F],
+    a: &[F],
+    first: usize,
+) {
+    let n = run.n;
+    let rate = F::from_f64(-MAX_LOG_DECAY);
+    let e = &mut run.e[..n];
+    for token in (0..run.tokens).rev() {
+        let (at, here) = (x.at(first + token), token * n..(token + 1) * n);
+        let (by_v, by_rho) = (&run.by_v[here.clone()], &run.by_rho[here.clone()]);
+        let (s_z, s_g) = (&run.s_z[here.clone()], &run.s_g[here.clone()]);
+        let (k, kk, b) = (&run.k[here.clone()], &run.kk[here.clone()], &run.b[here.clone()]);
+        let (om, a) = (&om[at..at + n], &a[at..at + n]);
+        let (d_om, d_kk, d_a) = (d_om.at(at, n), d_kk.at(at, n), d_a.at(at, n));
+        for i in (0..n).step_by(LANES) {
+            let (by_v, by_rho, s_z) = (sixteen(by_v, i), sixteen(by_rho, i), sixteen(s_z, i));
+            let (k, kk, b) = (sixteen(k, i), sixteen(kk, i), sixteen(b, i));
+            let (om, a, mut sum) = (sixteen(om, i), sixteen(a, i), sixteen(e, i));
+            let (mut of_kk, mut of_a, mut of_om) = ([F::ZERO; LANES], [F::ZERO; LANES], [F::ZERO; LANES]);
+            for l in 0..LANES {
+                of_kk[l] = -a[l].mul_add(by_rho[l], s_z[l]);
+                of_a[l] = -(kk[l] * by_rho[l]);
+                let d_log_w = (-k[l]).mul_add(by_v[l], b[l].mul_add(by_rho[l], sum[l]));
+                of_om[l] = rate * d_log_w * sigmoid_slope(om[l]);
+                sum[l] = (-kk[l]).mul_add(s_z[l], d_log_w);
+            }
+            put(d_om, i, of_om);
+            put(d_kk, i, of_kk);
+            put(d_a, i, of_a);
+            put(e, i, sum);
+        }
+        copy(d.r.at(at, n), s_g, 0, n);
+        copy(d.k.at(at, n), by_v, 0, n);
+        copy(d.v.at(at, n), run.d_v, here.start, n);
+        // What the token before read is a part of the gradient of the state after it.
+        if token > 0 {
+            let before = here.start - n..here.start;
+            let (r, s_g) = (&run.r[before.clone()], &run.s_g[before]);
+            for i in 0..n {
+                e[i] = r[i].mul_add(s_g[i], e[i]);
+            }
         }
     }
 }
@@ -164,72 +251,84 @@ fn sigmoid_slope<F: Real>(x: F) -> F {
     e / (whole * whole)
 }
 
-/// Operands of a run.
-struct Run<'a, F> {
-    x: &'a Head<'a, F>,
-    d_y: &'a [F],
-    kk: &'a [F],
-    /// From the run's first token on, `[t, n]`.
-    removed: &'a [F],
-    first: usize,
-    tokens: usize,
-}
-
-/// From the last token to the first: takes D through the tokens, but for what the first one does to it.
+/// From the last token to the first, taking D through the tokens but for what the first one does to it; then from the
+/// first to the last with the state.
 #[inline(always)]
-fn gradient_sweep<F: Real>(
-    n: usize,
-    d_v: &Rows<F>,
-    d_s: &mut [F],
-    run: &Run<'_, F>,
-    scratch: &mut Scratch<F>,
-) {
-    let Scratch { w, b, z, dv, drho, last, next, .. } = scratch;
+fn sweeps<F: Real>(isa: Isa, run: &mut Run<'_, F>) {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    if wide(isa, run).is_some() {
+        return;
+    }
+    let _ = isa;
+    let n = run.n;
     for token in (0..run.tokens).rev() {
-        let (at, here) = (run.x.at(run.first + token), token * n);
-        let (r, k, v) = (&run.x.r[at..at + n], &run.x.k[at..at + n], &run.x.v[at..at + n]);
-        let (g, rho, b) = (&run.d_y[at..at + n], &run.removed[here..here + n], &b[here..here + n]);
-        let (z, later) = z[here..].split_at_mut(n);
-        let (next_w, next_kk, next_z) = if token + 1 == run.tokens {
-            (&next[0][..n], &next[1][..n], &next[2][..n])
-        } else {
-            (&w[here + n..][..n], &run.kk[run.x.at(run.first + token + 1)..][..n], &later[..n])
-        };
-        let d_v = d_v.at(at, n);
+        let here = token * n..(token + 1) * n;
+        let next = here.end..here.end + n;
+        let (g, v, rho) = (&run.g[here.clone()], &run.v[here.clone()], &run.rho[here.clone()]);
+        let (z, later) = run.z[here.start..].split_at_mut(n);
+        let (d_v, next_z) = (&mut run.d_v[here.clone()], &later[..n]);
         d_v.fill(F::ZERO);
         z.fill(F::ZERO);
-        for (j, row) in d_s.chunks_exact_mut(n).enumerate() {
-            let (w, kk, r, k, b) = (next_w[j], -next_kk[j], r[j], k[j], b[j]);
+        for (j, row) in run.d.chunks_exact_mut(n).enumerate() {
+            let (w, kk) = (run.w[next.start + j], -run.kk[next.start + j]);
+            let at = here.start + j;
+            let (r, k, b) = (run.r[at], run.k[at], run.b[at]);
             for i in 0..n {
                 row[i] = row[i].mul_add(w, next_z[i].mul_add(kk, r * g[i]));
                 d_v[i] = row[i].mul_add(k, d_v[i]);
                 z[i] = row[i].mul_add(b, z[i]);
             }
-            dv[here + j] = dot(&row[..n], v);
-            drho[here + j] = dot(&row[..n], rho);
+            run.by_v[at] = dot(row, v);
+            run.by_rho[at] = dot(row, rho);
         }
         if token + 1 == run.tokens {
-            last.copy_from_slice(d_s);
+            run.last.copy_from_slice(run.d);
         }
     }
-}
-
-/// From the first token to the last, key by key: `s` is the state before the run.
-#[inline(always)]
-fn state_sweep<F: Real>(n: usize, s: &[F], run: &Run<'_, F>, scratch: &mut Scratch<F>) {
-    let Scratch { w, b, z, sz, sg, last, e, row, .. } = scratch;
-    for j in 0..n {
-        row.copy_from_slice(&s[j * n..][..n]);
-        for token in 0..run.tokens {
-            let (at, here) = (run.x.at(run.first + token), token * n);
-            let (v, rho) = (&run.x.v[at..at + n], &run.removed[here..here + n]);
-            let (w, b, k) = (w[here + j], -b[here + j], run.x.k[at + j]);
-            sz[here + j] = dot(&row[..n], &z[here..here + n]);
+    for token in 0..run.tokens {
+        let here = token * n..(token + 1) * n;
+        let (g, v) = (&run.g[here.clone()], &run.v[here.clone()]);
+        let (rho, z) = (&run.rho[here.clone()], &run.z[here.clone()]);
+        for (j, row) in run.s.chunks_exact_mut(n).enumerate() {
+            let at = here.start + j;
+            let (w, b, k) = (run.w[at], -run.b[at], run.k[at]);
+            run.s_z[at] = dot(row, z);
             for i in 0..n {
                 row[i] = row[i].mul_add(w, rho[i].mul_add(b, v[i] * k));
             }
-            sg[here + j] = dot(&row[..n], &run.d_y[at..at + n]);
+            run.s_g[at] = dot(row, g);
         }
-        e[j] = dot(&row[..n], &last[j * n..][..n]);
     }
+    for (e, (s, last)) in run.e.iter_mut().zip(run.s.chunks_exact(n).zip(run.last.chunks_exact(n))) {
+        *e = dot(s, last);
+    }
+}
+
+/// The same in loops of the instruction set's own, if it has them for heads of this size.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+fn wide<F: Real>(isa: Isa, run: &mut Run<'_, F>) -> Option<()> {
+    let run = Run {
+        n: run.n,
+        tokens: run.tokens,
+        r: F::as_f32_slice(run.r)?,
+        k: F::as_f32_slice(run.k)?,
+        v: F::as_f32_slice(run.v)?,
+        g: F::as_f32_slice(run.g)?,
+        rho: F::as_f32_slice(run.rho)?,
+        b: F::as_f32_slice(run.b)?,
+        w: F::as_f32_slice(run.w)?,
+        kk: F::as_f32_slice(run.kk)?,
+        z: F::as_f32_slice(run.z)?,
+        d_v: F::as_f32_slice(run.d_v)?,
+        by_v: F::as_f32_slice(run.by_v)?,
+        by_rho: F::as_f32_slice(run.by_rho)?,
+        s_z: F::as_f32_slice(run.s_z)?,
+        s_g: F::as_f32_slice(run.s_g)?,
+        d: F::as_f32_slice(run.d)?,
+        last: F::as_f32_slice(run.last)?,
+        s: F::as_f32_slice(run.s)?,
+        e: F::as_f32_slice(run.e)?,
+    };
+    super::v7_wide::sweeps(isa, run).then_some(())
 }
