@@ -35,8 +35,7 @@ fn main() {
     let flops = 6.0 * learner.model().multiply_adds(true) as f64;
     let (mut best, mut share) = (f64::INFINITY, 0.0f64);
     for _ in 0..rounds {
-        let lesson =
-            Lesson { lengths: &lengths, tokens: &tokens[..t], targets, initial: None, d_last: None };
+        let lesson = Lesson { lengths: &lengths, tokens: &tokens[..t], targets, initial: None, d_last: None };
         let at = Instant::now();
         let learned = learner.learn(&lesson).expect("a step");
         let time = at.elapsed().as_secs_f64();
@@ -54,5 +53,9 @@ fn main() {
             learned.losses.sum
         );
     }
-    println!("best: {:.0} tokens/s; at most {:.0}% of the f32 peak of the same moment", t as f64 / best, 100.0 * share);
+    println!(
+        "best: {:.0} tokens/s; at most {:.0}% of the f32 peak of the same moment",
+        t as f64 / best,
+        100.0 * share
+    );
 }

@@ -4,6 +4,7 @@
 //! - [`Parameters`]: the values that training changes, and their gradients.
 //! - [`Learner`]: a model on a tape; one call computes losses and gradients of a batch.
 //! - [`groups`]: which parameters learn faster, and which decay.
+//! - [`metrics`], [`tensorboard`]: what a run writes down, for people and for plots.
 //! - [`verify`]: gradients beside those of an independent implementation.
 //!
 //! Nothing here knows of HTTP or of how a command line looks.
@@ -11,8 +12,10 @@
 mod error;
 pub mod groups;
 mod learner;
+pub mod metrics;
 mod parameters;
 mod tape;
+pub mod tensorboard;
 #[cfg(test)]
 mod testing;
 pub mod verify;
