@@ -1,5 +1,8 @@
 //! What can be wrong with a training run, each message one sentence: what, where, what to do.
 
+use std::io;
+use std::path::{Path, PathBuf};
+
 use hawfinch_model::Printable;
 
 /// Result with this crate's [`enum@Error`].
@@ -36,6 +39,32 @@ pub enum Error {
         /// Its number format.
         dtype: String,
     },
+    /// A file of the run that could not be read.
+    #[error("cannot read {}: {source}", shown(path))]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file of the run that could not be written.
+    #[error("cannot write {}: {source}", shown(path))]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A line of metrics that is no record of a run.
+    #[error("{} line {line} is no record of a run: {}", shown(path), Printable(what))]
+    Metrics {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What is wrong with it.
+        what: String,
+    },
     /// A request that makes no sense.
     #[error("{}", Printable(.0))]
     Request(String),
@@ -46,4 +75,17 @@ impl Error {
     pub(crate) fn request(what: impl Into<String>) -> Error {
         Error::Request(what.into())
     }
+
+    pub(crate) fn read(path: &Path, source: io::Error) -> Error {
+        Error::Read { path: path.into(), source }
+    }
+
+    pub(crate) fn write(path: &Path, source: io::Error) -> Error {
+        Error::Write { path: path.into(), source }
+    }
+}
+
+/// A path as a sentence can hold it.
+fn shown(path: &Path) -> String {
+    Printable(&path.to_string_lossy()).to_string()
 }

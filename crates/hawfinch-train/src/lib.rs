@@ -4,6 +4,9 @@
 //! - [`Parameters`]: the values that training changes, and their gradients.
 //! - [`Learner`]: a model on a tape; one call computes losses and gradients of a batch.
 //! - [`groups`], [`schedule`], [`adamw`]: how parameters are updated.
+//! - [`trainer`]: a run, with its [`batches`], [`checkpoint`]s, [`config`]; [`metrics`] and [`tensorboard`] write down how it
+//!   went.
+//! - [`init`]: new models.
 //! - [`verify`]: gradients beside those of an independent implementation.
 //!
 //! Nothing here knows of HTTP or of how a command line looks.
@@ -16,9 +19,11 @@ mod error;
 pub mod groups;
 pub mod init;
 mod learner;
+pub mod metrics;
 mod parameters;
 pub mod schedule;
 mod tape;
+pub mod tensorboard;
 #[cfg(test)]
 mod testing;
 pub mod trainer;

@@ -114,7 +114,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         isa,
         pool.threads()
     ));
-    let mut view = View::new(steps, step, &config.prompt, &tokenizer, work, 2.0 * best);
+    let mut view = View::new(out, (steps, step), &config.prompt, &tokenizer, (work, 2.0 * best))?;
     signal::catch(1);
     let stop = AtomicBool::new(false);
     let done = AtomicBool::new(false);

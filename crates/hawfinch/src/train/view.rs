@@ -2,6 +2,7 @@
 
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hawfinch_engine::{Event, GenerateOptions, Sampler, SamplerConfig, Session, Uncounted};
@@ -9,6 +10,8 @@ use hawfinch_model::checkpoint::Checkpoint;
 use hawfinch_model::{Cpu, Model, OpenOptions};
 use hawfinch_tokenizer::Tokenizer;
 use hawfinch_train::checkpoint::Found;
+use hawfinch_train::metrics::{self, Record};
+use hawfinch_train::tensorboard::Events;
 use hawfinch_train::trainer::{EvalReport, Observer, StepReport};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -31,6 +34,45 @@ pub struct View {
     /// Floating-point operations a token, and what the machine does of them a second at most.
     work: f64,
     peak: f64,
+    record: Records,
+}
+
+/// The files in which a run is written down: `metrics.jsonl` and TensorBoard's events.
+struct Records {
+    folder: PathBuf,
+    metrics: Option<metrics::Writer>,
+    events: Option<Events>,
+    /// Whether it was said that they cannot be written.
+    complained: bool,
+}
+
+impl Records {
+    /// Of a run that stands at `step`: what is there of later steps is cut off.
+    fn open(folder: &Path, step: u64) -> anyhow::Result<Records> {
+        let metrics = match step {
+            0 => metrics::Writer::create(folder)?,
+            _ => metrics::Writer::resume(folder, step)?,
+        };
+        let events = if step == 0 { Events::create(folder)? } else { Events::resume(folder, step)? };
+        Ok(Records { folder: folder.into(), metrics: Some(metrics), events: Some(events), complained: false })
+    }
+
+    /// Writes a record; what is wrong with the disk is said once, the run goes on.
+    fn write(&mut self, record: &Record) -> Option<String> {
+        let metrics = self.metrics.as_mut().map(|w| w.write(record)).transpose();
+        let events = self.events.as_mut().map(|w| w.write(record)).transpose();
+        let error = metrics.err().or(events.err())?;
+        let first = !std::mem::replace(&mut self.complained, true);
+        first.then(|| error.to_string())
+    }
+
+    /// Forgets what comes after a step.
+    fn rewind(&mut self, to: u64) {
+        (self.metrics, self.events) = (None, None);
+        if let Ok(records) = Records::open(&self.folder, to) {
+            *self = records;
+        }
+    }
 }
 
 impl View {
@@ -38,14 +80,30 @@ impl View {
     ///
     /// * `work`: floating-point operations of a token's training
     /// * `peak`: what the machine can do a second at most
-    pub fn new(steps: u64, step: u64, prompt: &str, tokenizer: &Tokenizer, work: f64, peak: f64) -> View {
+    ///
+    /// # Errors
+    /// The records of the run in `out` cannot be written.
+    pub fn new(
+        out: &Path,
+        (steps, step): (u64, u64),
+        prompt: &str,
+        tokenizer: &Tokenizer,
+        (work, peak): (f64, f64),
+    ) -> anyhow::Result<View> {
         let live = io::stderr().is_terminal();
         let target = if live { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(steps), target).with_position(step);
         let style = ProgressStyle::with_template("{bar:24} {human_pos}/{human_len} {msg}, {eta} left");
         bar.set_style(style.expect("a template of ours").progress_chars("=> "));
         let (prompt, tokenizer) = (prompt.to_string(), tokenizer.clone());
-        View { bar, live, said: None, steps, prompt, tokenizer, work, peak }
+        let record = Records::open(out, step)?;
+        Ok(View { bar, live, said: None, steps, prompt, tokenizer, work, peak, record })
+    }
+
+    fn write(&mut self, record: &Record) {
+        if let Some(error) = self.record.write(record) {
+            self.say(&format!("the run goes on, but is not written down: {error}"));
+        }
     }
 
     fn say(&self, line: &str) {
@@ -82,6 +140,17 @@ impl Observer for View {
         if r.skipped {
             self.say(&format!("step {}: its loss or gradient was not finite; it was left out", r.step));
         }
+        self.write(&Record::Train(metrics::Train {
+            step: r.step,
+            tokens: r.tokens,
+            loss: r.loss,
+            lr: r.lr,
+            weight_decay: r.weight_decay,
+            grad_norm: r.grad_norm,
+            seconds: r.seconds,
+            tokens_per_second: r.tokens_per_second,
+            skipped: r.skipped,
+        }));
         self.bar.set_position(r.step);
         self.bar.set_message(line.clone());
         let due = self.said.is_none_or(|at| at.elapsed() >= LINES) || r.step == self.steps;
@@ -93,6 +162,13 @@ impl Observer for View {
 
     fn evaluated(&mut self, r: &EvalReport) {
         let bits = r.bits_per_byte.map_or(String::new(), |b| format!(", {b:.4} bits a byte"));
+        self.write(&Record::Eval(metrics::Eval {
+            step: r.step,
+            tokens: r.tokens,
+            loss: r.loss,
+            bits_per_byte: r.bits_per_byte,
+            ..metrics::Eval::default()
+        }));
         let best = if r.best { ", the best so far" } else { "" };
         self.say(&format!("step {}: validation loss {:.4}{bits}{best}", r.step, r.loss));
     }
@@ -100,15 +176,18 @@ impl Observer for View {
     fn saved(&mut self, _found: &Found) {}
 
     fn note(&mut self, step: u64, text: &str) {
+        self.write(&Record::Note(metrics::Note { step, text: text.into() }));
         self.say(&format!("step {step}: {text}"));
     }
 
     fn rewound(&mut self, to: u64) {
+        self.record.rewind(to);
         self.bar.set_position(to);
     }
 
     fn sample(&mut self, step: u64, weights: &Checkpoint) {
         let text = self.text(weights).unwrap_or_else(|e| format!("(no sample: {e})"));
+        self.write(&Record::Note(metrics::Note { step, text: format!("sample: {text}") }));
         self.say(&format!("step {step}: {}", printable(&text.replace('\n', "\u{21b5} "))));
     }
 }
