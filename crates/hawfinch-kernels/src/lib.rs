@@ -17,6 +17,7 @@ pub mod mixes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 pub mod norm;
+pub mod orthogonal;
 mod output;
 pub mod panel;
 pub mod peak;

@@ -83,6 +83,51 @@ pub struct Ranks {
     pub gate: usize,
 }
 
+impl Ranks {
+    /// Those of published models; for v7 of a width that none has, by an early formula of the reference's
+    /// (1.8 √D, 1.8 √D, 1.3 √D, 0.6 D^0.8 in whole 32s).
+    pub fn published(version: Version, width: usize) -> Ranks {
+        let d = width;
+        match version {
+            Version::V6 if d >= 4096 => Ranks { mix: 64, decay: 128, ..Ranks::default() },
+            Version::V6 => Ranks { mix: 32, decay: 64, ..Ranks::default() },
+            Version::V7 => {
+                let (decay, learn, value, gate) = match d {
+                    768 | 1024 => (64, 64, 32, 128),
+                    2048 => (96, 96, 64, 256),
+                    2560 => (96, 96, 64, 320),
+                    4096 => (128, 128, 96, 480),
+                    _ => {
+                        let root = (d as f64).sqrt();
+                        let gate = whole_32s(0.6 * (d as f64).powf(0.8));
+                        (whole_32s(1.8 * root), whole_32s(1.8 * root), whole_32s(1.3 * root), gate)
+                    }
+                };
+                Ranks { mix: 0, decay, learn, value, gate }
+            }
+            _ => Ranks::default(),
+        }
+    }
+
+    /// Those that the reference's trainers give a new model today: v6 32 and 64 at any width, v7
+    /// 2.5 √D, 2.5 √D, 1.7 √D, 5 √D in whole 32s.
+    pub fn reference(version: Version, width: usize) -> Ranks {
+        match version {
+            Version::V7 => {
+                let rank = |factor: f64| whole_32s(factor * (width as f64).sqrt());
+                Ranks { mix: 0, decay: rank(2.5), learn: rank(2.5), value: rank(1.7), gate: rank(5.0) }
+            }
+            Version::V6 => Ranks { mix: 32, decay: 64, ..Ranks::default() },
+            _ => Ranks::default(),
+        }
+    }
+}
+
+/// The nearest multiple of 32, the even one of two as near; at least 32.
+fn whole_32s(rank: f64) -> usize {
+    (32.0 * (rank / 32.0).round_ties_even()).max(32.0) as usize
+}
+
 /// Version and sizes of a model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Config {

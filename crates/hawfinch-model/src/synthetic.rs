@@ -8,6 +8,7 @@ use hawfinch_kernels::{DType, block};
 use crate::checkpoint::{Checkpoint, FileFormat, StoredTensor};
 use crate::config::{Config, GROUP_NORM_EPS, Ranks, Version};
 use crate::names::{self, Role};
+use crate::rng::Rng;
 
 /// Sizes of a model to make up; [`Shape::config`] fills in the rest as released models have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,63 +45,15 @@ impl Shape {
             vocab: self.vocab,
             heads,
             head_size: d / heads,
-            ranks: self.ranks(),
+            ranks: Ranks::published(self.version, d),
             group_norm_eps: GROUP_NORM_EPS,
         }
-    }
-
-    fn ranks(&self) -> Ranks {
-        let d = self.width;
-        match self.version {
-            Version::V6 if d >= 4096 => Ranks { mix: 64, decay: 128, ..Ranks::default() },
-            Version::V6 => Ranks { mix: 32, decay: 64, ..Ranks::default() },
-            Version::V7 => {
-                let (decay, learn, value, gate) = match d {
-                    768 | 1024 => (64, 64, 32, 128),
-                    2048 => (96, 96, 64, 256),
-                    2560 => (96, 96, 64, 320),
-                    4096 => (128, 128, 96, 480),
-                    _ => {
-                        let root = (d as f64).sqrt();
-                        let rank = |z: f64| (32.0 * (z / 32.0).round_ties_even()).max(32.0) as usize;
-                        (
-                            rank(1.8 * root),
-                            rank(1.8 * root),
-                            rank(1.3 * root),
-                            rank(0.6 * (d as f64).powf(0.8)),
-                        )
-                    }
-                };
-                Ranks { mix: 0, decay, learn, value, gate }
-            }
-            _ => Ranks::default(),
-        }
-    }
-}
-
-/// SplitMix64: the stream of numbers behind a synthetic checkpoint.
-#[derive(Clone, Debug)]
-pub struct Random(pub u64);
-
-impl Random {
-    /// The next 64 bits.
-    pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in [low, high).
-    pub fn uniform(&mut self, low: f32, high: f32) -> f32 {
-        low + (high - low) * ((self.bits() >> 40) as f32 / (1u64 << 24) as f32)
     }
 }
 
 /// Random values of one parameter, in the range in which a trained model's lie, so that every path of the
 /// arithmetic changes the logits and nothing overflows.
-pub fn parameter(config: &Config, param: &names::Param, random: &mut Random) -> Vec<f32> {
+pub fn parameter(config: &Config, param: &names::Param, random: &mut Rng) -> Vec<f32> {
     let n: usize = config.shape(param).iter().product();
     let (low, high) = range(config, param);
     (0..n).map(|_| random.uniform(low, high)).collect()
@@ -136,7 +89,7 @@ pub fn range(config: &Config, param: &names::Param) -> (f32, f32) {
 /// # Panics
 /// When `dtype` cannot be written or does not divide the rows.
 pub fn checkpoint(config: &Config, dtype: DType, seed: u64) -> Checkpoint {
-    let mut random = Random(seed);
+    let mut random = Rng::new(seed);
     let mut ckpt = Checkpoint::new("synthetic", FileFormat::Memory);
     for (key, param) in names::all_params(config.version, config.layers) {
         let values = parameter(config, param, &mut random);

@@ -5,6 +5,7 @@
 pub mod adamw;
 mod error;
 pub mod groups;
+pub mod init;
 pub mod schedule;
 #[cfg(test)]
 mod testing;

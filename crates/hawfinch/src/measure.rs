@@ -8,8 +8,7 @@ use std::time::Duration;
 use hawfinch_kernels::buffer::Buffer;
 use hawfinch_kernels::{DType, Isa, Pool, block, peak};
 use hawfinch_model::ops::{Apply, Ops};
-use hawfinch_model::synthetic::Random;
-use hawfinch_model::{Cpu, StoredTensor};
+use hawfinch_model::{Cpu, Rng, StoredTensor};
 
 use crate::system::cpu::Cpu as Processor;
 use crate::system::memory::Memory;
@@ -92,7 +91,7 @@ pub fn product(dtype: DType, bytes: usize) -> Option<Product> {
     let row_bytes = dtype.bytes_for(WIDTH)?;
     let rows = (bytes / row_bytes).max(1);
     // A few rows of plausible weights, over and over: encoding all would take longer than the measurement.
-    let mut random = Random(1);
+    let mut random = Rng::new(1);
     let mut few = Vec::new();
     for _ in 0..rows.min(64) {
         let row: Vec<f32> = (0..WIDTH).map(|_| random.uniform(-0.03, 0.03)).collect();

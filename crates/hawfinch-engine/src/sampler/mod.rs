@@ -7,13 +7,12 @@
 
 mod config;
 mod math;
-mod rng;
 mod select;
 #[cfg(test)]
 mod tests;
 
 pub use config::{MAX_TOP_LOGPROBS, Mirostat, SamplerConfig};
-pub use rng::Rng;
+pub use hawfinch_model::Rng;
 
 use crate::{Error, Result};
 use select::{Candidate, Candidates, Selector};

@@ -77,7 +77,7 @@ fn gcd(a: u64, b: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::synthetic::Random;
+    use crate::Rng;
 
     fn bytes(candidates: &[Candidate], wide: &[bool]) -> u64 {
         candidates.iter().zip(wide).map(|(c, w)| if *w { c.wide } else { c.narrow }).sum()
@@ -87,11 +87,11 @@ mod tests {
         candidates.iter().zip(wide).filter(|(_, w)| !**w).map(|(c, _)| c.loss).sum()
     }
 
-    fn some(random: &mut Random, n: usize, odd: bool) -> Vec<Candidate> {
+    fn some(random: &mut Rng, n: usize, odd: bool) -> Vec<Candidate> {
         let one = |_| {
-            let numbers = (random.bits() % 9 + 1) * if odd { 6007 } else { 4096 }
-                + if odd { random.bits() % 999 } else { 0 };
-            let loss = (random.bits() % 1000) as f64 / 1000.0;
+            let numbers = (random.next_u64() % 9 + 1) * if odd { 6007 } else { 4096 }
+                + if odd { random.next_u64() % 999 } else { 0 };
+            let loss = (random.next_u64() % 1000) as f64 / 1000.0;
             Candidate { narrow: numbers * 9 / 2, wide: numbers * 17 / 2, loss }
         };
         (0..n).map(one).collect()
@@ -100,7 +100,7 @@ mod tests {
     /// Against every choice there is.
     #[test]
     fn none_is_better() {
-        let mut random = Random(5);
+        let mut random = Rng::new(5);
         for round in 0..60 {
             let c = some(&mut random, 9, false);
             let (least, most) = (bytes(&c, &[false; 9]), bytes(&c, &[true; 9]));
@@ -122,7 +122,7 @@ mod tests {
     /// Sizes without a large common divisor too.
     #[test]
     fn more_bytes_lose_no_more() {
-        let mut random = Random(6);
+        let mut random = Rng::new(6);
         for _ in 0..4 {
             let c = some(&mut random, 60, true);
             let least = bytes(&c, &[false; 60]);

@@ -145,9 +145,9 @@ mod tests {
 
     #[test]
     fn a_number_that_stands_out_costs_its_block() {
-        let mut random = crate::synthetic::Random(3);
+        let mut random = crate::Rng::new(3);
         let mut values: Vec<f32> =
-            (0..64 * 64).map(|_| (random.bits() % 2001) as f32 / 1000.0 - 1.0).collect();
+            (0..64 * 64).map(|_| (random.next_u64() % 2001) as f32 / 1000.0 - 1.0).collect();
         let of = |values: &[f32]| {
             let w = StoredTensor::from_f32(&[64, 64], values);
             let q = encoded(&Cpu::new(1), "w", &w, DType::Q4_0).unwrap();

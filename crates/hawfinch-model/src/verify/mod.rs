@@ -128,8 +128,8 @@ fn divisions_agree(
     report: &mut Report,
 ) -> Result<()> {
     let vocab = model.config().vocab as u64;
-    let mut random = crate::synthetic::Random(1);
-    let ids: Vec<u32> = (0..tokens.max(2)).map(|_| (random.bits() % vocab) as u32).collect();
+    let mut random = crate::Rng::new(1);
+    let ids: Vec<u32> = (0..tokens.max(2)).map(|_| (random.next_u64() % vocab) as u32).collect();
 
     progress("one token at a time");
     let ones = vec![1; ids.len()];

@@ -229,7 +229,7 @@ fn every_kind() -> Vec<u8> {
 pub fn adapters() -> Vec<(String, Vec<u8>)> {
     let folder = tempfile::tempdir().expect("a folder");
     let mut out = Vec::new();
-    let mut random = synthetic::Random(1);
+    let mut random = hawfinch_model::Rng::new(1);
     for version in [Version::V4, Version::V5_2, Version::V6, Version::V7] {
         let mut values = |shape: &[usize]| {
             let n: usize = shape.iter().product();

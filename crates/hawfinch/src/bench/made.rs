@@ -4,8 +4,7 @@ use std::collections::HashMap;
 
 use hawfinch_kernels::{DType, block};
 use hawfinch_model::names::{self, Role};
-use hawfinch_model::synthetic::{self, Random};
-use hawfinch_model::{Checkpoint, Config, FileFormat, Quant, StoredTensor};
+use hawfinch_model::{Checkpoint, Config, FileFormat, Quant, Rng, StoredTensor, synthetic};
 
 use crate::shapes::Published;
 
@@ -21,7 +20,7 @@ const WHOLE: usize = 256;
 /// afterwards. Without, each has its own, because what is measured is how they are read.
 pub fn checkpoint(of: &Published, config: &Config, quant: Option<Quant>) -> Checkpoint {
     let mut made = Checkpoint::new(of.name, FileFormat::Memory);
-    let mut random = Random(1);
+    let mut random = Rng::new(1);
     let mut noises = HashMap::<Kind, Noise>::new();
     let params = names::all_params(config.version, config.layers);
     // A pool that is shared holds the largest of those that share it.
@@ -107,7 +106,7 @@ impl Noise {
         (name, p): (&str, &names::Param),
         config: &Config,
         quant: Option<Quant>,
-        random: &mut Random,
+        random: &mut Rng,
     ) -> Option<StoredTensor> {
         let Kind { range, dtype } = Kind::of(config, name, p, quant);
         let [low, high] = range.map(f32::from_bits);
@@ -123,7 +122,7 @@ impl Noise {
             StoredTensor::new(dtype, vec![numbers], data.into()).expect("as many as were drawn")
         });
         let wanted = bytes(dtype, shape.iter().product());
-        let from = bytes(dtype, random.bits() as usize % (DRAWN / WHOLE) * WHOLE);
+        let from = bytes(dtype, random.next_u64() as usize % (DRAWN / WHOLE) * WHOLE);
         if quant.is_some() {
             return StoredTensor::new(dtype, shape, drawn.data.slice(from..from + wanted));
         }

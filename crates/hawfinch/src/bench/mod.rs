@@ -13,8 +13,7 @@ pub mod table;
 
 use std::time::{Duration, Instant};
 
-use hawfinch_model::synthetic::Random;
-use hawfinch_model::{Model, Output, Rows, STEP_TOKENS, Sequence, State};
+use hawfinch_model::{Model, Output, Rng, Rows, STEP_TOKENS, Sequence, State};
 
 use crate::measure::Gauge;
 use crate::progress::Progress;
@@ -41,7 +40,7 @@ pub struct Bench<'a> {
     model: &'a Model,
     gauge: Gauge,
     plan: &'a Plan,
-    random: Random,
+    random: Rng,
     /// The state that decoding starts from: after a short prompt.
     warm: State,
     /// Those of the last step, whose memory the next uses.
@@ -51,7 +50,7 @@ pub struct Bench<'a> {
 impl<'a> Bench<'a> {
     /// To measure a model whose state after some tokens is `warm`.
     pub fn new(model: &'a Model, gauge: Gauge, plan: &'a Plan, warm: State) -> Self {
-        Bench { model, gauge, plan, random: Random(2), warm, outputs: Vec::new() }
+        Bench { model, gauge, plan, random: Rng::new(2), warm, outputs: Vec::new() }
     }
 
     /// What measures the machine.
@@ -159,7 +158,7 @@ impl<'a> Bench<'a> {
     }
 
     fn token(&mut self) -> u32 {
-        (self.random.bits() % self.model.config().vocab as u64) as u32
+        (self.random.next_u64() % self.model.config().vocab as u64) as u32
     }
 
     fn tokens(&mut self, n: usize) -> Vec<u32> {

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use hawfinch_kernels::DType;
 use hawfinch_model::names::{self, Role};
-use hawfinch_model::synthetic::Random;
-use hawfinch_model::{Checkpoint, Config, Model};
+use hawfinch_model::{Checkpoint, Config, Model, Rng};
 
 use crate::bench::report::{
     FirstToken, Limits, MemoryReport, ModelReport, PackedReport, Report, Speed, Spread,
@@ -104,9 +103,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     warnings.iter().for_each(|w| note(format_args!("warning: {w}")));
 
-    let mut random = Random(3);
+    let mut random = Rng::new(3);
     let vocab = model.config().vocab as u64;
-    let prompt: Vec<u32> = (0..FIRST_PROMPT).map(|_| (random.bits() % vocab) as u32).collect();
+    let prompt: Vec<u32> = (0..FIRST_PROMPT).map(|_| (random.next_u64() % vocab) as u32).collect();
     let mut warm = model.new_state();
     let first = bench::first_token(model, &prompt, &mut warm)?;
     let checked = {

@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 use hawfinch_kernels::block;
 use hawfinch_model::format::{self, MadeTensor, SaveFormat};
-use hawfinch_model::synthetic::{Random, Shape, range};
-use hawfinch_model::{Config, Version, names};
+use hawfinch_model::synthetic::{Shape, range};
+use hawfinch_model::{Config, Rng, Version, names};
 
 use super::convert::parse_dtype;
 use crate::fail::usage;
@@ -127,7 +127,7 @@ fn write(
         .iter()
         .map(|(name, p)| MadeTensor { name: name.clone(), shape: config.shape(p), dtype })
         .collect();
-    let random = RefCell::new(Random(args.seed));
+    let random = RefCell::new(Rng::new(args.seed));
     let fill = |i: usize, out: &mut dyn Write| -> io::Result<()> {
         let mut left: usize = tensors[i].shape.iter().product();
         let (low, high) = range(config, params[i].1);
