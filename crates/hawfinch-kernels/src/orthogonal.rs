@@ -83,20 +83,29 @@ fn dot_body(sum: &mut f64, a: &[f64], b: &[f64]) {
     *sum = one;
 }
 
+#[inline(always)]
+fn multiply_add(a: [f64; LANES], b: [f64; LANES], mut sum: [f64; LANES]) -> [f64; LANES] {
+    for l in 0..LANES {
+        sum[l] = a[l].mul_add(b[l], sum[l]);
+    }
+    sum
+}
+
 /// All products of some vectors with others, all of one length.
 #[inline(always)]
 fn products<const A: usize, const B: usize>(a: [&[f64]; A], b: [&[f64]; B]) -> [[f64; B]; A] {
     let n = a[0].len();
     let whole = n / LANES * LANES;
+    let parts_a = a.map(|a| a.as_chunks::<LANES>().0);
+    let parts_b = b.map(|b| b.as_chunks::<LANES>().0);
     let mut acc = [[[0f64; LANES]; B]; A];
-    for at in (0..whole).step_by(LANES) {
-        let b: [&[f64]; B] = std::array::from_fn(|k| &b[k][at..at + LANES]);
+    for at in 0..whole / LANES {
+        // Each vector is loaded once.
+        let b = parts_b.map(|b| b[at]);
         for j in 0..A {
-            let a = &a[j][at..at + LANES];
+            let a = parts_a[j][at];
             for k in 0..B {
-                for l in 0..LANES {
-                    acc[j][k][l] = a[l].mul_add(b[k][l], acc[j][k][l]);
-                }
+                acc[j][k] = multiply_add(a, b[k], acc[j][k]);
             }
         }
     }
