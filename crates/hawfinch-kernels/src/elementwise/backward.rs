@@ -308,43 +308,78 @@ fn mixes_block_body<F: Real>(
     toward: Toward,
     d_ys: &[&[F]],
 ) {
-    let len = at.len;
-    for (mix, (weight, d_y)) in weights.iter().zip(d_ys).enumerate() {
-        let (mut sums, weight) = (Sums::new(), &weight[at.own()]);
+    // As many mixes at once as any version has (and as fit the nearest cache); the rest in further passes.
+    for (pass, (weights, d_ys)) in weights.chunks(MIXES).zip(d_ys.chunks(MIXES)).enumerate() {
+        let first = pass * MIXES;
+        let mut sums: [Sums<F>; MIXES] = std::array::from_fn(|_| Sums::new());
         // The part of the row itself, and of the one before it.
-        let (mut of_row, mut of_before) = ([F::ZERO; BLOCK], [F::ZERO; BLOCK]);
-        for j in 0..len {
-            let (w, rest) = (weight[j], F::ONE - weight[j]);
-            (of_row[j], of_before[j]) = if toward == Toward::Row { (w, rest) } else { (rest, w) };
+        let mut parts = [[[F::ZERO; BLOCK]; 2]; MIXES];
+        for ([of_row, of_before], weight) in parts.iter_mut().zip(weights) {
+            for (j, &w) in weight[at.own()].iter().enumerate() {
+                let rest = F::ONE - w;
+                (of_row[j], of_before[j]) = if toward == Toward::Row { (w, rest) } else { (rest, w) };
+            }
         }
-        let sign = if toward == Toward::Row { F::ONE } else { -F::ONE };
         let mut row = 0;
         for (s, (&length, before)) in lengths.iter().zip(before).enumerate() {
             for n in 0..length {
                 let here = at.row(row);
-                let (x, d_y) = (&rows[here.clone()], &d_y[here.clone()]);
                 let (last, d_last) = match n {
                     // SAFETY: each block of channels is worked on once; no row is taken twice at a time.
-                    0 => (&before[at.own()], unsafe { d_before.get(s * at.c + at.first, len) }),
+                    0 => (&before[at.own()], unsafe { d_before.get(s * at.c + at.first, at.len) }),
                     // SAFETY: as above.
-                    _ => (&rows[at.row(row - 1)], unsafe { d_rows.get(at.row(row - 1).start, len) }),
+                    _ => (&rows[at.row(row - 1)], unsafe { d_rows.get(at.row(row - 1).start, at.len) }),
                 };
                 // SAFETY: as above.
-                let d_x = unsafe { d_rows.get(here.start, len) };
-                let sum = sums.row();
-                for j in 0..len {
-                    let own = of_row[j] * d_y[j];
-                    d_x[j] = if mix == 0 { own } else { d_x[j] + own };
-                    let earlier = of_before[j] * d_y[j];
-                    // The row before has its own part already; what is before the sequence has not.
-                    d_last[j] = if mix == 0 && n == 0 { earlier } else { d_last[j] + earlier };
-                    sum[j] = d_y[j].mul_add(sign * (x[j] - last[j]), sum[j]);
-                }
+                let d_x = unsafe { d_rows.get(here.start, at.len) };
+                let x = &rows[here.clone()];
+                let mut d: [&[F]; MIXES] = [&[]; MIXES];
+                d.iter_mut().zip(d_ys).for_each(|(d, d_y)| *d = &d_y[here.clone()]);
+                // What is before a sequence has no part of its own.
+                let fresh = [pass == 0, pass == 0 && n == 0];
+                one_row(&mut sums[..weights.len()], &parts, [d_x, d_last], fresh, x, last, &d, toward);
                 row += 1;
             }
         }
-        // SAFETY: as above.
-        sums.write(unsafe { d_weights.get(mix * at.c + at.first, len) });
+        for (mix, sums) in sums.into_iter().take(weights.len()).enumerate() {
+            // SAFETY: as above.
+            sums.write(unsafe { d_weights.get((first + mix) * at.c + at.first, at.len) });
+        }
+    }
+}
+
+/// Mixes that are worked on together.
+const MIXES: usize = 6;
+
+/// One row of a block: what its mixes' gradients are to the row and the one before it.
+#[inline(always)]
+fn one_row<F: Real>(
+    sums: &mut [Sums<F>],
+    parts: &[[[F; BLOCK]; 2]; MIXES],
+    [d_x, d_last]: [&mut [F]; 2],
+    [fresh, fresh_last]: [bool; 2],
+    x: &[F],
+    last: &[F],
+    d: &[&[F]; MIXES],
+    toward: Toward,
+) {
+    let len = x.len();
+    let (mut own, mut earlier, mut apart) = ([F::ZERO; BLOCK], [F::ZERO; BLOCK], [F::ZERO; BLOCK]);
+    for j in 0..len {
+        apart[j] = if toward == Toward::Row { x[j] - last[j] } else { last[j] - x[j] };
+    }
+    for ((sums, [of_row, of_before]), d) in sums.iter_mut().zip(parts).zip(d) {
+        let (sum, d) = (sums.row(), &d[..len]);
+        for j in 0..len {
+            own[j] = of_row[j].mul_add(d[j], own[j]);
+            earlier[j] = of_before[j].mul_add(d[j], earlier[j]);
+            sum[j] = d[j].mul_add(apart[j], sum[j]);
+        }
+    }
+    let (d_x, d_last) = (&mut d_x[..len], &mut d_last[..len]);
+    for j in 0..len {
+        d_x[j] = if fresh { own[j] } else { d_x[j] + own[j] };
+        d_last[j] = if fresh_last { earlier[j] } else { d_last[j] + earlier[j] };
     }
 }
 
