@@ -9,10 +9,11 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
+use super::walk::Walk;
 use super::{Into, Operands, View};
 use crate::buffer::Buffer;
 use crate::pool::Parts;
-use crate::{Pool, Real, prefetch};
+use crate::{Pool, Real};
 
 /// How operands are packed and what multiplies them. Its sums may depend on the inner dimension, not on the others.
 pub trait Kernel<F: Real>: Sync {
@@ -66,51 +67,6 @@ pub struct Block<'a, F, W> {
     pub right_panel: usize,
     /// What is read next from far memory: to be fetched meanwhile.
     pub ahead: Walk,
-}
-
-/// A walk through the lines of memory of part of a matrix.
-#[derive(Clone, Copy, Default)]
-pub struct Walk {
-    /// The next line.
-    at: usize,
-    /// Lines of this row that are left, and of the others.
-    left: usize,
-    lines: usize,
-    /// Bytes from the end of the lines of a row to the next row's.
-    gap: usize,
-    /// Rows that are left.
-    rows: usize,
-}
-
-impl Walk {
-    fn new<F>(x: View<'_, F>) -> Walk {
-        const LINE: usize = 64;
-        let (rows, numbers, stride) = match x.column_stride {
-            1 => (x.rows, x.columns, x.row_stride),
-            _ => (x.columns, x.rows, x.column_stride),
-        };
-        if rows * numbers == 0 {
-            return Walk::default();
-        }
-        let start = x.data.as_ptr().addr();
-        let lines = (start % LINE + numbers * size_of::<F>()).div_ceil(LINE);
-        let gap = (stride * size_of::<F>()).wrapping_sub(lines * LINE);
-        Walk { at: start / LINE * LINE, left: lines, lines, gap, rows }
-    }
-
-    /// Fetches the next line, if there is one.
-    #[inline(always)]
-    pub fn fetch(&mut self) {
-        if self.rows > 0 {
-            prefetch::second(std::ptr::without_provenance::<u8>(self.at));
-            self.at += 64;
-            self.left -= 1;
-            if self.left == 0 {
-                (self.left, self.rows) = (self.lines, self.rows - 1);
-                self.at = self.at.wrapping_add(self.gap);
-            }
-        }
-    }
 }
 
 /// How much is done at a time.
@@ -278,14 +234,16 @@ impl Inner {
     }
 }
 
+/// What packs part of a panel: [`Kernel::pack_left`] or [`Kernel::pack_right`].
+type PackPart<'a, F, W> = dyn Fn(&mut [W], usize, View<'_, F>) + Sync + 'a;
+
 /// Packing of one operand.
 struct Pack<'a, F, W> {
     side: &'a Side,
     inner: &'a Inner,
     /// `[lanes, inner]`
     x: View<'a, F>,
-    /// What packs part of a panel.
-    pack: &'a (dyn Fn(&mut [W], usize, View<'_, F>) + Sync),
+    pack: &'a PackPart<'a, F, W>,
 }
 
 impl<F: Real, W> Pack<'_, F, W> {

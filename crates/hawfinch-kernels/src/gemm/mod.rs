@@ -8,7 +8,7 @@
 //! gives these bits. With [`Precision::Bf16`] operands are rounded first, and the order of the sums may be another where an
 //! instruction multiplies pairs; the number of threads never changes it.
 //!
-//! * `drive.rs`: blocks for caches and threads, over any [`drive::Kernel`]
+//! * `drive.rs`: blocks for caches and threads, over any `Kernel`; `walk.rs`: what is fetched ahead
 //! * `x86.rs`, `neon.rs`, `portable.rs`: what packs operands into panels and multiplies panels; `pack_x86.rs`: the
 //!   transposing in registers
 //! * `tiled.rs`: the same with AMX's tiles
@@ -24,6 +24,7 @@ mod scalar;
 mod tests;
 mod tiled;
 mod view;
+mod walk;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -139,32 +140,34 @@ impl Way {
             Way::Pairs | Way::Tiles => true,
         };
         let Operands { c, c_row, into, a, b } = operands;
-        if let (Some(a), Some(b)) = (a.as_f32(), b.as_f32()) {
-            let c = F::as_f32_slice(c).expect("numbers of the same type");
+        let (Some(narrow_a), Some(narrow_b)) = (a.as_f32(), b.as_f32()) else {
             let operands = Operands { c, c_row, into, a, b };
-            match isa.level() {
-                _ if self == Way::Tiles => drive::run(&tiled::Tiled { isa }, pool, operands, limits),
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 if self == Way::Pairs => {
-                    assert!(has_pairs(isa));
-                    // SAFETY: an Isa exists only where the machine has the instructions, and it has those for pairs.
-                    drive::run(&unsafe { x86::Pairs512::new() }, pool, operands, limits)
-                }
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: an Isa exists only where the machine has the instructions.
-                Level::Avx512 => drive::run(&unsafe { x86::Avx512::new(rounded) }, pool, operands, limits),
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: as above.
-                Level::Avx2 => drive::run(&unsafe { x86::Avx2::new(rounded) }, pool, operands, limits),
-                #[cfg(target_arch = "aarch64")]
-                Level::Neon | Level::NeonDotprod | Level::NeonI8mm => {
-                    drive::run(&neon::Neon { isa, rounded }, pool, operands, limits)
-                }
-                _ => drive::run(&portable::Portable { isa, rounded }, pool, operands, limits),
-            }
-            return;
+            return drive::run(&portable::Portable { isa, rounded }, pool, operands, limits);
+        };
+        let c = F::as_f32_slice(c).expect("numbers of the same type");
+        let operands = Operands { c, c_row, into, a: narrow_a, b: narrow_b };
+        if self == Way::Tiles {
+            return drive::run(&tiled::Tiled { isa }, pool, operands, limits);
         }
-        drive::run(&portable::Portable { isa, rounded }, pool, Operands { c, c_row, into, a, b }, limits);
+        match isa.level() {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 if self == Way::Pairs => {
+                assert!(has_pairs(isa));
+                // SAFETY: an Isa exists only where the machine has the instructions; it has those for pairs.
+                drive::run(&unsafe { x86::Pairs512::new() }, pool, operands, limits)
+            }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: an Isa exists only where the machine has the instructions.
+            Level::Avx512 => drive::run(&unsafe { x86::Avx512::new(rounded) }, pool, operands, limits),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Level::Avx2 => drive::run(&unsafe { x86::Avx2::new(rounded) }, pool, operands, limits),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon | Level::NeonDotprod | Level::NeonI8mm => {
+                drive::run(&neon::Neon { isa, rounded }, pool, operands, limits)
+            }
+            _ => drive::run(&portable::Portable { isa, rounded }, pool, operands, limits),
+        }
     }
 }
 

@@ -17,11 +17,14 @@ pub enum Pack {
 
 impl Pack {
     /// Writes the words of `x`, `[lanes, numbers]`, word by word: `width` lanes, a multiple of eight, zeros where there are
-    /// fewer. The machine has the instructions that `self` names.
+    /// fewer.
     ///
     /// # Panics
     /// When `to` is too short.
-    pub fn eights(self, to: &mut [f32], width: usize, x: View<'_, f32>) {
+    ///
+    /// # Safety
+    /// The machine has the instructions that `self` names.
+    pub unsafe fn eights(self, to: &mut [f32], width: usize, x: View<'_, f32>) {
         self.groups(to, width, x, 8, |to, x| {
             // SAFETY: the machine has the instructions; so many words of a group, `width` apart, are within `to`.
             unsafe {
@@ -38,9 +41,13 @@ impl Pack {
     ///
     /// # Panics
     /// When `to` is too short.
-    pub fn sixteens(self, to: &mut [f32], width: usize, x: View<'_, f32>) {
+    ///
+    /// # Safety
+    /// The machine has the instructions that `self` names.
+    pub unsafe fn sixteens(self, to: &mut [f32], width: usize, x: View<'_, f32>) {
         if matches!(self, Pack::Numbers256 | Pack::Rounded256) {
-            return self.eights(to, width, x);
+            // SAFETY: the caller's promise.
+            return unsafe { self.eights(to, width, x) };
         }
         self.groups(to, width, x, 16, |to, x| {
             // SAFETY: as above.

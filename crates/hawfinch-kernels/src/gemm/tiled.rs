@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::drive::{Block, Kernel};
 #[cfg(target_arch = "x86_64")]
-use super::pack_x86;
+use super::pack_x86::{self, Pack};
 use super::{PAIRS_DEPTH, View, depth};
 use crate::Isa;
 use crate::isa::compiled_for_each;
@@ -54,7 +54,8 @@ impl Kernel<f32> for Tiled {
         runs(panel, at, x, |tiles, x| {
             #[cfg(target_arch = "x86_64")]
             if super::has_pairs(self.isa) {
-                return each(tiles, x, |tile, x| pack_x86::Pack::Pairs512.sixteens(words(tile), SIDE, x));
+                // SAFETY: the machine has the instructions.
+                return each(tiles, x, |tile, x| unsafe { Pack::Pairs512.sixteens(words(tile), SIDE, x) });
             }
             columns(self.isa, tiles, x);
         });

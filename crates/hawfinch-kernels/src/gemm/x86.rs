@@ -188,11 +188,13 @@ macro_rules! kernel {
             }
 
             fn pack_left(&self, panel: &mut [f32], at: usize, x: View<'_, f32>) {
-                self.0.eights(&mut panel[at / $numbers * $left..], $left, x);
+                // SAFETY: the machine has the instructions.
+                unsafe { self.0.eights(&mut panel[at / $numbers * $left..], $left, x) };
             }
 
             fn pack_right(&self, panel: &mut [f32], at: usize, x: View<'_, f32>) {
-                self.0.sixteens(&mut panel[at / $numbers * $columns..], $columns, x);
+                // SAFETY: the machine has the instructions.
+                unsafe { self.0.sixteens(&mut panel[at / $numbers * $columns..], $columns, x) };
             }
 
             unsafe fn multiply(&self, block: Block<'_, f32, f32>) {
