@@ -167,7 +167,10 @@ impl Trainer {
             })
             .collect();
         let optimizer = AdamW::new(config.adamw(), tensors);
-        let metadata = weights.metadata.clone();
+        // Each checkpoint is a model of its own: what hash the one before it had does not count.
+        let mut metadata = weights.metadata.clone();
+        metadata.remove(hawfinch_model::metadata::SOURCE_HASH);
+        metadata.remove(hawfinch_model::metadata::QUANTIZED);
         Ok(Trainer {
             config,
             learner,

@@ -65,6 +65,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(name) => Some(Batches::in_order(name, config.ctx)?),
         None => None,
     };
+    config.length(train.tokens()).map_err(|e| usage(e.to_string()))?;
     let data = Data {
         fingerprint: train.fingerprint()?,
         train,
@@ -76,6 +77,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut trainer = match &last {
         Some(found) => {
             let loaded = checkpoint::load(found)?;
+            same_shape(&config, &loaded.model)?;
             let trainer = Trainer::resume(config.clone(), &loaded, cpu, data)?;
             note(format_args!("going on from {}", found.path.display()));
             trainer
@@ -148,6 +150,31 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             ExitCode::SUCCESS
         }
     })
+}
+
+/// Refuses to go on with a run under settings of another model.
+fn same_shape(config: &RunConfig, model: &Checkpoint) -> anyhow::Result<()> {
+    let there = hawfinch_model::Config::infer(model)?;
+    let version = config.rwkv_version()?;
+    let v4 = there.version == hawfinch_model::Version::V4;
+    let asked = [
+        ("layers", config.layers, there.layers),
+        ("width", config.width, there.width),
+        ("head-size", if v4 { there.head_size } else { config.head_size }, there.head_size),
+        ("ffn-width", config.ffn_width.unwrap_or(there.ffn_width), there.ffn_width),
+        ("vocab", config.vocab.unwrap_or(there.vocab), there.vocab),
+    ];
+    let differs = asked.iter().find(|(_, asked, there)| asked != there);
+    // What a run began with is the model's, not the settings'.
+    let why = match differs {
+        _ if config.from.is_some() => return Ok(()),
+        _ if version != there.version => {
+            format!("a model of RWKV-{}, not {}", there.version.number(), version.number())
+        }
+        Some((key, asked, there)) => format!("a model of {key} {there}, not {asked}"),
+        None => return Ok(()),
+    };
+    Err(usage(format!("the run in {} is of {why}: give `out` another folder", config.out.display())))
 }
 
 /// The tokenizer of a run.

@@ -12,4 +12,5 @@ mod packed;
 mod quantize;
 mod speculate;
 mod text;
+mod train;
 mod util;

@@ -1,0 +1,149 @@
+//! `train`: from text to a model that other commands open, and back to it after whatever happens.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crate::util::{Place, Run};
+
+const CONFIG: &str = r#"
+version = "7"
+layers = 2
+width = 32
+head-size = 16
+tokenizer = "bytes"
+text = ["text.jsonl"]
+held-out = 0.2
+ctx = 32
+batch = 2
+steps = 12
+lr = 1e-2
+warmup-steps = 2
+save-every = 4
+eval-every = 6
+sample-every = 12
+"#;
+
+fn place() -> Place {
+    let place = Place::new();
+    let line =
+        |n: usize| format!("{{\"text\": \"the {n}th line of a text that repeats itself {n} times\"}}\n");
+    place.write("text.jsonl", (0..40).map(line).collect::<String>());
+    place.write("run.toml", CONFIG);
+    place
+}
+
+fn train(place: &Place, more: &[&str]) -> Run {
+    place.run(&[&["train", "run.toml"], more].concat())
+}
+
+fn losses(place: &Place, run: &str) -> Vec<(u64, String)> {
+    let lines = String::from_utf8(place.read(&format!("{run}/metrics.jsonl"))).unwrap();
+    let records = lines.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+    let steps = records.filter(|r| r["kind"] == "train");
+    steps.map(|r| (r["step"].as_u64().unwrap(), r["loss"].to_string())).collect()
+}
+
+#[test]
+fn a_run_gives_a_model_that_every_command_opens() {
+    let place = place();
+    let run = train(&place, &[]).ok();
+    assert!(run.out.is_empty());
+    for said in
+        ["RWKV-7", "step 12/12: loss", "validation loss", "bits a byte", "done: runs/run/step-00000012"]
+    {
+        assert!(run.err.contains(said), "`{said}` in: {}", run.err);
+    }
+    let steps = losses(&place, "runs/run");
+    assert_eq!(steps.len(), 12);
+    let number = |n: usize| steps[n].1.parse::<f64>().unwrap();
+    assert!((number(0) - 256f64.ln()).abs() < 0.5 && number(11) < number(0) - 0.5, "{steps:?}");
+    // Two checkpoints are kept, and the best is one of them.
+    let model = "runs/run/step-00000012/model.safetensors";
+    let text =
+        place.run(&["generate", model, "the", "--max-tokens", "4", "--tokenizer", "bytes"]).ok();
+    assert!(!text.out.is_empty());
+    place.run(&["verify", model]).ok();
+    place.run(&["convert", model, "model.pth", "--dtype", "bf16"]).ok();
+    assert!(place.run(&["inspect", "model.pth"]).ok().text().contains("RWKV-7"));
+    let config = String::from_utf8(place.read("runs/run/config.toml")).unwrap();
+    assert!(config.contains("width = 32") && config.contains("beta2 = 0.99"), "{config}");
+    // Done is done.
+    let again = train(&place, &[]).ok();
+    assert!(again.err.contains("going on from") && again.err.contains("done"), "{}", again.err);
+    assert_eq!(losses(&place, "runs/run"), steps);
+    // A longer run goes on, from the model as it was.
+    train(&place, &["--steps", "15"]).ok();
+    assert_eq!(losses(&place, "runs/run").len(), 15);
+    // Another run starts from it.
+    let more = place.run(&["train", "run.toml", "--from", "model.pth", "-o", "second", "--lr", "1e-3"]).ok();
+    assert!(more.err.contains("done: second/"), "{}", more.err);
+    let first = losses(&place, "second")[0].1.parse::<f64>().unwrap();
+    assert!(first < number(0) - 0.5, "{first}");
+}
+
+#[cfg(unix)]
+#[test]
+fn whatever_ends_a_run_it_goes_on_to_the_bit() {
+    let place = place();
+    let args =
+        ["train", "run.toml", "--steps", "400", "--save-every", "20", "--eval-every", "0", "--keep", "3"];
+    place.run(&[&args[..], &["-o", "whole"]].concat()).ok();
+    let want = losses(&place, "whole");
+    assert_eq!(want.len(), 400);
+    for signal in [libc::SIGINT, libc::SIGKILL] {
+        let name = format!("after-{signal}");
+        let metrics = place.path(&format!("{name}/metrics.jsonl"));
+        let args = [&args[..], &["-o", &name]].concat();
+        let mut child = place.command(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let began = Instant::now();
+        while std::fs::read(&metrics).map_or(0, |m| m.iter().filter(|b| **b == b'\n').count()) < 50 {
+            assert!(began.elapsed() < Duration::from_secs(100), "no steps");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // SAFETY: kill(2) with the id of a child that was not waited for.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+        let status = child.wait().unwrap();
+        if signal == libc::SIGINT && !status.success() {
+            assert_eq!(status.code(), Some(130));
+        }
+        let rest = place.run(&args).ok();
+        assert!(rest.err.contains("going on from"), "{}", rest.err);
+        assert!(losses(&place, &name) == want, "signal {signal}");
+        let model = |run: &str| place.read(&format!("{run}/step-00000400/model.safetensors"));
+        assert!(model(&name) == model("whole"), "signal {signal}: the same bytes");
+    }
+}
+
+#[test]
+fn what_is_wrong_is_said_before_anything_is_done() {
+    let place = place();
+    place.write("slip.toml", CONFIG.replace("warmup-steps", "warmup-step"));
+    place
+        .run(&["train", "slip.toml"])
+        .fails(2, &["slip.toml", "no key `warmup-step`", "did you mean `warmup-steps`"]);
+    place.run(&["train"]).fails(2, &["what to train on"]);
+    place.run(&["train", "absent.toml"]).fails(1, &["absent.toml"]);
+    train(&place, &["--steps", "3", "--tokens", "9"]).fails(2, &["only one of `steps`"]);
+    train(&place, &["--version", "8"]).fails(2, &["version `8`"]);
+    train(&place, &["--width", "40"]).fails(2, &["head"]);
+    train(&place, &["--order", "backwards"]).fails(2, &["backwards"]);
+    train(&place, &["--vocab", "10"]).fails(2, &["`vocab` is 10", "256"]);
+    train(&place, &["--order", "magic-prime", "--ctx", "2000"]).fails(1, &["plain shuffle"]);
+    train(&place, &["--data", "corpus"]).fails(2, &["not both"]);
+    train(&place, &["--from", "absent.pth"]).fails(1, &["absent.pth"]);
+    assert!(!place.path("runs/run").join("metrics.jsonl").exists());
+    place.write("empty.txt", "");
+    let empty =
+        place.run(&["train", "--text", "empty.txt", "--tokenizer", "bytes", "--steps", "2", "-o", "empty"]);
+    empty.fails(1, &["nothing to learn from"]);
+    // One line is little, but a text.
+    place.write("line.txt", "one line");
+    let sizes = ["--layers", "1", "--width", "32", "--head-size", "16", "--batch", "1", "--steps", "2"];
+    let line = [&["train", "--text", "line.txt", "--tokenizer", "bytes", "-o", "line"][..], &sizes].concat();
+    place.run(&line).ok();
+    // A run of another shape is not gone on with.
+    train(&place, &["--steps", "2"]).ok();
+    train(&place, &["--width", "64"]).fails(2, &["runs/run", "width", "another folder"]);
+    place.write("text.jsonl", "{\"text\": \"another text, rather longer than nothing at all\"}\n".repeat(3));
+    train(&place, &[]).fails(1, &["other data"]);
+}
