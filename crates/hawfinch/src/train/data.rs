@@ -30,7 +30,10 @@ pub fn find(config: &RunConfig, tokenizer: &Tokenizer) -> anyhow::Result<Names> 
     };
     let validation = match &config.validation {
         Some(name) => Some(name.clone()),
-        None => Some(held_out_name(&train)).filter(|name| name_exists(name)),
+        // One in which no document was held out is none.
+        None => Some(held_out_name(&train)).filter(|name| {
+            name_exists(name) && hawfinch_data::binidx::Reader::open(name).is_ok_and(|r| r.tokens() > 1)
+        }),
     };
     Ok(Names { train, validation })
 }

@@ -59,8 +59,7 @@ fn a_run_gives_a_model_that_every_command_opens() {
     assert!((number(0) - 256f64.ln()).abs() < 0.5 && number(11) < number(0) - 0.5, "{steps:?}");
     // Two checkpoints are kept, and the best is one of them.
     let model = "runs/run/step-00000012/model.safetensors";
-    let text =
-        place.run(&["generate", model, "the", "--max-tokens", "4", "--tokenizer", "bytes"]).ok();
+    let text = place.run(&["generate", model, "the", "--max-tokens", "4", "--tokenizer", "bytes"]).ok();
     assert!(!text.out.is_empty());
     place.run(&["verify", model]).ok();
     place.run(&["convert", model, "model.pth", "--dtype", "bf16"]).ok();
@@ -138,11 +137,24 @@ fn what_is_wrong_is_said_before_anything_is_done() {
     empty.fails(1, &["nothing to learn from"]);
     // One line is little, but a text.
     place.write("line.txt", "one line");
-    let sizes = ["--layers", "1", "--width", "32", "--head-size", "16", "--batch", "1", "--steps", "2"];
+    let sizes = [
+        "--layers",
+        "1",
+        "--width",
+        "32",
+        "--head-size",
+        "16",
+        "--batch",
+        "1",
+        "--steps",
+        "2",
+        "--warmup-steps",
+        "0",
+    ];
     let line = [&["train", "--text", "line.txt", "--tokenizer", "bytes", "-o", "line"][..], &sizes].concat();
     place.run(&line).ok();
     // A run of another shape is not gone on with.
-    train(&place, &["--steps", "2"]).ok();
+    train(&place, &["--steps", "4"]).ok();
     train(&place, &["--width", "64"]).fails(2, &["runs/run", "width", "another folder"]);
     place.write("text.jsonl", "{\"text\": \"another text, rather longer than nothing at all\"}\n".repeat(3));
     train(&place, &[]).fails(1, &["other data"]);
