@@ -73,8 +73,8 @@ fn one_body<F: Real>(loss: &mut [f64], logits: &mut [F], target: usize, weight: 
     let scale = weight * F::from_f64(1.0 / sum);
     // The first of the largest is where e^0 stands.
     let first = if l2wrap > F::ZERO { logits.iter().position(|e| *e == F::ONE) } else { None };
-    logits.iter_mut().for_each(|e| *e = *e * scale);
-    logits[target] = logits[target] - weight;
+    logits.iter_mut().for_each(|e| *e *= scale);
+    logits[target] += -weight;
     if let Some(first) = first {
         logits[first] = (weight * l2wrap).mul_add(largest, logits[first]);
     }
@@ -122,7 +122,7 @@ mod tests {
             let (losses, _) = run(Isa::best(), 1, &xs[0], v, targets);
             vec![losses.iter().zip(&weights).map(|(l, &w)| l * f64::from(w)).sum()]
         };
-        check_gradients("cross-entropy", &[logits.clone()], forward, |xs, d_y| {
+        check_gradients("cross-entropy", std::slice::from_ref(&logits), forward, |xs, d_y| {
             let (_, d) = run(Isa::best(), 1, &xs[0], v, targets);
             vec![d.iter().map(|d| d * d_y[0]).collect()]
         });

@@ -134,8 +134,8 @@ impl<'a, F: Real> Checks<'a, F> {
         self.loss_and_gradients(report)?;
         self.logit_gradients(report)?;
         self.l2wrap(report)?;
-        self.from_a_state(report)?;
-        self.to_a_state(report)
+        self.first_state(report)?;
+        self.last_state(report)
     }
 
     fn targets(&self, l2wrap: f64) -> Targets<'_> {
@@ -278,7 +278,7 @@ impl<'a, F: Real> Checks<'a, F> {
         Ok(state_of(self.case, prefix, self.learner.model())?.map(|s| s.cast()))
     }
 
-    fn from_a_state(&self, report: &mut Report) -> Result<()> {
+    fn first_state(&self, report: &mut Report) -> Result<()> {
         let Some(initial) = self.given("init")? else {
             report.absent.push(self.what("init.* (an initial state)"));
             return Ok(());
@@ -290,7 +290,7 @@ impl<'a, F: Real> Checks<'a, F> {
         Ok(())
     }
 
-    fn to_a_state(&self, report: &mut Report) -> Result<()> {
+    fn last_state(&self, report: &mut Report) -> Result<()> {
         let (Some(initial), Some(want)) = (self.given("init")?, self.case.scalar("cot_objective")) else {
             report.absent.push(self.what("cot.* (cotangents of a last state)"));
             return Ok(());
@@ -313,7 +313,7 @@ impl<'a, F: Real> Checks<'a, F> {
         let what = self.what("objective with a last state");
         report.add(what, (objective - want).abs() / size, self.tolerances.loss.max(1e-8), note);
         let mut scaled = cotangents;
-        scaled.data_mut().iter_mut().for_each(|d| *d = *d * F::from_f64(tokens));
+        scaled.data_mut().iter_mut().for_each(|d| *d *= F::from_f64(tokens));
         let learned = self.pass(Some(&initial), Some(&[scaled]), 0.0)?;
         let state = self.state_gradients("cot_grad_state", &learned.d_initial[0]);
         let what = self.what("gradients of an initial state, through the last");

@@ -108,7 +108,7 @@ fn together_and_alone(version: Version, lengths: &[usize], recompute: bool) -> f
     let mut learner = learner(version);
     learner.set_recomputing(recompute);
     let (tokens, targets) = (ids(30, 2), ids(30, 9));
-    let weights = vec![1.0 / 30.0; 30];
+    let weights = [1.0 / 30.0; 30];
     let gradients = |runs: &[(usize, &[usize])]| -> Vec<f64> {
         learner.tape().parameters_mut().clear_gradients();
         for (at, lengths) in runs {
@@ -146,7 +146,7 @@ fn a_text_in_segments_is_the_text() {
             let mut learner = learner(version);
             learner.set_recomputing(recompute);
             let (tokens, targets) = (ids(40, 3), ids(40, 8));
-            let weights = vec![1.0 / 40.0; 40];
+            let weights = [1.0 / 40.0; 40];
             let mut start = states(&learner);
             start.truncate(1);
             let pass = |of: std::ops::Range<usize>, from: &[State<f64>], d_last: Option<&[State<f64>]>| {

@@ -1,4 +1,4 @@
-//! New models: every parameter as the references begin with it ([`rules`]), from sizes and a seed.
+//! New models: every parameter as the references begin with it (`rules.rs`), from sizes and a seed.
 //!
 //! Random numbers are drawn for each tensor by itself, decided by the seed, its name and the place in it: a model is the
 //! same, bit for bit, whatever the threads, the instruction set and the order.

@@ -44,6 +44,15 @@ struct Back<'a, F> {
     d_y: &'a [F],
 }
 
+/// One head of one sequence on the way back.
+struct BackJob<'a, F> {
+    sequence: usize,
+    head: usize,
+    d_state: &'a mut [F],
+    /// Its part of the gradient of each parameter.
+    d_vectors: Vec<&'a mut [F]>,
+}
+
 struct V5;
 struct V6;
 struct V7;
@@ -207,20 +216,25 @@ impl<F: Real> Tape<F> {
                 .collect();
             let rows: Vec<Vec<Rows<F>>> =
                 d_tokens.iter_mut().map(|d| Self::rows_of(&places, own(d))).collect();
-            let mut jobs: Vec<(usize, usize, &mut [F], Vec<&mut [F]>)> = Vec::new();
+            let mut jobs: Vec<BackJob<'_, F>> = Vec::new();
             for (s, d_state) in d_states.iter_mut().enumerate() {
                 let parts = own(d_state).chunks_exact_mut(n * n).enumerate();
-                jobs.extend(parts.map(|(head, d_state)| (s, head, d_state, Vec::new())));
+                jobs.extend(parts.map(|(head, d_state)| BackJob {
+                    sequence: s,
+                    head,
+                    d_state,
+                    d_vectors: Vec::new(),
+                }));
             }
             for d in &mut d_vectors {
                 let each = d.channels() / heads;
                 for (job, part) in jobs.iter_mut().zip(own(d).chunks_exact_mut(each)) {
-                    job.3.push(part);
+                    job.d_vectors.push(part);
                 }
             }
             let (operands, saved) = (&operands, &saved);
             tape.cpu.pool().split(&mut jobs, 1, 1, |_, jobs| {
-                for (s, head, d_state, d_vectors) in jobs {
+                for BackJob { sequence: s, head, d_state, d_vectors } in jobs {
                     let at = &places[*s];
                     let tokens: Vec<&[F]> =
                         operands[..per_token].iter().map(|x| &x.data()[at.clone()]).collect();
@@ -347,7 +361,7 @@ impl<F: Real> Tape<F> {
                 wkv::wkv4_backward(isa, pool, d, d_s, [aa, bb, pp], d_y, k, v, decay.data(), first.data());
                 for mut sum in sums {
                     let scale = exponent.data().iter().zip(pp);
-                    own(&mut sum).iter_mut().zip(scale).for_each(|(d, (&e, &pp))| *d = *d * (e + pp).exp());
+                    own(&mut sum).iter_mut().zip(scale).for_each(|(d, (&e, &pp))| *d *= (e + pp).exp());
                     d_states.push(sum);
                 }
             }

@@ -20,7 +20,7 @@ fn gradients_are_slopes() {
         };
         check_gradients(
             &format!("{f:?}"),
-            &[a.clone()],
+            std::slice::from_ref(&a),
             |xs| forward(&xs[0]),
             |xs, d_y| {
                 let mut d = vec![f64::NAN; t * c];

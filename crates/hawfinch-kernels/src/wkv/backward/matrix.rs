@@ -108,7 +108,7 @@ fn five<F: Real>(
     runs(isa, d, d_u, d_s, saved, d_y, x, u, Constant { w, d_w });
     let own = |p: &[F], i| if p.len() == x.c { p[x.head * n + i] } else { p[x.head] };
     for (i, (d, w)) in d_w.iter_mut().zip(w).enumerate() {
-        *d = *d * slope(own(time_decay, i), *w);
+        *d *= slope(own(time_decay, i), *w);
     }
     for (to, from) in [(d_time_decay, d_w), (d_bonus, d_u)] {
         if to.len() == n {
@@ -196,7 +196,7 @@ impl<F: Real> Decays<F> for Raw<'_, F> {
         for i in (0..n).step_by(LANES) {
             let (raw, w, mut d) = (sixteen(raw, i), sixteen(w, i), sixteen(d_w, i));
             for l in 0..LANES {
-                d[l] = d[l] * slope(raw[l], w[l]);
+                d[l] *= slope(raw[l], w[l]);
             }
             put(to, i, d);
         }

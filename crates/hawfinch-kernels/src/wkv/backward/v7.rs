@@ -159,7 +159,7 @@ fn body<F: Real>(
                 let a = sixteen(a, i);
                 for l in 0..LANES {
                     w[l] = (rate * w[l].sigmoid()).exp();
-                    b[l] = b[l] * a[l];
+                    b[l] *= a[l];
                 }
                 put(&mut run.w[here..here + n], i, w);
                 put(&mut run.b[here..here + n], i, b);

@@ -74,7 +74,7 @@ struct Sums([[f32; 16 * 64]; 2]);
 /// The processor has the instructions of `S`; the arrays are as long as `sweeps` checks, for heads of that size.
 #[inline(always)]
 unsafe fn body<S: Sixteen, const G: usize, const B: usize>(run: &mut Run<'_, f32>) {
-    const { assert!(G <= 4 && G % B == 0) };
+    const { assert!(G <= 4 && G.is_multiple_of(B)) };
     let n = 16 * G;
     let mut sums = Sums([[0.0; 16 * 64]; 2]);
     for token in (0..run.tokens).rev() {
