@@ -51,8 +51,19 @@ pub struct EvalReport {
     pub loss: f64,
     /// The same in bits a byte of text, where tokens' bytes are known.
     pub bits_per_byte: Option<f64>,
+    /// Share of the probe's last words that the model guesses, token by token.
+    pub probe: Option<f64>,
     /// Whether it is the best so far.
     pub best: bool,
+}
+
+/// A text whose end is to be guessed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// All of it.
+    pub ids: Vec<u32>,
+    /// Tokens of its end that are asked for; at least one, fewer than all.
+    pub asked: usize,
 }
 
 /// What is told of a run while it goes.
@@ -84,6 +95,8 @@ pub enum End {
 
 /// Loss is smoothed by 1 - 1/this a step.
 const SMOOTH: f64 = 50.0;
+/// Questions of a probe at a time.
+const PROBED: usize = 16;
 /// Rewinds after which a run gives up.
 const REWINDS: u32 = 5;
 
@@ -95,6 +108,8 @@ pub struct Data {
     pub validation: Option<Batches>,
     /// Bytes of each token, for bits a byte.
     pub token_bytes: Option<Vec<u32>>,
+    /// Texts whose last words are guessed at each validation.
+    pub probe: Vec<Question>,
     /// What tells this data from other data.
     pub fingerprint: String,
 }
@@ -374,8 +389,34 @@ impl Trainer {
         Ok(Some((loss / counted as f64, bits)))
     }
 
+    /// The share of the probe's questions that the model answers: each asked token is the likeliest after those before it.
+    /// `None` without questions.
+    ///
+    /// # Errors
+    /// Tokens that the model does not know.
+    pub fn probe(&self) -> Result<Option<f64>> {
+        let mut answered = 0;
+        for questions in self.data.probe.chunks(PROBED) {
+            let lengths: Vec<usize> = questions.iter().map(|q| q.ids.len() - 1).collect();
+            let tokens: Vec<u32> = questions.iter().flat_map(|q| q.ids[..q.ids.len() - 1].to_vec()).collect();
+            let ids: Vec<u32> = questions.iter().flat_map(|q| q.ids[1..].to_vec()).collect();
+            let weights = vec![0.0; ids.len()];
+            let targets = Targets { ids: &ids, weights: &weights, l2wrap: 0.0 };
+            let lesson = Lesson { lengths: &lengths, tokens: &tokens, targets, initial: None, d_last: None };
+            let right = self.learner.evaluate(&lesson)?.losses.right;
+            let mut end = 0;
+            for (question, len) in questions.iter().zip(&lengths) {
+                end += len;
+                answered += usize::from(right[end - question.asked..end].iter().all(|r| *r));
+            }
+        }
+        let asked = self.data.probe.len();
+        Ok((asked > 0).then(|| answered as f64 / asked as f64))
+    }
+
     fn validate(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let Some((loss, bits_per_byte)) = self.evaluate()? else { return Ok(()) };
+        let probe = self.probe()?;
         let p = &mut self.progress;
         let best = loss.is_finite() && p.best.is_none_or(|(least, _)| loss < least);
         if best {
@@ -384,7 +425,7 @@ impl Trainer {
             p.since_best += 1;
         }
         let (step, tokens) = (p.step, p.tokens);
-        observer.evaluated(&EvalReport { step, tokens, loss, bits_per_byte, best });
+        observer.evaluated(&EvalReport { step, tokens, loss, bits_per_byte, probe, best });
         if best && !step.is_multiple_of(self.config.save_every) {
             // So that the best weights can be had.
             self.save(observer)?;

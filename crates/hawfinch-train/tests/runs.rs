@@ -12,7 +12,7 @@ use hawfinch_train::batches::Batches;
 use hawfinch_train::checkpoint::{self, Found};
 use hawfinch_train::config::{Operands, Order, RunConfig};
 use hawfinch_train::schedule::Shape;
-use hawfinch_train::trainer::{Data, End, EvalReport, Observer, StepReport, Trainer};
+use hawfinch_train::trainer::{Data, End, EvalReport, Observer, Question, StepReport, Trainer};
 
 fn weights(version: Version) -> Checkpoint {
     let config = synthetic::Shape { version, layers: 2, width: 32, vocab: 64, head_size: 16 }.config();
@@ -58,6 +58,10 @@ fn data(name: &Path, config: &RunConfig) -> Data {
         fingerprint: train.fingerprint().unwrap(),
         train,
         validation: Some(Batches::in_order(name, config.ctx).unwrap()),
+        probe: vec![
+            Question { ids: vec![3, 4, 5, 6, 7, 8], asked: 2 },
+            Question { ids: vec![20, 21, 22, 23, 50], asked: 1 },
+        ],
         token_bytes: Some((0..64).map(|id| u32::from(id > 0)).collect()),
     }
 }
@@ -198,6 +202,19 @@ fn accumulation_is_the_large_batch() {
         let (fewer, _) = step(3, 1, false, order);
         assert!((fewer[2] - losses[2]).abs() > 1e-3);
     }
+}
+
+/// Texts that go on as the data does are guessed after training, one that does not is not.
+#[test]
+fn a_probe_asks_for_last_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = corpus(dir.path());
+    let config = RunConfig { steps: Some(150), eval_every: 50, ..config(&dir.path().join("run")) };
+    let set = data(&name, &config);
+    let mut trainer = Trainer::new(config, &weights(Version::V7), cpu(2), set).unwrap();
+    assert_eq!(trainer.probe().unwrap(), Some(0.0));
+    let (_, seen) = run(&mut trainer, 0);
+    assert_eq!(seen.evals[2].probe, Some(0.5), "{:?}", seen.evals);
 }
 
 #[test]

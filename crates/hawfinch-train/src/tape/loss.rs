@@ -18,6 +18,8 @@ pub struct Losses {
     pub each: Vec<f64>,
     /// Their weighted sum.
     pub sum: f64,
+    /// Whether the target has the largest logit of its row; empty where the tape records.
+    pub right: Vec<bool>,
 }
 
 impl<F: Real> Tape<F> {
@@ -42,6 +44,7 @@ impl<F: Real> Tape<F> {
         let trained = self.parameters().list()[head.parameter].is_trained();
         let (isa, pool) = (self.cpu.isa(), self.cpu.pool());
         let mut each = vec![0.0; t];
+        let mut right = Vec::new();
         let mut d_hidden = (record && of_hidden != Source::Constant).then(|| self.cpu.make(t, d, |_| {}));
         let step = (HELD / v).clamp(1, ROWS);
         for from in (0..t).step_by(step) {
@@ -52,6 +55,10 @@ impl<F: Real> Tape<F> {
                 let parameters = self.parameters();
                 let weight = head.view(parameters.list()[head.parameter].value());
                 gemm(isa, pool, self.precision, own(&mut logits), Into::Overwrite, x, weight.transposed());
+            }
+            if !record {
+                let rows = logits.data().chunks_exact(v).zip(&targets.ids[from..to]);
+                right.extend(rows.map(|(row, &id)| row.iter().all(|l| *l <= row[id as usize])));
             }
             let part =
                 Targets { ids: &targets.ids[from..to], weights: &targets.weights[from..to], ..targets };
@@ -74,6 +81,6 @@ impl<F: Real> Tape<F> {
             gradients.add(self, of_hidden, d_hidden);
         }
         let sum = each.iter().zip(targets.weights).map(|(l, w)| l * f64::from(*w)).sum();
-        Losses { each, sum }
+        Losses { each, sum, right }
     }
 }

@@ -70,6 +70,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         fingerprint: train.fingerprint()?,
         train,
         validation,
+        probe: config.probe.as_deref().map_or(Ok(Vec::new()), |path| data::probe(path, &tokenizer))?,
         token_bytes: Some(token_bytes(&tokenizer)),
     };
     let cpu = Cpu::<f32>::default();

@@ -7,6 +7,7 @@ use anyhow::Context;
 use hawfinch_data::{HeldOut, Inputs, Mixing, Plan, Policy, Reading, Shard, Source, build, held_out_name};
 use hawfinch_tokenizer::Tokenizer;
 use hawfinch_train::config::RunConfig;
+use hawfinch_train::trainer::Question;
 
 use crate::commands::data::watch::watched;
 use crate::fail::usage;
@@ -67,4 +68,33 @@ fn of_text(config: &RunConfig, tokenizer: &Tokenizer) -> anyhow::Result<PathBuf>
     })?;
     fs::write(&record, made_of).with_context(|| format!("cannot write {}", record.display()))?;
     Ok(name)
+}
+
+/// Questions of a probe at most.
+const QUESTIONS: usize = 1000;
+
+/// The texts of a JSONL file (`text`), each with its last word as what is asked for.
+///
+/// # Errors
+/// A file that cannot be read, a line that is no such object, no text with a last word.
+pub fn probe(path: &Path, tokenizer: &Tokenizer) -> anyhow::Result<Vec<Question>> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut questions = Vec::new();
+    for (n, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()).take(QUESTIONS) {
+        let value: Option<serde_json::Value> = serde_json::from_str(line).ok();
+        let Some(text) = value.as_ref().and_then(|v| v["text"].as_str()) else {
+            return Err(usage(format!("{}, line {}: it is no object with a `text`", path.display(), n + 1)));
+        };
+        // The word with the space before it: what a model goes on with.
+        let text = text.trim_end();
+        let Some(at) = text.rfind(char::is_whitespace).filter(|at| *at > 0) else { continue };
+        let (mut ids, asked) =
+            (tokenizer.encode(&text.as_bytes()[..at]), tokenizer.encode(&text.as_bytes()[at..]));
+        ids.extend(&asked);
+        questions.push(Question { ids, asked: asked.len() });
+    }
+    if questions.is_empty() {
+        return Err(usage(format!("{} has no text of two words to ask for the last of", path.display())));
+    }
+    Ok(questions)
 }

@@ -167,10 +167,12 @@ impl Observer for View {
             tokens: r.tokens,
             loss: r.loss,
             bits_per_byte: r.bits_per_byte,
+            probe: r.probe,
             ..metrics::Eval::default()
         }));
         let best = if r.best { ", the best so far" } else { "" };
-        self.say(&format!("step {}: validation loss {:.4}{bits}{best}", r.step, r.loss));
+        let probe = r.probe.map_or(String::new(), |p| format!(", {:.1}% of last words", 100.0 * p));
+        self.say(&format!("step {}: validation loss {:.4}{bits}{probe}{best}", r.step, r.loss));
     }
 
     fn saved(&mut self, _found: &Found) {}

@@ -46,8 +46,9 @@ fn losses(place: &Place, run: &str) -> Vec<(u64, String)> {
 #[test]
 fn a_run_gives_a_model_that_every_command_opens() {
     let place = place();
-    let run = train(&place, &[]).ok();
-    assert!(run.out.is_empty());
+    place.write("probe.jsonl", "{\"text\": \"a text that repeats itself 3 times\"}\n{\"text\": \"word\"}\n");
+    let run = train(&place, &["--probe", "probe.jsonl"]).ok();
+    assert!(run.out.is_empty() && run.err.contains("% of last words"), "{}", run.err);
     for said in
         ["RWKV-7", "step 12/12: loss", "validation loss", "bits a byte", "done: runs/run/step-00000012"]
     {
@@ -131,6 +132,8 @@ fn what_is_wrong_is_said_before_anything_is_done() {
     train(&place, &["--data", "corpus"]).fails(2, &["not both"]);
     train(&place, &["--from", "absent.pth"]).fails(1, &["absent.pth"]);
     assert!(!place.path("runs/run").join("metrics.jsonl").exists());
+    place.write("probe.jsonl", "{\"text\": \"word\"}\n");
+    train(&place, &["--probe", "probe.jsonl"]).fails(2, &["probe.jsonl", "two words"]);
     place.write("empty.txt", "");
     let empty =
         place.run(&["train", "--text", "empty.txt", "--tokenizer", "bytes", "--steps", "2", "-o", "empty"]);
