@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use hawfinch_train::config::RunConfig;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::fail::usage;
@@ -192,10 +192,15 @@ pub fn resolve(file: Option<&Path>, flags: &Keys) -> anyhow::Result<RunConfig> {
         table.insert("out".into(), Value::String(out.to_string_lossy().into_owned()));
     }
     let place = file.map_or("the flags".into(), |f| f.display().to_string());
-    Value::Table(table).try_into().map_err(|e: toml::de::Error| {
-        let first = e.message().lines().next().unwrap_or_default().to_string();
-        usage(format!("{place}: {first}"))
-    })
+    // Key by key first: then the error can name the one it is of.
+    for (key, value) in &table {
+        let alone = Table::from_iter([(key.clone(), value.clone())]);
+        if let Err(e) = RunConfig::deserialize(alone) {
+            let what = e.message().lines().next().unwrap_or_default();
+            return Err(usage(format!("{place}: `{key}` is {value}: {what}")));
+        }
+    }
+    Ok(RunConfig::deserialize(table)?)
 }
 
 fn read(path: &Path) -> anyhow::Result<Table> {
