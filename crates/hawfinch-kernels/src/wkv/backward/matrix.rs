@@ -144,6 +144,8 @@ trait Decays<F> {
     fn fill(&self, at: usize, w: &mut [F]);
     /// Asks for those of a token that comes later, of `n` channels.
     fn ahead(&self, at: usize, n: usize);
+    /// Asks for where the gradients of a token go.
+    fn results_ahead(&self, at: usize, n: usize);
     /// Takes their gradients, `[n]`.
     fn take(&mut self, at: usize, w: &[F], d_w: &[F]);
 }
@@ -162,8 +164,16 @@ impl<F: Real> Decays<F> for Constant<'_, F> {
     #[inline(always)]
     fn ahead(&self, _: usize, _: usize) {}
     #[inline(always)]
+    fn results_ahead(&self, _: usize, _: usize) {}
+    #[inline(always)]
     fn take(&mut self, _: usize, _: &[F], d_w: &[F]) {
-        self.d_w.iter_mut().zip(d_w).for_each(|(sum, d)| *sum += *d);
+        for i in (0..d_w.len()).step_by(LANES) {
+            let (mut sum, d) = (sixteen(self.d_w, i), sixteen(d_w, i));
+            for l in 0..LANES {
+                sum[l] += d[l];
+            }
+            put(self.d_w, i, sum);
+        }
     }
 }
 
@@ -190,6 +200,10 @@ impl<F: Real> Decays<F> for Raw<'_, F> {
         ahead(self.raw, at, n);
     }
     #[inline(always)]
+    fn results_ahead(&self, at: usize, n: usize) {
+        ahead(self.d_raw.at(at, n), 0, n);
+    }
+    #[inline(always)]
     fn take(&mut self, at: usize, w: &[F], d_w: &[F]) {
         let n = w.len();
         let (raw, to) = (&self.raw[at..at + n], self.d_raw.at(at, n));
@@ -210,22 +224,30 @@ fn slope<F: Real>(raw: F, w: F) -> F {
     if w > F::ZERO { slope } else { F::ZERO }
 }
 
-/// A run's operands and results, `[RUN, n]` each: decays are w, g is the gradient of the output, and the results are as
-/// far as they come from the state.
+/// A run's operands and results, `[RUN, n]` each, or as said: decays are w, g is the gradient of the output.
 pub(super) struct Run<'a, F> {
     pub n: usize,
     pub tokens: usize,
+    /// The bonus, `[n]`.
+    pub u: &'a [F],
     pub r: &'a mut [F],
     pub k: &'a mut [F],
     pub v: &'a mut [F],
     pub w: &'a mut [F],
     pub g: &'a mut [F],
+    /// As far as these come from the state.
     pub d_r: &'a mut [F],
     pub d_k: &'a mut [F],
-    /// Added to.
     pub d_v: &'a mut [F],
     pub d_w: &'a mut [F],
+    /// v · g of each token, `[RUN]`.
+    pub now: &'a mut [F],
+    /// What loops may need, `[SCRATCH]`.
+    pub scratch: &'a mut [F],
 }
+
+/// Room for the loops of `matrix_wide.rs`.
+pub(super) const SCRATCH: usize = 5 * 1024;
 
 /// Adds to `d_u`.
 #[inline(always)]
@@ -246,9 +268,10 @@ fn runs<F: Real>(
         (n * n, saved_len(t, n), x.r.len()),
         "states and gradients"
     );
-    let mut arrays = Arrays::new(9, RUN * n);
-    let [r, k, v, w, g, d_r, d_k, d_v, d_w] = arrays.get();
-    let mut run = Run { n, tokens: 0, r, k, v, w, g, d_r, d_k, d_v, d_w };
+    let (mut arrays, mut scratch) = (Arrays::new(10, RUN * n), Arrays::new(1, SCRATCH));
+    let [r, k, v, w, g, d_r, d_k, d_v, d_w, now] = arrays.get();
+    let [scratch] = scratch.get();
+    let mut run = Run { n, tokens: 0, u, r, k, v, w, g, d_r, d_k, d_v, d_w, now, scratch };
     for (number, s) in saved.chunks_exact(n * n).enumerate().rev() {
         let first = number * RUN;
         run.tokens = RUN.min(t - first);
@@ -258,19 +281,16 @@ fn runs<F: Real>(
             copy(&mut run.k[here.clone()], x.k, at, n);
             copy(&mut run.v[here.clone()], x.v, at, n);
             copy(&mut run.g[here.clone()], d_y, at, n);
-            decays.fill(at, &mut run.w[here.clone()]);
-            let current = dot3(&run.r[here.clone()], u, &run.k[here.clone()]);
-            let (d_v, g) = (&mut run.d_v[here.clone()], &run.g[here]);
-            for i in 0..n {
-                d_v[i] = current * g[i];
-            }
+            decays.fill(at, &mut run.w[here]);
+            [d.r, d.k, d.v].iter().for_each(|d| ahead(d.at(at, n), 0, n));
+            decays.results_ahead(at, n);
         }
         rows(isa, &mut run, s, d_s);
         for token in (0..run.tokens).rev() {
             let (at, here) = (x.at(first + token), token * n..(token + 1) * n);
             let (r, k) = (&run.r[here.clone()], &run.k[here.clone()]);
             let (state_r, state_k) = (&run.d_r[here.clone()], &run.d_k[here.clone()]);
-            let now = dot(&run.v[here.clone()], &run.g[here.clone()]);
+            let now = run.now[token];
             let (d_r, d_k) = (d.r.at(at, n), d.k.at(at, n));
             for i in (0..n).step_by(LANES) {
                 let (r, k, u) = (sixteen(r, i), sixteen(k, i), sixteen(u, i));
@@ -300,7 +320,7 @@ fn runs<F: Real>(
     }
 }
 
-/// The state's part of a run, whose first state is `s`.
+/// The gradients of a run, whose first state is `s`, but for what the current token's bonus adds to d_r and d_k.
 #[inline(always)]
 fn rows<F: Real>(isa: Isa, run: &mut Run<'_, F>, s: &[F], d_s: &mut [F]) {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -309,6 +329,13 @@ fn rows<F: Real>(isa: Isa, run: &mut Run<'_, F>, s: &[F], d_s: &mut [F]) {
     }
     let _ = isa;
     let n = run.n;
+    for token in 0..run.tokens {
+        let here = token * n..(token + 1) * n;
+        let g = &run.g[here.clone()];
+        run.now[token] = dot(&run.v[here.clone()], g);
+        let current = dot3(&run.r[here.clone()], run.u, &run.k[here.clone()]);
+        run.d_v[here].iter_mut().zip(g).for_each(|(d_v, g)| *d_v = current * *g);
+    }
     let mut before = vec![F::ZERO; (RUN + 1) * n];
     for i in 0..n {
         before[..n].copy_from_slice(&s[i * n..][..n]);
@@ -343,6 +370,7 @@ fn wide<F: Real>(isa: Isa, run: &mut Run<'_, F>, s: &[F], d_s: &mut [F]) -> Opti
     let run = Run {
         n: run.n,
         tokens: run.tokens,
+        u: F::as_f32s(run.u)?,
         r: F::as_f32_slice(run.r)?,
         k: F::as_f32_slice(run.k)?,
         v: F::as_f32_slice(run.v)?,
@@ -352,6 +380,8 @@ fn wide<F: Real>(isa: Isa, run: &mut Run<'_, F>, s: &[F], d_s: &mut [F]) -> Opti
         d_k: F::as_f32_slice(run.d_k)?,
         d_v: F::as_f32_slice(run.d_v)?,
         d_w: F::as_f32_slice(run.d_w)?,
+        now: F::as_f32_slice(run.now)?,
+        scratch: F::as_f32_slice(run.scratch)?,
     };
     super::matrix_wide::rows(isa, run, F::as_f32s(s)?, F::as_f32_slice(d_s)?).then_some(())
 }

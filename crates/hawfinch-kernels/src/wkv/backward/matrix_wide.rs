@@ -6,15 +6,16 @@ use super::lanes::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::lanes::{Avx2, Avx512};
 use super::lanes::{Sixteen, load, store};
-use super::matrix::Run;
+use super::matrix::{Run, SCRATCH};
 use crate::{Isa, Level};
 
-/// The state's part of a run. False when there are no loops for this instruction set and size.
+/// The gradients of a run. False when there are no loops for this instruction set and size.
 pub fn rows(isa: Isa, mut run: Run<'_, f32>, s: &[f32], d_s: &mut [f32]) -> bool {
     let (n, len) = (run.n, RUN * run.n);
     assert!(s.len() == n * n && d_s.len() == n * n && run.tokens <= RUN);
     let all = [&run.r, &run.k, &run.v, &run.w, &run.g, &run.d_r, &run.d_k, &run.d_v, &run.d_w];
-    assert!(all.iter().all(|x| x.len() >= len));
+    assert!(all.iter().all(|x| x.len() >= len) && run.u.len() == n);
+    assert!(run.now.len() >= RUN && run.scratch.len() >= SCRATCH);
     let run = &mut run;
     match (isa.level(), n) {
         // SAFETY: an Isa exists only where the machine has the instructions; the sizes were checked.
@@ -67,16 +68,11 @@ const AT_A_TIME: usize = 128;
 /// Partial sums of sixteen tokens.
 const SUMS: usize = 16 * 16;
 
-/// Results of sixteen keys, key by key.
-#[repr(C, align(64))]
-struct Block([f32; SUMS]);
-
-/// States before each token, and partial sums.
-#[repr(C, align(64))]
-struct Scratch {
-    before: [f32; AT_A_TIME * RUN],
-    sums: [[f32; SUMS]; 2 * AT_A_TIME / 32],
-}
+/// What is in the scratch: states before each token, partial sums of products of rows, and results of sixteen keys, key
+/// by key.
+const PARTIAL: usize = AT_A_TIME * RUN;
+const BLOCKS: usize = PARTIAL + 2 * AT_A_TIME / 32 * SUMS;
+const _: () = assert!(BLOCKS + 3 * SUMS <= SCRATCH && RUN == 16);
 
 /// Heads of 16 G channels, R keys at a time.
 ///
@@ -88,13 +84,36 @@ unsafe fn body<S: Sixteen, const G: usize, const R: usize>(
     s: &[f32],
     d_s: &mut [f32],
 ) {
-    const { assert!(16 * G * R <= AT_A_TIME && 16 % R == 0 && G > 1 && RUN == 16) };
+    const { assert!(16 * G * R <= AT_A_TIME && 16 % R == 0 && G > 1) };
     let n = 16 * G;
-    let mut scratch = Scratch { before: [0.0; AT_A_TIME * RUN], sums: [[0.0; SUMS]; 2 * AT_A_TIME / 32] };
-    let mut blocks = [const { Block([0.0; SUMS]) }; 3];
-    let (before, sums) = (scratch.before.as_mut_ptr(), &mut scratch.sums);
+    let before = run.scratch.as_mut_ptr();
+    // SAFETY: within the scratch, whose size is checked; of n numbers a token, and sixteen of `now`.
+    let (sums, blocks) = unsafe { (before.add(PARTIAL), before.add(BLOCKS)) };
     let (r, k, w) = (run.r.as_ptr(), run.k.as_ptr(), run.w.as_ptr());
     let (v, g, d_v) = (run.v.as_ptr(), run.g.as_ptr(), run.d_v.as_mut_ptr());
+    // SAFETY: as above.
+    unsafe {
+        let (currents, u) = (sums.add(SUMS), run.u.as_ptr());
+        for token in 0..run.tokens {
+            let (mut now, mut current) = (S::zero(), S::zero());
+            for m in 0..G {
+                let at = token * n + 16 * m;
+                now = S::load(v.add(at)).fma(S::load(g.add(at)), now);
+                current = S::load(r.add(at)).mul(S::load(u.add(16 * m))).fma(S::load(k.add(at)), current);
+            }
+            now.store(sums.add(16 * token));
+            current.store(currents.add(16 * token));
+        }
+        S::fold(sums).store(run.now.as_mut_ptr());
+        S::fold(currents).store(sums);
+        for token in 0..run.tokens {
+            let current = S::all(*sums.add(token));
+            for m in 0..G {
+                let at = token * n + 16 * m;
+                current.mul(S::load(g.add(at))).store(d_v.add(at));
+            }
+        }
+    }
     for key in (0..n).step_by(R) {
         // SAFETY: rows key .. key + R of n numbers, tokens below RUN, and groups of sixteen below G.
         unsafe {
@@ -111,7 +130,7 @@ unsafe fn body<S: Sixteen, const G: usize, const R: usize>(
                     for m in 0..G {
                         sum = row[q][m].fma(g[m], sum);
                     }
-                    sum.store(sums[q].as_mut_ptr().add(16 * token));
+                    sum.store(sums.add(q * SUMS + 16 * token));
                 }
                 let v: [S; G] = load(v.add(at));
                 for q in 0..R {
@@ -123,7 +142,7 @@ unsafe fn body<S: Sixteen, const G: usize, const R: usize>(
             }
             let to = key % 16;
             for q in 0..R {
-                S::fold(sums[q].as_ptr()).store(blocks[0].0.as_mut_ptr().add(16 * (to + q)));
+                S::fold(sums.add(q * SUMS)).store(blocks.add(16 * (to + q)));
             }
             let mut d_row = [[S::zero(); G]; R];
             for q in 0..R {
@@ -138,8 +157,8 @@ unsafe fn body<S: Sixteen, const G: usize, const R: usize>(
                         by_v = d_row[q][m].fma(v[m], by_v);
                         by_s = d_row[q][m].fma(S::load(before.add((q * RUN + token) * n + 16 * m)), by_s);
                     }
-                    by_v.store(sums[2 * q].as_mut_ptr().add(16 * token));
-                    by_s.store(sums[2 * q + 1].as_mut_ptr().add(16 * token));
+                    by_v.store(sums.add(2 * q * SUMS + 16 * token));
+                    by_s.store(sums.add((2 * q + 1) * SUMS + 16 * token));
                 }
                 let mut by_k = [S::zero(); R];
                 for q in 0..R {
@@ -164,13 +183,14 @@ unsafe fn body<S: Sixteen, const G: usize, const R: usize>(
             for q in 0..R {
                 store(d_row[q], d_s.as_mut_ptr().add((key + q) * n));
                 for kind in 0..2 {
-                    S::fold(sums[2 * q + kind].as_ptr())
-                        .store(blocks[1 + kind].0.as_mut_ptr().add(16 * (to + q)));
+                    S::fold(sums.add((2 * q + kind) * SUMS))
+                        .store(blocks.add((1 + kind) * SUMS + 16 * (to + q)));
                 }
             }
             if to + R == 16 {
-                for (block, d) in blocks.iter().zip([&mut *run.d_r, &mut *run.d_k, &mut *run.d_w]) {
-                    S::turn(block.0.as_ptr(), d.as_mut_ptr().add(key + R - 16), n);
+                let d = [&mut *run.d_r, &mut *run.d_k, &mut *run.d_w];
+                for kind in 0..3 {
+                    S::turn(blocks.add(kind * SUMS), d[kind].as_mut_ptr().add(key + R - 16), n);
                 }
             }
         }

@@ -33,7 +33,7 @@ use crate::reduce::LANES;
 pub const RUN: usize = 16;
 
 /// Tokens between two states that the forward of v7 keeps.
-pub const RUN7: usize = 32;
+pub const RUN7: usize = 64;
 
 /// Numbers that a head of size `n` of v5 and v6 keeps of `t` tokens: states `[ceil(t/RUN), n, n]`.
 pub const fn saved_len(t: usize, n: usize) -> usize {

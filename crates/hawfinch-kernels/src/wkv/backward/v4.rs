@@ -97,6 +97,14 @@ struct Token<F> {
     now: [F; WIDE],
 }
 
+/// `n` numbers of `x` from `at` on, then zeros.
+#[inline(always)]
+fn load<F: Real>(x: &[F], at: usize, n: usize) -> [F; WIDE] {
+    let mut numbers = [F::ZERO; WIDE];
+    numbers[..n].copy_from_slice(&x[at..at + n]);
+    numbers
+}
+
 /// An exponent that stands for nothing.
 const NOTHING: f64 = -1e30;
 
@@ -107,17 +115,15 @@ fn body<F: Real>(out: &Out<F>, x: &Operands<'_, F>, first: usize, count: usize) 
     let mut kept = vec![Token { y: zero, z: zero, q: zero, now: zero }; x.k.len() / c];
     for at in (first..first + count).step_by(WIDE) {
         let n = WIDE.min(first + count - at);
-        let load = |from: &[F], at: usize| {
-            let mut x = zero;
-            x[..n].copy_from_slice(&from[at..at + n]);
-            x
-        };
-        let [mut a, mut b, mut p] = x.s.map(|s| load(s, at));
-        let (w, u) = (load(x.time_decay, at).map(|w| -w.exp()), load(x.time_first, at));
+        let (mut a, mut b, mut p) = (load(x.s[0], at, n), load(x.s[1], at, n), load(x.s[2], at, n));
+        let (mut w, u) = (load(x.time_decay, at, n), load(x.time_first, at, n));
+        for l in 0..WIDE {
+            w[l] = -w[l].exp();
+        }
         // Derivatives of numerator and denominator by w, at the scale of the state, and the gradients of w and u.
         let (mut by_a, mut by_b, mut d_w, mut d_u) = (zero, zero, zero, zero);
         for (t, token) in kept.iter_mut().enumerate() {
-            let (k, v, g) = (load(x.k, at + t * c), load(x.v, at + t * c), load(x.d_y, at + t * c));
+            let (k, v, g) = (load(x.k, at + t * c, n), load(x.v, at + t * c, n), load(x.d_y, at + t * c, n));
             let (mut now, mut past) = (zero, zero);
             for l in 0..WIDE {
                 now[l] = u[l] + k[l];
@@ -147,7 +153,7 @@ fn body<F: Real>(out: &Out<F>, x: &Operands<'_, F>, first: usize, count: usize) 
         // SAFETY: these channels are this call's, here and below.
         let [d_time_decay, d_time_first, d_a, d_b, exponent] =
             unsafe { [0, 1, 2, 3, 4].map(|m: usize| out.vectors[m].get(at, n)) };
-        let (mut pa, mut pb, mut o) = (load(d_a, 0), load(d_b, 0), load(exponent, 0));
+        let (mut pa, mut pb, mut o) = (load(d_a, 0, n), load(d_b, 0, n), load(exponent, 0, n));
         for l in 0..WIDE {
             if pa[l] == F::ZERO && pb[l] == F::ZERO {
                 o[l] = F::from_f64(NOTHING);
@@ -156,7 +162,7 @@ fn body<F: Real>(out: &Out<F>, x: &Operands<'_, F>, first: usize, count: usize) 
             d_w[l] = (o[l] + p[l]).exp().mul_add(last, d_w[l]);
         }
         for (t, token) in kept.iter().enumerate().rev() {
-            let (k, v) = (load(x.k, at + t * c), load(x.v, at + t * c));
+            let (k, v) = (load(x.k, at + t * c, n), load(x.v, at + t * c, n));
             let (mut d_k, mut d_v, mut past, mut now) = (zero, zero, zero, zero);
             for l in 0..WIDE {
                 let f = (k[l] + o[l]).exp();

@@ -60,7 +60,7 @@ compiled_for_each! {
     ) = body
 }
 
-/// A run's operands and results, `[RUN7, n]` each, or as said. g is the gradient of the output, ρ what was removed, b is
+/// A run's operands and results, `[tokens, n]` each, or as said. g is the gradient of the output, ρ what was removed, b is
 /// kk ⊙ a.
 pub(super) struct Run<'a, F> {
     pub n: usize,
@@ -71,7 +71,7 @@ pub(super) struct Run<'a, F> {
     pub g: &'a mut [F],
     pub rho: &'a mut [F],
     pub b: &'a mut [F],
-    /// `[RUN7 + 1, n]`, these three: the run's, then those of the token after it, through which D has not yet been taken.
+    /// `[tokens + 1, n]`, these three: the run's, then those of the token after it, through which D has not yet been taken.
     pub w: &'a mut [F],
     pub kk: &'a mut [F],
     pub z: &'a mut [F],
@@ -111,7 +111,7 @@ fn body<F: Real>(
     );
     let (states, removed) = saved.split_at(states_len7(t, n));
     let rate = F::from_f64(-MAX_LOG_DECAY);
-    let (mut vectors, mut matrices) = (Arrays::new(15, (RUN7 + 1) * n), Arrays::new(3, n * n));
+    let (mut vectors, mut matrices) = (Arrays::new(15, (RUN7.min(t) + 1) * n), Arrays::new(3, n * n));
     let [r, k, v, g, rho, b, w, kk_run, z, d_v, by_v, by_rho, s_z, s_g, e] = vectors.get();
     let [d_now, last, s] = matrices.get();
     let [d_now, last, s] = [d_now, last, s].map(|m| &mut m[..n * n]);
@@ -164,6 +164,8 @@ fn body<F: Real>(
                 put(&mut run.w[here..here + n], i, w);
                 put(&mut run.b[here..here + n], i, b);
             }
+            let [d_om, d_kk, d_a] = d_more;
+            [d.r, d.k, d.v, d_om, d_kk, d_a].iter().for_each(|d| ahead(d.at(at, n), 0, n));
         }
         let [next_w, next_kk, next_z] = &mut next;
         for (to, from) in

@@ -1,6 +1,5 @@
 //! The sweeps of RWKV-7 backward in registers, for heads of 32 and 64 channels: exactly the sums of `v7.rs`.
 
-use super::RUN7;
 #[cfg(target_arch = "aarch64")]
 use super::lanes::Neon;
 #[cfg(target_arch = "x86_64")]
@@ -11,12 +10,11 @@ use crate::{Isa, Level};
 
 /// Both sweeps. False when there are no loops for this instruction set and size.
 pub fn sweeps(isa: Isa, mut run: Run<'_, f32>) -> bool {
-    let n = run.n;
-    assert!(run.tokens <= RUN7);
+    let (n, tokens) = (run.n, run.tokens);
     let short = [&run.r, &run.k, &run.v, &run.g, &run.rho, &run.b, &run.d_v];
     let more = [&run.by_v, &run.by_rho, &run.s_z, &run.s_g];
-    assert!(short.into_iter().chain(more).all(|x| x.len() >= RUN7 * n));
-    assert!([&run.w, &run.kk, &run.z].iter().all(|x| x.len() >= (RUN7 + 1) * n));
+    assert!(short.into_iter().chain(more).all(|x| x.len() >= tokens * n));
+    assert!([&run.w, &run.kk, &run.z].iter().all(|x| x.len() >= (tokens + 1) * n));
     assert!([&run.d, &run.last, &run.s].iter().all(|x| x.len() == n * n) && run.e.len() >= n);
     let run = &mut run;
     match (isa.level(), n) {
