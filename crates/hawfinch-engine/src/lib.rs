@@ -37,6 +37,7 @@ mod error;
 mod generate;
 mod language_model;
 pub mod sampler;
+mod score;
 mod session;
 pub mod speculate;
 mod stop;
@@ -53,6 +54,7 @@ pub use generate::{
 };
 pub use language_model::{Feed, LanguageModel, Wanted};
 pub use sampler::{Mirostat, Rng, Sampled, Sampler, SamplerConfig, SamplerState, Uncounted};
+pub use score::{Score, score};
 pub use session::{Position, Session};
 pub use speculate::{Drafter, ModelDrafter, NgramDrafter, Speculation};
 pub use stop::{StopMatcher, StopRules};

@@ -11,6 +11,9 @@ pub const GROUP_NORM_EPS: &str = crate::config::META_GROUP_NORM_EPS;
 pub const HEAD_SIZE: &str = "hawfinch.head_size";
 /// Rows of the embedding.
 pub const VOCABULARY: &str = "hawfinch.vocabulary";
+/// The vocabulary of a model whose tokenizer is not one of those known by their size: a World vocabulary file's text,
+/// lines `ID LITERAL LENGTH`.
+pub const TOKENIZER: &str = "hawfinch.tokenizer";
 /// Number type of most numbers of the file's linear weights, as [`hawfinch_kernels::DType::name`] says it.
 pub const DTYPE: &str = "hawfinch.dtype";
 /// Hash of the model that this one was made from, with its scheme (`sha256:…`).

@@ -96,6 +96,27 @@ impl Tokenizer {
         }
     }
 
+    /// The tokenizer of a model that carries its vocabulary (see [`Tokenizer::carried`]).
+    ///
+    /// # Errors
+    /// It is no World vocabulary, or has more ids than the model's `vocab_size`.
+    pub fn from_carried(vocabulary: &str, vocab_size: usize, model: &Path) -> Result<Tokenizer> {
+        let world = World::from_vocabulary(vocabulary.as_bytes())
+            .map_err(|source| Error::InFile { path: model.into(), source: Box::new(source) })?;
+        let tokenizer = Tokenizer::World(Arc::new(world));
+        tokenizer.check_fits(vocab_size, model)?;
+        Ok(tokenizer)
+    }
+
+    /// The vocabulary that a model of this tokenizer must carry for others to find it: a World vocabulary that is not the
+    /// built-in one, as the text of its file.
+    pub fn carried(&self) -> Option<String> {
+        match self {
+            Tokenizer::World(world) if !world.is_built_in() => Some(world.to_vocabulary()),
+            _ => None,
+        }
+    }
+
     /// Checks that a model of `vocab_size` rows has a row for each id of this tokenizer, read from `path`.
     ///
     /// # Errors

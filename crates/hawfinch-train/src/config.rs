@@ -65,8 +65,8 @@ pub struct RunConfig {
     pub ffn_width: Option<usize>,
     /// Rows of its embedding; by default what the tokenizer needs.
     pub vocab: Option<usize>,
-    /// `world`, `bytes`, or a vocabulary file.
-    pub tokenizer: String,
+    /// `world`, `bytes`, or a vocabulary file; by default that of the model in `from`, else `world`.
+    pub tokenizer: Option<String>,
 
     /// A data set: NAME of NAME.bin and NAME.idx.
     pub data: Option<PathBuf>,
@@ -164,7 +164,7 @@ impl Default for RunConfig {
             head_size: 64,
             ffn_width: None,
             vocab: None,
-            tokenizer: "world".into(),
+            tokenizer: None,
             data: None,
             text: Vec::new(),
             validation: None,

@@ -50,6 +50,8 @@ enum Command {
     Train(Box<commands::train::Args>),
     /// Give a text a vector from the model's activations
     Embed(commands::embed::Args),
+    /// Tell how well a model foretells texts: bits a byte and perplexity
+    Perplexity(commands::perplexity::Args),
     /// Prove that a model is computed right: against itself, or against given results
     Verify(commands::verify::Args),
     /// Make a checkpoint of random weights, for tests and benchmarks
@@ -83,6 +85,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Data(args)) => commands::data::run(&args),
         Some(Command::Train(args)) => commands::train::run(&args),
         Some(Command::Embed(args)) => commands::embed::run(&args),
+        Some(Command::Perplexity(args)) => commands::perplexity::run(&args),
         Some(Command::Verify(args)) => commands::verify::run(&args),
         Some(Command::Synthesize(args)) => commands::synthesize::run(&args),
         Some(Command::Pull(args)) => commands::pull::run(&args),

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use serde_json::Value;
 
 use crate::output::size;
 use crate::progress::Progress;
@@ -37,6 +38,40 @@ fn whole(from: impl Read, name: &str) -> anyhow::Result<Vec<u8>> {
         bail!("{name} is longer than {} GiB: give it in parts", MAX_BYTES >> 30);
     }
     Ok(bytes)
+}
+
+/// The texts of a file, none of them empty: each line is one; of a .jsonl file each line's "text".
+pub fn texts(file: &Path) -> anyhow::Result<Vec<Vec<u8>>> {
+    let content = read(file)?;
+    let json = file.extension().is_some_and(|e| e == "jsonl");
+    let content = content.strip_suffix(b"\n").unwrap_or(&content);
+    // Some editors begin a file with a mark of its encoding; of a text it may be a part.
+    let content = if json { content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content) } else { content };
+    let mut texts = Vec::new();
+    for (n, line) in content.split(|&b| b == b'\n').enumerate() {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if json && line.trim_ascii().is_empty() {
+            continue;
+        }
+        let text = if json {
+            let value: Value = serde_json::from_slice(line)
+                .with_context(|| format!("{} line {} is not valid JSON", file.display(), n + 1))?;
+            let text = value.get("text").and_then(Value::as_str);
+            text.with_context(|| format!("{} line {} has no \"text\"", file.display(), n + 1))?
+                .as_bytes()
+                .to_vec()
+        } else {
+            line.to_vec()
+        };
+        if text.is_empty() {
+            bail!("{} line {} is empty", file.display(), n + 1);
+        }
+        texts.push(text);
+    }
+    if texts.is_empty() {
+        bail!("{} holds no texts", file.display());
+    }
+    Ok(texts)
 }
 
 /// Text in which what a terminal would not show is written as an escape: `\n`, `\t`, `\xff`.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hawfinch_model::Model;
+use hawfinch_model::{Checkpoint, Model, metadata};
 use hawfinch_tokenizer::Tokenizer;
 
 /// The option `--tokenizer`.
@@ -21,18 +21,24 @@ impl TokenizerOption {
 
     /// The tokenizer for a model; a model whose ids go beyond the tokenizer's is fine, the reverse is not.
     pub fn for_model(&self, model: &Model) -> anyhow::Result<Tokenizer> {
-        self.for_vocab(model.config().vocab, &model.checkpoint().path)
+        self.for_checkpoint(model.checkpoint(), model.config().vocab)
     }
 
-    /// As [`TokenizerOption::for_model`], by the size of the vocabulary and where the model lies.
-    pub fn for_vocab(&self, vocab: usize, beside: &Path) -> anyhow::Result<Tokenizer> {
-        let Some(tokenizer) = self.asked()? else {
-            return Ok(Tokenizer::for_vocab_size(vocab, Some(beside))?);
-        };
+    /// As [`TokenizerOption::for_model`], for a checkpoint whose model has a vocabulary of that size.
+    pub fn for_checkpoint(&self, ckpt: &Checkpoint, vocab: usize) -> anyhow::Result<Tokenizer> {
+        let Some(tokenizer) = self.asked()? else { return of_checkpoint(ckpt, vocab) };
         // World has 65,530 ids; models of fewer rows, such as test models, would fail at the first such id.
-        tokenizer.check_fits(vocab, self.tokenizer.as_deref().unwrap_or(beside))?;
+        tokenizer.check_fits(vocab, self.tokenizer.as_deref().unwrap_or(&ckpt.path))?;
         Ok(tokenizer)
     }
+}
+
+/// The tokenizer that belongs to a model: the one it carries, else the one of its size.
+pub fn of_checkpoint(ckpt: &Checkpoint, vocab: usize) -> anyhow::Result<Tokenizer> {
+    Ok(match ckpt.metadata.get(metadata::TOKENIZER) {
+        Some(carried) => Tokenizer::from_carried(carried, vocab, &ckpt.path)?,
+        None => Tokenizer::for_vocab_size(vocab, Some(&ckpt.path))?,
+    })
 }
 
 /// The option `--tokenizer` of commands without a model.

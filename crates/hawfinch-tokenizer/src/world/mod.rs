@@ -4,6 +4,7 @@
 //! vocabulary is taken (specification: the reference tokenizer of the RWKV World models). Every single byte is an
 //! entry, so encoding cannot fail.
 
+mod cut;
 mod join;
 mod lanes;
 mod parallel;
@@ -57,7 +58,10 @@ impl World {
     /// 1023 bytes, an id that is 0, repeated or above 1,048,575, a repeated token; or a single byte that is missing
     /// (some texts could not be encoded).
     pub fn from_vocabulary(file: &[u8]) -> Result<World> {
-        let tokens = Tokens::parse(file)?;
+        World::of_tokens(Tokens::parse(file)?)
+    }
+
+    fn of_tokens(tokens: Tokens) -> Result<World> {
         let keys = tokens.sorted();
         if let Some(twice) = keys.windows(2).find(|w| w[0].0 == w[1].0) {
             let (a, b, token) = (twice[0].1, twice[1].1, twice[0].0.escape_ascii());
@@ -78,6 +82,13 @@ impl World {
     /// `World`, or `World vocabulary file` for a vocabulary read with [`World::from_vocabulary`].
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// Whether it is the vocabulary of the World models, entry by entry, wherever it was read from.
+    pub fn is_built_in(&self) -> bool {
+        let built_in = World::built_in();
+        self.tokens.spans.len() == built_in.tokens.spans.len()
+            && (0..self.vocab_size() as u32).all(|id| self.token_bytes(id) == built_in.token_bytes(id))
     }
 
     /// Highest id + 1 (65,530 for the built-in vocabulary; the models have 65,536 rows, the last six unused).

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use hawfinch_kernels::DType;
 use hawfinch_model::config::META_GROUP_NORM_EPS;
 use hawfinch_model::format::{self, SaveFormat, SaveOptions};
-use hawfinch_model::{Checkpoint, Config};
+use hawfinch_model::{Checkpoint, Config, metadata};
 use hawfinch_tokenizer::Tokenizer;
 
 use crate::fail::usage;
@@ -17,7 +17,7 @@ use crate::model_args::open_checkpoint;
 use crate::output::{self, note, size};
 use crate::progress::Progress;
 use crate::signal;
-use crate::tokenizer_args::TokenizerOption;
+use crate::tokenizer_args::{TokenizerOption, of_checkpoint};
 
 /// Arguments of `convert`.
 #[derive(clap::Args, Debug)]
@@ -152,7 +152,11 @@ pub fn world_tokens(asked: &TokenizerOption, ckpt: &Checkpoint) -> anyhow::Resul
     let Ok(config) = Config::infer(ckpt) else { return Ok(None) };
     let tokenizer = match asked.asked()? {
         Some(t) => t,
-        None if (65_529..=65_536).contains(&config.vocab) => Tokenizer::world(),
+        None if ckpt.metadata.contains_key(metadata::TOKENIZER)
+            || (65_529..=65_536).contains(&config.vocab) =>
+        {
+            of_checkpoint(ckpt, config.vocab)?
+        }
         None => return Ok(None),
     };
     let bytes = |id| tokenizer.token_bytes(id).unwrap_or_default().to_vec();

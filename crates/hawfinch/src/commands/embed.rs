@@ -3,12 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
 use hawfinch_engine::Embedding;
 use hawfinch_kernels::DType;
 use hawfinch_model::format::{self, SaveFormat, SaveOptions};
 use hawfinch_model::{Checkpoint, FileFormat, StoredTensor};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::fail::usage;
 use crate::input;
@@ -129,34 +128,5 @@ fn texts(args: &Args) -> anyhow::Result<Vec<Vec<u8>>> {
         }
         return Ok(vec![text]);
     };
-    let content = input::read(file)?;
-    let json = file.extension().is_some_and(|e| e == "jsonl");
-    let content = content.strip_suffix(b"\n").unwrap_or(&content);
-    // Some editors begin a file with a mark of its encoding; of a text it may be a part.
-    let content = if json { content.strip_prefix(b"\xef\xbb\xbf").unwrap_or(content) } else { content };
-    let mut texts = Vec::new();
-    for (n, line) in content.split(|&b| b == b'\n').enumerate() {
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if json && line.trim_ascii().is_empty() {
-            continue;
-        }
-        let text = if json {
-            let value: Value = serde_json::from_slice(line)
-                .with_context(|| format!("{} line {} is not valid JSON", file.display(), n + 1))?;
-            let text = value.get("text").and_then(Value::as_str);
-            text.with_context(|| format!("{} line {} has no \"text\"", file.display(), n + 1))?
-                .as_bytes()
-                .to_vec()
-        } else {
-            line.to_vec()
-        };
-        if text.is_empty() {
-            bail!("{} line {} is empty: there is nothing to embed", file.display(), n + 1);
-        }
-        texts.push(text);
-    }
-    if texts.is_empty() {
-        bail!("{} holds no texts: there is nothing to embed", file.display());
-    }
-    Ok(texts)
+    input::texts(file)
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use hawfinch_model::config::META_GROUP_NORM_EPS;
-use hawfinch_model::{Checkpoint, Config, StoredTensor, Version};
+use hawfinch_model::{Checkpoint, Config, StoredTensor, Version, metadata};
 use serde_json::{Value, json};
 
 use crate::model_args::{memory_need, open_checkpoint};
@@ -115,7 +115,7 @@ fn model(ckpt: &Checkpoint, c: &Config) -> Said {
         lines.push(("attention", format!("width {}", c.att_width)));
     }
     lines.push(("channel mix F", c.ffn_width.to_string()));
-    lines.push(("vocabulary V", format!("{}{}", thousands(c.vocab as u64), vocabulary_name(c.vocab))));
+    lines.push(("vocabulary V", format!("{}{}", thousands(c.vocab as u64), vocabulary_name(ckpt, c.vocab))));
     let ranks = ranks(c);
     if !ranks.is_empty() {
         let ranks: Vec<String> = ranks.iter().map(|(name, r)| format!("{name} {r}")).collect();
@@ -159,6 +159,7 @@ fn model(ckpt: &Checkpoint, c: &Config) -> Said {
         "head_size": heads.then_some(c.head_size),
         "ffn_width": c.ffn_width,
         "vocab": c.vocab,
+        "vocabulary_in_file": ckpt.metadata.contains_key(metadata::TOKENIZER),
         "ranks": ranks.iter().map(|&(n, r)| (n.replace(' ', "_"), json!(r))).collect::<serde_json::Map<_, _>>(),
         "parameters": {
             "with_layer_0_v": all,
@@ -173,9 +174,10 @@ fn model(ckpt: &Checkpoint, c: &Config) -> Said {
     Said { title: c.version.to_string(), lines, json }
 }
 
-/// Which family a vocabulary of that size belongs to.
-fn vocabulary_name(vocab: usize) -> &'static str {
+/// Which family the vocabulary belongs to, by its size where the model does not carry it.
+fn vocabulary_name(ckpt: &Checkpoint, vocab: usize) -> &'static str {
     match vocab {
+        _ if ckpt.metadata.contains_key(metadata::TOKENIZER) => " (in this file)",
         65536 => " (World)",
         50277..=50304 => " (GPT-NeoX 20B, the Pile models')",
         256 => " (bytes)",

@@ -119,7 +119,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             config.width
         );
     }
-    let tokenizer = args.tokenizer.for_vocab(config.vocab, &ckpt.path)?;
+    let tokenizer = args.tokenizer.for_checkpoint(&ckpt, config.vocab)?;
     let sample = sample::sample(&args.texts, &tokenizer, config.vocab, args.tokens as usize)?;
     if !args.ignore_memory {
         let need = memory_need(&ckpt, &config, &found, &sample);

@@ -52,7 +52,8 @@ pub struct Args {
 pub fn choose(option: &TokenizerOption, model: Option<&PathBuf>) -> anyhow::Result<Tokenizer> {
     if let Some(path) = model {
         let ckpt = open_checkpoint(path)?;
-        return option.for_vocab(Config::infer(&ckpt)?.vocab, path);
+        let vocab = Config::infer(&ckpt)?.vocab;
+        return option.for_checkpoint(&ckpt, vocab);
     }
     Ok(option.asked()?.unwrap_or_else(Tokenizer::world))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use hawfinch_kernels::peak;
-use hawfinch_model::{Checkpoint, Cpu};
+use hawfinch_model::{Checkpoint, Cpu, metadata};
 use hawfinch_tokenizer::Tokenizer;
 use hawfinch_train::batches::Batches;
 use hawfinch_train::checkpoint;
@@ -19,7 +19,7 @@ use crate::fail::usage;
 use crate::model_args::{check_environment, open_checkpoint};
 use crate::output::note;
 use crate::signal;
-use crate::tokenizer_args::named;
+use crate::tokenizer_args::{named, of_checkpoint};
 use crate::train::data;
 use crate::train::keys::{Keys, resolve};
 use crate::train::view::View;
@@ -55,8 +55,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let last = checkpoint::list(&config.out)?.pop();
     // What the run began with decides the tokenizer; a new one has what was asked for.
     let beginning = match (&last, &config.from) {
+        (Some(found), _) => Some(open_checkpoint(&found.model())?),
         (None, Some(from)) => Some(open_checkpoint(from)?),
-        _ => None,
+        (None, None) => None,
     };
     let tokenizer = tokenizer(&config, beginning.as_ref())?;
     let names = data::find(&config, &tokenizer)?;
@@ -84,10 +85,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             trainer
         }
         None => {
-            let weights = match beginning {
+            let mut weights = match beginning {
                 Some(weights) => weights,
                 None => new_model(&mut config, &tokenizer, &cpu)?,
             };
+            // A vocabulary that nobody could guess goes with the model.
+            if let Some(carried) = tokenizer.carried() {
+                weights.metadata.insert(metadata::TOKENIZER.into(), carried);
+            }
             Trainer::new(config.clone(), &weights, cpu, data)?
         }
     };
@@ -178,14 +183,19 @@ fn same_shape(config: &RunConfig, model: &Checkpoint) -> anyhow::Result<()> {
     Err(usage(format!("the run in {} is of {why}: give `out` another folder", config.out.display())))
 }
 
-/// The tokenizer of a run.
+/// The tokenizer of a run: the one asked for, else that of the model it began with.
 fn tokenizer(config: &RunConfig, beginning: Option<&Checkpoint>) -> anyhow::Result<Tokenizer> {
-    let tokenizer = named(config.tokenizer.as_ref())?;
-    if let Some(weights) = beginning {
-        let vocab = hawfinch_model::Config::infer(weights)?.vocab;
-        tokenizer.check_fits(vocab, &weights.path)?;
+    let vocab = beginning.map(hawfinch_model::Config::infer).transpose()?.map(|c| c.vocab);
+    match (&config.tokenizer, beginning.zip(vocab)) {
+        (Some(asked), Some((weights, vocab))) => {
+            let tokenizer = named(asked.as_ref())?;
+            tokenizer.check_fits(vocab, &weights.path)?;
+            Ok(tokenizer)
+        }
+        (Some(asked), None) => named(asked.as_ref()),
+        (None, Some((weights, vocab))) => of_checkpoint(weights, vocab),
+        (None, None) => Ok(Tokenizer::world()),
     }
-    Ok(tokenizer)
 }
 
 /// Weights by the references' initialisation.

@@ -174,7 +174,7 @@ fn against_model(args: &Args, path: &Path, other: &Path) -> anyhow::Result<Repor
     let model = args.options.open(path)?;
     let full = Model::from_checkpoint(open_checkpoint(other)?, OpenOptions::default(), Cpu::default())?;
     note(format_args!("comparing {} with {}", path.display(), other.display()));
-    let tokenizer = args.tokenizer.for_vocab(config.vocab, &model.checkpoint().path)?;
+    let tokenizer = args.tokenizer.for_model(&model)?;
     let sample = sample::sample(&[], &tokenizer, config.vocab, COMPARED)?;
     let _bar = Progress::time("comparing");
     let trace = measure::trace(&full, &sample.judging)?;

@@ -39,7 +39,7 @@ pub struct Keys {
     /// Rows of its embedding [default: what the tokenizer needs]
     #[arg(long, value_name = "N", help_heading = "Model")]
     pub vocab: Option<usize>,
-    /// `world`, `bytes`, or a vocabulary file
+    /// `world`, `bytes`, or a vocabulary file [default: that of the model in `from`, else world]
     #[arg(long, value_name = "NAME|FILE", help_heading = "Model")]
     pub tokenizer: Option<String>,
 
@@ -291,7 +291,7 @@ mod tests {
         std::fs::write(&path, "width = 128\nlayers = 3\ntext = [\"en=a/*.txt:2\"]\ntokenizer = \"bytes\"\n")
             .unwrap();
         let config = resolve(Some(&path), &Keys { width: Some(64), ..Keys::default() }).unwrap();
-        assert_eq!((config.width, config.layers, config.tokenizer.as_str()), (64, 3, "bytes"));
+        assert_eq!((config.width, config.layers, config.tokenizer.as_deref()), (64, 3, Some("bytes")));
         assert_eq!(config.out, Path::new("runs/run"));
         assert_eq!(config.text, [format!("en={}", dir.path().join("a/*.txt:2").display())]);
     }

@@ -135,3 +135,25 @@ fn embed_takes_json_as_the_other_commands_do() {
         .run(&["embed", "demo", "a", "--json", "-o", "v.safetensors"])
         .fails(2, &["v.safetensors", "--json"]);
 }
+
+#[test]
+fn perplexity_of_files_and_lines() {
+    let place = Place::new();
+    place.model("m.pth", &["--vocab", "256", "--layers", "1"]);
+    place.write("a.txt", "one text\nof two lines\n");
+    place.write("b.jsonl", "{\"text\": \"first\"}\n{\"text\": \"second\"}\n");
+    let said = place.run(&["perplexity", "m.pth", "a.txt", "b.jsonl", "--json"]).ok().json();
+    let (a, b) = (&said["files"][0], &said["files"][1]);
+    // With bytes the first one is not foretold, and a token is a byte.
+    assert_eq!((&a["texts"], &a["bytes"], &a["tokens"]), (&json!(1), &json!(21), &json!(21)));
+    assert_eq!((&b["texts"], &b["bytes"], &b["tokens"]), (&json!(2), &json!(9), &json!(9)));
+    let bits = |v: &serde_json::Value| v["bits_per_byte"].as_f64().unwrap();
+    assert!((bits(a) - 8.0).abs() < 2.0, "a model of random weights knows nothing: {a}");
+    let all = (21.0 * bits(a) + 9.0 * bits(b)) / 30.0;
+    assert!((bits(&said["all"]) - all).abs() < 1e-9);
+    let lines = place.run(&["perplexity", "m.pth", "a.txt", "--lines"]).ok().text();
+    assert!(lines.contains("bits/byte") && lines.contains(" 2 "), "{lines}");
+    place.write("empty.txt", "");
+    place.run(&["perplexity", "m.pth", "empty.txt"]).fails(1, &["empty.txt is empty"]);
+    place.run(&["perplexity", "m.pth", "none.txt"]).fails(1, &["none.txt"]);
+}

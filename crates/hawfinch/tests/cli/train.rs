@@ -162,3 +162,86 @@ fn what_is_wrong_is_said_before_anything_is_done() {
     place.write("text.jsonl", "{\"text\": \"another text, rather longer than nothing at all\"}\n".repeat(3));
     train(&place, &[]).fails(1, &["other data"]);
 }
+
+#[test]
+fn a_cut_vocabulary_goes_with_the_model() {
+    let place = Place::new();
+    let line = |n: usize| {
+        format!(
+            "{{\"text\": \"Zeile {n}: die Donaudampfschifffahrt und ihr Kapitän\\nстрока {n}: привет\"}}\n"
+        )
+    };
+    place.write("text.jsonl", (0..60).map(line).collect::<String>());
+    place.run(&["data", "build", "text.jsonl", "-o", "world"]).ok();
+    let cut = place.run(&["data", "vocab", "world", "--size", "288", "-o", "vocab.txt"]).ok();
+    assert!(cut.err.contains("288 ids") && cut.err.contains("bytes a token"), "{}", cut.err);
+    place.run(&["data", "vocab", "world", "--size", "288", "-o", "again.txt", "--threads", "1"]).ok();
+    assert_eq!(place.read("vocab.txt"), place.read("again.txt"));
+    let shape = [
+        "--layers",
+        "1",
+        "--width",
+        "32",
+        "--head-size",
+        "16",
+        "--ctx",
+        "16",
+        "--batch",
+        "1",
+        "--warmup-steps",
+        "0",
+    ];
+    let new = ["train", "--text", "text.jsonl", "--tokenizer", "vocab.txt", "-o", "runs/cut"];
+    place.run(&[&new[..], &shape, &["--steps", "2"]].concat()).ok();
+    let model = "runs/cut/step-00000002/model.safetensors";
+    // Without the file that it came from, in every format.
+    let vocabulary = place.read("vocab.txt");
+    std::fs::remove_file(place.path("vocab.txt")).unwrap();
+    let text = "die Kapitän привет";
+    let ids = place.run(&["tokenize", "--text", text, "--tokenizer", "again.txt"]).ok().text();
+    for name in [model, "m.pth", "m.gguf", "m.packed.safetensors"] {
+        if name != model {
+            place.run(&["convert", model, name]).ok();
+        }
+        assert_eq!(place.run(&["tokenize", "--text", text, "--model", name]).ok().text(), ids, "{name}");
+        assert!(place.run(&["inspect", name]).ok().text().contains("288 (in this file)"), "{name}");
+        place.run(&["generate", name, "die", "-n", "3"]).ok();
+    }
+    // Trained on, the model keeps it, whether it is the beginning of a run or a run that goes on.
+    place
+        .run(&[
+            "train",
+            "--from",
+            "m.pth",
+            "--text",
+            "text.jsonl",
+            "--steps",
+            "1",
+            "--warmup-steps",
+            "0",
+            "-o",
+            "runs/on",
+        ])
+        .ok();
+    let on = "runs/on/step-00000001/model.safetensors";
+    assert_eq!(place.run(&["tokenize", "--text", text, "--model", on]).ok().text(), ids);
+    place.write("vocab.txt", vocabulary);
+    place.run(&[&new[..], &shape, &["--steps", "3"]].concat()).ok();
+    let on = "runs/cut/step-00000003/model.safetensors";
+    assert_eq!(place.run(&["tokenize", "--text", text, "--model", on]).ok().text(), ids);
+}
+
+#[test]
+fn vocabularies_that_cannot_be_cut() {
+    let place = Place::new();
+    place.write("text.txt", "some words");
+    place.run(&["data", "build", "text.txt", "-o", "set"]).ok();
+    place.run(&["data", "vocab", "set", "--size", "256", "-o", "v.txt"]).fails(2, &["256 ids are too few"]);
+    place.run(&["data", "vocab", "none", "--size", "300", "-o", "v.txt"]).fails(1, &["none"]);
+    let bytes = ["data", "vocab", "set", "--size", "300", "-o", "v.txt", "--tokenizer", "bytes"];
+    place.run(&bytes).fails(2, &["only a World vocabulary"]);
+    place.write("there.txt", "a file");
+    place
+        .run(&["data", "vocab", "set", "--size", "300", "-o", "there.txt"])
+        .fails(2, &["there.txt", "--force"]);
+}

@@ -4,6 +4,7 @@ mod build;
 mod inspect;
 mod merge;
 mod report;
+mod vocab;
 pub mod watch;
 
 use std::process::ExitCode;
@@ -31,6 +32,8 @@ enum Action {
     Merge(merge::Args),
     /// Show what a data set is and print documents back
     Inspect(inspect::Args),
+    /// Make a smaller vocabulary, of the entries that a data set needs most
+    Vocab(vocab::Args),
 }
 
 /// Runs the action.
@@ -39,5 +42,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Action::Build(args) => build::run(args),
         Action::Merge(args) => merge::run(args),
         Action::Inspect(args) => inspect::run(args),
+        Action::Vocab(args) => vocab::run(args),
     }
 }
