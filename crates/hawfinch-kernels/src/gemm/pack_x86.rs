@@ -297,6 +297,19 @@ unsafe fn numbers256<const ROUNDED: bool>(to: *mut f32, width: usize, x: View<'_
             }
             k += 1;
         }
+    } else if x.row_stride == 1 {
+        // Panels of rows have six.
+        let lanes: [i32; 8] = std::array::from_fn(|lane| if lane < x.rows { -1 } else { 0 });
+        // SAFETY: 32 bytes.
+        let lanes = unsafe { _mm256_loadu_si256(lanes.as_ptr().cast()) };
+        while k < x.columns {
+            // SAFETY: so many lanes of number k; the others are not read.
+            unsafe {
+                let v = _mm256_maskload_ps(from.add(k * x.column_stride), lanes);
+                _mm256_storeu_ps(to.add(k * width), number(v));
+            }
+            k += 1;
+        }
     } else if x.column_stride == 1 {
         while k + 8 <= x.columns {
             let mut v = [_mm256_setzero_ps(); 8];
