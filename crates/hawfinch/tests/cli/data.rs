@@ -222,3 +222,19 @@ fn the_references_bytes() {
     let want = ["bin", "idx"].map(|e| std::fs::read(format!("{demo}.{e}")).unwrap());
     assert!(pair(&place, "x") == want);
 }
+
+#[test]
+fn many_sources_are_summed_up() {
+    let place = Place::new();
+    let sources: Vec<String> = (0..45)
+        .map(|n| {
+            place.write(&format!("{n}.txt"), format!("text {n} ").repeat(if n < 40 { 20 } else { 4 }));
+            format!("l{n}={n}.txt:{}", if n < 40 { 5 } else { 1 })
+        })
+        .collect();
+    let sources: Vec<&str> = sources.iter().map(String::as_str).collect();
+    let args = [&["data", "build"], &sources[..], &["-o", "set", "--tokenizer", "bytes"]].concat();
+    let said = place.run(&args).ok().err;
+    assert_eq!(said.matches("  5 others").count(), 2, "labels and sources: {said}");
+    assert!(said.contains("39.txt") && !said.contains("44.txt"), "{said}");
+}

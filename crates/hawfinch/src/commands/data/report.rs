@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use hawfinch_data::{Amount, LabelSummary, Summary};
+use hawfinch_data::{Amount, LabelSummary, SourceSummary, Summary};
 use serde_json::{Value, json};
 
 use crate::output::{printable, size, thousands};
 
-/// Labels that a table shows by name.
+/// Labels and sources that a table shows by name.
 const SHOWN: usize = 40;
 
 /// For a person.
@@ -18,7 +18,18 @@ pub fn text(summary: &Summary, out: &Path, seconds: f64) -> String {
     if weighted {
         let all = summary.written.tokens.max(1) as f64;
         let _ = writeln!(text, "\n  share asked   share got   tokens there   tokens written   source");
-        for s in &summary.sources {
+        let mut sources: Vec<&SourceSummary> = summary.sources.iter().collect();
+        if sources.len() > SHOWN {
+            sources.sort_by_key(|s| std::cmp::Reverse(s.tokens_written));
+        }
+        let rest = sources.split_off(sources.len().min(SHOWN));
+        let others = SourceSummary {
+            source: format!("{} others", rest.len()),
+            asked_share: Some(rest.iter().filter_map(|s| s.asked_share).sum()),
+            tokens_there: rest.iter().map(|s| s.tokens_there).sum(),
+            tokens_written: rest.iter().map(|s| s.tokens_written).sum(),
+        };
+        for s in sources.into_iter().chain((!rest.is_empty()).then_some(&others)) {
             let _ = writeln!(
                 text,
                 "  {:>10.2}%  {:>9.2}%  {:>13}  {:>15}   {}",
