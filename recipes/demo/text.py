@@ -4,7 +4,7 @@ import hashlib
 import re
 
 LONGEST, SHORTEST = 8000, 500
-STRIP = {c: None for c in range(128) if not chr(c).isalpha()}
+STRIP = re.compile(r"[\x00-@\[-`{-\x7f]+")
 ASCII_LETTER = re.compile(r"[A-Za-z]")
 BEYOND_ASCII = re.compile(r"[^\x00-\xbf]")
 CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
@@ -16,7 +16,7 @@ SENTENCE_END = tuple(".!?:;。！？：；।။།؟…”\"»)）」។፡።�
 
 def key(paragraph):
     """What two near-duplicates share: letters, in lower case, without digits, spaces and ASCII punctuation."""
-    text = paragraph.lower().translate(STRIP)
+    text = STRIP.sub("", paragraph.lower())
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
