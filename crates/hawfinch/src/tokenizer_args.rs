@@ -3,12 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use hawfinch_model::{Checkpoint, Model, metadata};
-use hawfinch_tokenizer::Tokenizer;
+use hawfinch_tokenizer::{Error, Tokenizer};
+
+use crate::model_args::open_checkpoint;
 
 /// The option `--tokenizer`.
 #[derive(clap::Args, Debug, Clone, Default)]
 pub struct TokenizerOption {
-    /// `world`, `bytes`, or a file: a World vocabulary or a tokenizer.json [default: by the model's vocabulary]
+    /// `world`, `bytes`, or a file: a World vocabulary, a tokenizer.json, or a model that carries its vocabulary [default:
+    /// the model's own, or by its size]
     #[arg(long, value_name = "NAME|FILE")]
     tokenizer: Option<PathBuf>,
 }
@@ -44,7 +47,7 @@ pub fn of_checkpoint(ckpt: &Checkpoint, vocab: usize) -> anyhow::Result<Tokenize
 /// The option `--tokenizer` of commands without a model.
 #[derive(clap::Args, Debug, Clone, Default)]
 pub struct DataTokenizer {
-    /// `world`, `bytes`, or a file: a World vocabulary or a tokenizer.json
+    /// `world`, `bytes`, or a file: a World vocabulary, a tokenizer.json, or a model that carries its vocabulary
     #[arg(long, value_name = "NAME|FILE", default_value = "world")]
     tokenizer: PathBuf,
 }
@@ -56,11 +59,23 @@ impl DataTokenizer {
     }
 }
 
-/// A tokenizer by its name, or from a file.
+/// A tokenizer by its name, from a file of its own, or from a model that carries its vocabulary.
 pub fn named(name: &Path) -> anyhow::Result<Tokenizer> {
-    Ok(match name.to_str() {
-        Some("world") => Tokenizer::world(),
-        Some("bytes") => Tokenizer::bytes(),
-        _ => Tokenizer::from_file(name)?,
-    })
+    match name.to_str() {
+        Some("world") => return Ok(Tokenizer::world()),
+        Some("bytes") => return Ok(Tokenizer::bytes()),
+        _ => {}
+    }
+    let error = match Tokenizer::from_file(name) {
+        Ok(tokenizer) => return Ok(tokenizer),
+        Err(e) => e,
+    };
+    if matches!(error, Error::UnknownFile(_) | Error::Io { .. })
+        && let Ok(model) = open_checkpoint(name)
+        && let Some(carried) = model.metadata.get(metadata::TOKENIZER)
+    {
+        let vocab = hawfinch_model::Config::infer(&model)?.vocab;
+        return Ok(Tokenizer::from_carried(carried, vocab, name)?);
+    }
+    Err(error.into())
 }

@@ -206,6 +206,7 @@ fn a_cut_vocabulary_goes_with_the_model() {
         assert_eq!(place.run(&["tokenize", "--text", text, "--model", name]).ok().text(), ids, "{name}");
         assert!(place.run(&["inspect", name]).ok().text().contains("288 (in this file)"), "{name}");
         place.run(&["generate", name, "die", "-n", "3"]).ok();
+        assert_eq!(place.run(&["tokenize", "--text", text, "--tokenizer", name]).ok().text(), ids, "{name}");
     }
     // Trained on, the model keeps it, whether it is the beginning of a run or a run that goes on.
     place
