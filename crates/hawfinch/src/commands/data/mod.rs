@@ -3,7 +3,7 @@
 mod build;
 mod inspect;
 mod merge;
-mod report;
+pub mod report;
 pub mod watch;
 
 use std::process::ExitCode;
