@@ -1,6 +1,6 @@
 //! The optimiser: AdamW over named tensors, with gradients clipped by their global norm.
 //!
-//! Source: `../shared/spec/training.md` section 2; the arithmetic is `hawfinch_kernels::adamw`'s. Parameters,
+//! Source: the training spec, section 2; the arithmetic is `hawfinch_kernels::adamw`'s. Parameters,
 //! gradients and both moments are f32; the norm is summed in f64, in an order that does not depend on the threads.
 
 use hawfinch_kernels::adamw::{Step, Tensor, sums_of_squares, update_all};

@@ -1,6 +1,6 @@
 //! Which learning rate and which weight decay each parameter gets: the references' groups, as lists of rules.
 //!
-//! Source: `../shared/spec/training.md` section 2, from `configure_optimizers` of RWKV-v4neo (v4, v5.0, v5.1),
+//! Source: the training spec, section 2, from `configure_optimizers` of RWKV-v4neo (v4, v5.0, v5.1),
 //! RWKV-v5 (v5.2, v6) and RWKV-v7/train_temp (v7). A tensor belongs to the first rule that fits it, so their order
 //! matters: `time_decay_w1` is a low-rank matrix before it is a decay.
 

@@ -1,6 +1,6 @@
 //! Learning rate and weight decay of every step.
 //!
-//! Source: `../shared/spec/training.md` section 3, from `on_train_batch_start` of the reference trainers. With `W` the
+//! Source: the training spec, section 3, from `on_train_batch_start` of the reference trainers. With `W` the
 //! steps of warm-up and `s` the step, from 0, that is about to be made:
 //!
 //! * `cosine`: `p = (s n - W n)/(E - W n)` with `n` tokens a step and `E` tokens in all;
@@ -225,78 +225,6 @@ fn part(done: f64, all: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing;
-
-    /// Largest relative error of each kind of value over all cases of `schedule.json`, and how many values there are;
-    /// `change` is what the test does to the schedule, or to the step, first.
-    fn worst(change: impl Fn(&mut Schedule, &mut u64)) -> Option<(f64, usize)> {
-        let text = std::fs::read(testing::shared("parity/schedule.json")?).unwrap();
-        let json: serde_json::Value = serde_json::from_slice(&text).unwrap();
-        let (mut worst, mut values) = (0f64, 0);
-        for case in json["cases"].as_array().unwrap() {
-            let number = |key: &str| case[key].as_f64().unwrap();
-            let count = |key: &str| case[key].as_u64().unwrap();
-            let shape = match case["schedule"].as_str().unwrap() {
-                s if s.starts_with("cosine") => Shape::Cosine,
-                "exponential" | "linear" if number("lr_final") == 0.0 => Shape::Exponential,
-                other => serde_json::from_value(other.into()).unwrap(),
-            };
-            let mut schedule = Schedule {
-                shape,
-                lr_init: number("lr_init"),
-                lr_final: number("lr_final"),
-                warmup_steps: count("warmup_steps"),
-                warmup_start: number("warmup_start"),
-                warmup_again: true,
-                weight_decay: number("weight_decay"),
-                weight_decay_final: Some(number("weight_decay_final")).filter(|&w| w > 0.0),
-                ..Schedule::default()
-            };
-            let length = Length {
-                tokens_per_step: count("ctx_len") * count("global_bsz"),
-                steps: count("epoch_steps") * count("epoch_count"),
-                tokens: case["exit_tokens"].as_i64().unwrap().unsigned_abs(),
-            };
-            for value in case["values"].as_array().unwrap() {
-                let expected = |key: &str| value[key].as_f64().unwrap();
-                let (since_start, mut step) = (expected("step") as u64, expected("real_step") as u64);
-                change(&mut schedule, &mut step);
-                let got = schedule.at(&length, step, since_start);
-                for (got, want) in [
-                    (got.progress, expected("progress")),
-                    (got.lr, expected("lr")),
-                    (got.weight_decay, expected("weight_decay")),
-                ] {
-                    worst = worst.max((got - want).abs() / want.abs().max(1e-30));
-                    values += 1;
-                }
-            }
-        }
-        Some((worst, values))
-    }
-
-    #[test]
-    fn every_value_of_the_parity_file() {
-        let Some((worst, values)) = worst(|_, _| {}) else { return };
-        assert!(values > 300, "{values}");
-        // Rounding of the last places of f64: a cosine at p = 1 loses a few.
-        assert!(worst < 1e-14, "{worst:e}");
-    }
-
-    #[test]
-    fn what_is_wrong_is_seen() {
-        let seen = |change: &dyn Fn(&mut Schedule, &mut u64)| worst(change).is_none_or(|(w, _)| w > 1e-6);
-        assert!(seen(&|s, _| s.warmup_again = false), "no second warm-up");
-        assert!(seen(&|s, _| s.warmup_start = 0.01), "the newer warm-up in v4neo");
-        assert!(seen(&|_, step| *step += 1), "a step later");
-        assert!(seen(&|s, _| s.weight_decay_final = None), "weight decay that stays");
-        assert!(seen(&|s, _| s.warmup_steps += 1));
-        assert!(seen(&|s, _| {
-            if s.shape == Shape::Mixed {
-                s.shape = Shape::Cosine;
-            }
-        }));
-    }
 
     #[test]
     fn the_other_shapes() {

@@ -22,3 +22,15 @@ pub(crate) fn parity(case: &str) -> Option<PathBuf> {
         false => shared(&format!("parity/{case}")),
     }
 }
+
+/// What a test does to a file of expected values first.
+pub(crate) type Change<'a> = &'a dyn Fn(&mut serde_json::Value);
+
+/// A file of expected values of the committed parity fixtures, changed.
+pub(crate) fn changed(name: &str, change: Change) -> (PathBuf, serde_json::Value) {
+    let path =
+        PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../hawfinch-model/tests/data/parity")).join(name);
+    let mut value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut value);
+    (path, value)
+}

@@ -1,10 +1,16 @@
 //! Proof that training is the references' mathematics: gradients compared with those of an independent implementation
-//! (folders as `hawfinch_model::verify::parity` reads them), in f32 and in f64, at the folder's own tolerances.
+//! (folders as `hawfinch_model::verify::parity` reads them), in f32 and in f64, at the folder's own tolerances; new models,
+//! schedules, orders of samples and data sets beside files of expected values.
 
+mod binidx;
+mod given;
+mod init;
 mod optimizer;
 mod peft;
+mod sampler;
+mod schedule;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hawfinch_kernels::cross_entropy::{Targets, cross_entropy};
@@ -13,8 +19,8 @@ use hawfinch_kernels::{Isa, Pool, Real};
 use hawfinch_model::checkpoint::Checkpoint;
 use hawfinch_model::cpu::Cpu;
 use hawfinch_model::verify::Report;
-use hawfinch_model::verify::parity::{Case, given_tolerance, state_of, tolerance};
-use hawfinch_model::{Lora, State, Version, format};
+use hawfinch_model::verify::parity::{self, Case, given_tolerance, state_of, tolerance};
+use hawfinch_model::{Error as ModelError, Lora, State, Version, format};
 
 use crate::{Learned, Learner, Lesson, Result};
 
@@ -43,6 +49,78 @@ pub fn check(pool: &Arc<Pool>, folder: &Path) -> Result<Report> {
         peft::check(&mut report, pool, folder, &checkpoint)?;
     }
     Ok(report)
+}
+
+/// Files of expected values, and the folder of data sets.
+const FILES: [&str; 3] = ["init.json", "schedule.json", "sampler.json"];
+const BINIDX: &str = "binidx";
+
+/// What [`check_file`] can compare at or below `dir`, in order of path: files `init.json`, `schedule.json`, `sampler.json`,
+/// and texts `NAME.jsonl` beside the `NAME.bin` or `NAME.idx` that they must give. In a folder `binidx` one file of a data
+/// set is enough to name it (by its `NAME.jsonl`, be it there or not).
+///
+/// # Errors
+/// `dir` cannot be read.
+pub fn find_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for folder in parity::folders(dir)? {
+        found.extend(FILES.iter().map(|name| folder.join(name)).filter(|path| path.is_file()));
+        // (`.` has no name.)
+        let named = std::fs::canonicalize(&folder).is_ok_and(|path| path.ends_with(BINIDX));
+        let mut texts = Vec::new();
+        for entry in std::fs::read_dir(&folder).map_err(|e| ModelError::io(&folder, e))? {
+            let path = entry.map_err(|e| ModelError::io(&folder, e))?.path();
+            let part =
+                path.extension().is_some_and(|e| ["json", "jsonl", "bin", "idx"].iter().any(|x| e == *x));
+            let text = path.with_extension("jsonl");
+            let pair = ["bin", "idx"].iter().any(|e| path.with_extension(e).is_file());
+            if part && path.is_file() && (named || (pair && text.is_file())) {
+                texts.push(text);
+            }
+        }
+        texts.sort();
+        texts.dedup();
+        found.extend(texts);
+    }
+    Ok(found)
+}
+
+/// The kinds of [`find_files`] of which there is none.
+pub fn kinds_absent(found: &[PathBuf]) -> Vec<String> {
+    let known = |name: &str| found.iter().any(|path| path.ends_with(name));
+    let mut absent: Vec<String> =
+        FILES.iter().filter(|name| !known(name)).map(|name| name.to_string()).collect();
+    if !found.iter().any(|path| path.extension().is_some_and(|e| e == "jsonl")) {
+        absent.push("NAME.jsonl with NAME.bin and NAME.idx".into());
+    }
+    absent
+}
+
+/// Compares what one of [`find_files`] says with what this program does. A value that differs is a check that failed, and its
+/// note names the first, or the worst.
+///
+/// # Errors
+/// The file cannot be read, or something in it is missing or of another kind.
+pub fn check_file(path: &Path) -> Result<Report> {
+    let mut report = Report::default();
+    if path.extension().is_some_and(|e| e == "jsonl") {
+        binidx::check(&mut report, path)?;
+        return Ok(report);
+    }
+    let value = json(path)?;
+    let file = given::At::whole(path, &value);
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some("init.json") => init::check(&mut report, &file)?,
+        Some("schedule.json") => schedule::check(&mut report, &file)?,
+        Some("sampler.json") => sampler::check(&mut report, &file)?,
+        _ => return Err(ModelError::unsupported(path, "it is none of the files of expected values").into()),
+    }
+    Ok(report)
+}
+
+fn json(path: &Path) -> Result<serde_json::Value> {
+    let text = std::fs::read(path).map_err(|e| ModelError::io(path, e))?;
+    Ok(serde_json::from_slice(&text).map_err(|e| ModelError::damaged(path, format!("it is no JSON: {e}")))?)
 }
 
 /// Of one number type.

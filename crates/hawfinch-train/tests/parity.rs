@@ -26,9 +26,27 @@ fn check_all(dir: &Path, at_least: usize) {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
+/// Files of expected values: initialisation, schedules, orders of samples, data sets.
+fn check_files(dir: &Path, kinds: &[&str]) {
+    let found = verify::find_files(dir).unwrap();
+    for kind in kinds {
+        assert!(found.iter().any(|path| path.ends_with(kind)), "{kind} in {}", dir.display());
+    }
+    for path in found {
+        let report = verify::check_file(&path).unwrap();
+        report.checks.iter().for_each(|c| println!("{}: {c:?}", path.display()));
+        assert!(report.passed() && report.absent.is_empty(), "{}: {report:#?}", path.display());
+    }
+}
+
+const JSON: [&str; 3] = ["init.json", "schedule.json", "sampler.json"];
+
 #[test]
 fn committed_fixtures_agree() {
-    check_all(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../hawfinch-model/tests/data/parity"), 6);
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    check_all(&crates.join("hawfinch-model/tests/data/parity"), 6);
+    check_files(&crates.join("hawfinch-model/tests/data/parity"), &JSON);
+    check_files(&crates.join("hawfinch-data/tests/data"), &["demo.jsonl"]);
 }
 
 #[test]
@@ -38,4 +56,5 @@ fn shared_fixtures_agree() {
         return println!("skipped: {} is not there", path.display());
     }
     check_all(&path, 10);
+    check_files(&path, &[&JSON[..], &["binidx/demo.jsonl"]].concat());
 }

@@ -14,12 +14,11 @@ use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::ops::Ops;
 use crate::{Cpu, Error, Lora, Model, OpenOptions, Result, State, format};
 
-/// Every folder at or below `dir` that holds a `case.safetensors` or `peft.safetensors` with a `meta.json` or
-/// a `model.pth` beside it, in order of path. Links to folders are followed, each folder is listed once.
+/// Every folder at or below `dir`, in order of path. Links to folders are followed, each folder is listed once.
 ///
 /// # Errors
 /// `dir` cannot be read.
-pub fn find(dir: &Path) -> Result<Vec<PathBuf>> {
+pub fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut open = vec![dir.to_path_buf()];
     // Links may lead round in a circle.
@@ -35,13 +34,23 @@ pub fn find(dir: &Path) -> Result<Vec<PathBuf>> {
                 open.push(path);
             }
         }
-        let has = |name: &str| folder.join(name).is_file();
-        let results = has("case.safetensors") || has("peft.safetensors");
-        if results && (has("meta.json") || has("model.pth")) {
-            found.push(folder);
-        }
+        found.push(folder);
     }
     found.sort();
+    Ok(found)
+}
+
+/// Those of [`folders`] that hold a `case.safetensors` or `peft.safetensors` with a `meta.json` or a `model.pth` beside it.
+///
+/// # Errors
+/// `dir` cannot be read.
+pub fn find(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = folders(dir)?;
+    found.retain(|folder| {
+        let has = |name: &str| folder.join(name).is_file();
+        let results = has("case.safetensors") || has("peft.safetensors");
+        results && (has("meta.json") || has("model.pth"))
+    });
     Ok(found)
 }
 

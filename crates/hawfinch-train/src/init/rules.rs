@@ -1,6 +1,6 @@
 //! How each parameter of each version begins: the references' formulas.
 //!
-//! Source: `../shared/spec/training.md` section 1, from the modules' constructors and `generate_init_weight` of
+//! Source: the training spec, section 1, from the modules' constructors and `generate_init_weight` of
 //! RWKV-v4neo (v4, v5.0, v5.1), RWKV-v5 (v5.2, v6) and RWKV-v7/train_temp (v7). Letters as there: layer `l` of `L`,
 //! `r0 = l/(L-1)`, `r1 = 1 - l/L`, channel `i` of `D`. Python computes the scalars in double precision and PyTorch the
 //! tensors in single; so does this, operation by operation. Where the reference divides by zero (one layer, one head,

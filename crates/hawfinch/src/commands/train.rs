@@ -15,6 +15,7 @@ use hawfinch_train::config::{Operands, RunConfig};
 use hawfinch_train::init::{self, Options, Sizes};
 use hawfinch_train::trainer::{Data, End, Trainer};
 
+use crate::commands::data::watch::failed;
 use crate::fail::usage;
 use crate::model_args::{check_environment, open_checkpoint};
 use crate::output::note;
@@ -60,7 +61,13 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         (None, None) => None,
     };
     let tokenizer = tokenizer(&config, beginning.as_ref())?;
-    let names = data::find(&config, &tokenizer)?;
+    let names = match data::find(&config, &tokenizer) {
+        // Ctrl-C while texts become tokens.
+        Err(e) if matches!(e.downcast_ref(), Some(hawfinch_data::Error::Stopped)) => {
+            return failed(hawfinch_data::Error::Stopped, data::kept(&config).as_deref());
+        }
+        names => names?,
+    };
     let train = Batches::open(&names.train, config.order, config.ctx, config.seed)?;
     let validation = match &names.validation {
         Some(name) => Some(Batches::in_order(name, config.ctx)?),

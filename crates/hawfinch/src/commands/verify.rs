@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use hawfinch_model::quantize::quality::Reference;
 use hawfinch_model::verify::{self, Report, parity};
 use hawfinch_model::{Config, Cpu, Model, OpenOptions};
+use hawfinch_train::verify as training;
 
 use crate::fail::usage;
 use crate::ids;
@@ -40,7 +41,8 @@ pub struct Args {
     #[arg(long)]
     double: bool,
     /// With --against DIR: also compare how it trains: gradients of every parameter and state in f32 and f64, L2Wrap,
-    /// three steps of AdamW
+    /// three steps of AdamW; and what files below DIR say of new models (init.json), schedules (schedule.json), the
+    /// reference's order of samples (sampler.json) and data sets (NAME.jsonl with NAME.bin and NAME.idx)
     #[arg(long)]
     training: bool,
     /// Tokens to feed a model that is checked against itself
@@ -86,9 +88,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 return Err(usage(format!("nothing to verify: there is no folder {}", dir.display())));
             }
             let folders = parity::find(dir)?;
-            if folders.is_empty() {
+            let files = if args.training { training::find_files(dir)? } else { Vec::new() };
+            if folders.is_empty() && files.is_empty() {
+                let also = if args.training { ", and there is no file of expected values" } else { "" };
                 return Err(usage(format!(
-                    "nothing to verify in {}: no folder there holds a meta.json beside a case.safetensors",
+                    "nothing to verify in {}: no folder there holds a meta.json beside a case.safetensors{also}",
                     dir.display()
                 )));
             }
@@ -102,10 +106,19 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 let report = parity::check_on(ops.pool(), &folder, args.double);
                 let mut report = report.unwrap_or_else(|e| Report::unreadable(&e));
                 if args.training {
-                    let more = hawfinch_train::verify::check(ops.pool(), &folder);
+                    let more = training::check(ops.pool(), &folder);
                     report.join(more.unwrap_or_else(|e| Report::unreadable(&e)));
                 }
                 reports.push((folder.display().to_string(), report));
+            }
+            for file in &files {
+                note(format_args!("verifying {}", file.display()));
+                let report = training::check_file(file).unwrap_or_else(|e| Report::unreadable(&e));
+                reports.push((file.display().to_string(), report));
+            }
+            let absent = if args.training { training::kinds_absent(&files) } else { Vec::new() };
+            if !absent.is_empty() {
+                reports.push((dir.display().to_string(), Report { absent, ..Report::default() }));
             }
             reports
         }
@@ -134,7 +147,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.json {
         let all: Vec<_> = reports
             .iter()
-            .map(|(name, r)| serde_json::json!({ "name": name, "passed": r.passed(), "report": r }))
+            .map(|(name, r)| {
+                // null: nothing was there to compare.
+                let passed = (!r.checks.is_empty()).then(|| r.passed());
+                serde_json::json!({ "name": name, "passed": passed, "report": r })
+            })
             .collect();
         output::json(&all)?;
     } else {
@@ -149,8 +166,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let failed: usize = reports.iter().map(|(_, r)| r.checks.iter().filter(|c| !c.passed()).count()).sum();
     let checks: usize = reports.iter().map(|(_, r)| r.checks.len()).sum();
     if !args.json {
-        let places =
-            if reports.len() == 1 { String::new() } else { format!(" in {} folders", reports.len()) };
+        let places = match reports.iter().filter(|(_, r)| !r.checks.is_empty()).count() {
+            0 | 1 => String::new(),
+            n => format!(" in {n} places"),
+        };
         print(&format!("{} of {checks} checks passed{places}\n", checks - failed))?;
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })

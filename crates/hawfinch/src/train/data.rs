@@ -9,8 +9,10 @@ use hawfinch_tokenizer::Tokenizer;
 use hawfinch_train::config::RunConfig;
 use hawfinch_train::trainer::Question;
 
+use crate::commands::data::report::brief;
 use crate::commands::data::watch::watched;
 use crate::fail::usage;
+use crate::output::note;
 
 /// Names of data sets to train on and to validate on.
 pub struct Names {
@@ -44,10 +46,21 @@ fn name_exists(name: &Path) -> bool {
     bin.is_file() && idx.is_file()
 }
 
-/// A data set of the run's texts, made unless it is there.
-fn of_text(config: &RunConfig, tokenizer: &Tokenizer) -> anyhow::Result<PathBuf> {
+/// Where the data set of the run's texts lies.
+fn place(config: &RunConfig) -> (PathBuf, PathBuf) {
     let folder = config.out.join("data");
     let name = folder.join("text");
+    (folder, name)
+}
+
+/// Where what was made so far is kept, after Ctrl-C.
+pub fn kept(config: &RunConfig) -> Option<PathBuf> {
+    Some(build::work_folder(&place(config).1)).filter(|work| work.is_dir())
+}
+
+/// A data set of the run's texts, made unless it is there.
+fn of_text(config: &RunConfig, tokenizer: &Tokenizer) -> anyhow::Result<PathBuf> {
+    let (folder, name) = place(config);
     let sources = config.text.iter().map(|s| Source::parse(s)).collect::<Result<Vec<_>, _>>();
     let sources = sources.map_err(|e| usage(e.to_string()))?;
     let held_out = (config.held_out > 0.0).then_some(HeldOut::Share(config.held_out));
@@ -62,10 +75,13 @@ fn of_text(config: &RunConfig, tokenizer: &Tokenizer) -> anyhow::Result<PathBuf>
     }
     fs::create_dir_all(&folder).with_context(|| format!("cannot make the folder {}", folder.display()))?;
     let _ = fs::remove_file(&record);
-    watched(None, |control| {
+    let summary = watched(None, |control| {
         build::tokenise_shard(&plan, &name, Shard::WHOLE, Policy::default(), true, tokenizer, control)?;
         build::finish(&plan, &name, control)
     })?;
+    let find =
+        if summary.replaced_utf8 > 0 { " (`data build --invalid-utf8 fail` names the first)" } else { "" };
+    note(format_args!("data: {}{find}", brief(&summary)));
     fs::write(&record, made_of).with_context(|| format!("cannot write {}", record.display()))?;
     Ok(name)
 }

@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use hawfinch_data::binidx::Reader;
 
-use crate::util::{Place, Run};
+use crate::util::Place;
 
 const LINES: &str = "{\"text\": \"The Eiffel tower\"}\n\n{\"prompt\": \"Why?\", \"completion\": \"So.\"}\n";
 
@@ -191,17 +191,8 @@ fn a_full_disk_loses_nothing() {
     let place = Place::new();
     let build = large(&place);
     place.run(&[&build[..], &["-o", "one"]].concat()).ok();
-    // The system refuses to let a file grow beyond so many blocks of 512 bytes; the signal it sends is ignored.
-    let shell = |blocks: &str, args: &[&str]| -> Run {
-        let mut command = std::process::Command::new("sh");
-        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
-        command.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_hawfinch")).args(args);
-        let done = command.current_dir(place.path("")).output().unwrap();
-        let err = String::from_utf8_lossy(&done.stderr).into_owned();
-        Run { code: done.status.code().unwrap_or(-1), out: done.stdout, err }
-    };
     let args = [&build[..], &["-o", "two"]].concat();
-    shell("200", &args).fails(1, &["cannot write two", "make room"]);
+    place.run_limited(200, &args).fails(1, &["cannot write two", "make room"]);
     assert!(!place.path("two.bin").exists() && !place.path("two.idx").exists());
     assert!(place.path("two.parts").exists());
     place.run(&args).ok();

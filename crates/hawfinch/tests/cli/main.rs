@@ -13,4 +13,6 @@ mod quantize;
 mod speculate;
 mod text;
 mod train;
+mod train_bad_input;
 mod util;
+mod verify;

@@ -77,7 +77,13 @@ impl Place {
     /// The binary, in this folder, away from the user's own models and caches.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut c = Command::new(env!("CARGO_BIN_EXE_hawfinch"));
-        c.current_dir(self.0.path()).args(args);
+        c.args(args);
+        self.at_home(c)
+    }
+
+    /// A command in this folder, away from the user's own models and caches.
+    fn at_home(&self, mut c: Command) -> Command {
+        c.current_dir(self.0.path());
         c.env("HAWFINCH_CACHE", self.path("cache")).env("HAWFINCH_MODELS", self.path("models"));
         c.env("HAWFINCH_THREADS", "2").env_remove("NO_COLOR").env("COLUMNS", "100");
         c
@@ -103,6 +109,18 @@ impl Place {
             out: out.stdout,
             err: String::from_utf8_lossy(&out.stderr).into_owned(),
         }
+    }
+
+    /// Runs the binary where no file may grow beyond so many blocks of 512 bytes: to it, a full disk.
+    #[cfg(unix)]
+    pub fn run_limited(&self, blocks: usize, args: &[&str]) -> Run {
+        let mut c = Command::new("sh");
+        // The signal that the system sends is ignored; what is written says so.
+        let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+        c.arg("-c").arg(script).arg(env!("CARGO_BIN_EXE_hawfinch")).args(args);
+        let done = self.at_home(c).output().unwrap();
+        let err = String::from_utf8_lossy(&done.stderr).into_owned();
+        Run { code: done.status.code().unwrap_or(-1), out: done.stdout, err }
     }
 
     /// A small random model.

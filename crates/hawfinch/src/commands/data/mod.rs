@@ -3,7 +3,7 @@
 mod build;
 mod inspect;
 mod merge;
-mod report;
+pub mod report;
 mod vocab;
 pub mod watch;
 

@@ -45,9 +45,8 @@ pub fn text(summary: &Summary, out: &Path, seconds: f64) -> String {
     if !left_out.is_empty() {
         let _ = writeln!(text, "\nleft out: {}", left_out.join(", "));
     }
-    if summary.replaced_utf8 > 0 {
-        let documents = plural(summary.replaced_utf8, "document");
-        let _ = writeln!(text, "\n{documents} held bytes that are not UTF-8: U+FFFD stands in their place");
+    if let Some(replaced) = replaced(summary) {
+        let _ = writeln!(text, "\n{replaced}");
     }
     let held_out = match &summary.held_out {
         Amount { documents: 0, .. } => String::new(),
@@ -62,6 +61,29 @@ pub fn text(summary: &Summary, out: &Path, seconds: f64) -> String {
         size(2 * summary.written.tokens),
     );
     text
+}
+
+/// In one line: how much there is, what was left out and what was changed.
+pub fn brief(summary: &Summary) -> String {
+    let amount = |a: &Amount| format!("{}, {} tokens", plural(a.documents, "document"), thousands(a.tokens));
+    let mut text = amount(&summary.written);
+    if summary.held_out.documents > 0 {
+        let _ = write!(text, "; held out: {}", amount(&summary.held_out));
+    }
+    let left_out = left_out(summary);
+    if !left_out.is_empty() {
+        let _ = write!(text, "; left out: {}", left_out.join(", "));
+    }
+    if let Some(replaced) = replaced(summary) {
+        let _ = write!(text, "; {replaced}");
+    }
+    text
+}
+
+fn replaced(summary: &Summary) -> Option<String> {
+    let documents = plural(summary.replaced_utf8, "document");
+    let said = format!("{documents} held bytes that are not UTF-8: U+FFFD stands in their place");
+    (summary.replaced_utf8 > 0).then_some(said)
 }
 
 /// The name without its ending.
