@@ -14,6 +14,7 @@ pub mod inspect;
 pub mod logits;
 pub mod man;
 pub mod models;
+pub mod plot;
 pub mod pull;
 pub mod quantize;
 pub mod synthesize;
