@@ -377,8 +377,9 @@ impl Drawing for Chart {
         }
         for (n, color, curve) in colored() {
             pen.line(&curve.evals, &color, EVALS)?;
-            let marked =
-                if curve.evals.is_empty() { curve.steps.last().as_slice() } else { &curve.evals[..] };
+            // Without validations, one mark at the end tells whose line it is.
+            let end = &curve.steps[curve.steps.len().saturating_sub(1)..];
+            let marked = if curve.evals.is_empty() { end } else { &curve.evals[..] };
             pen.marks(marked, n, color)?;
         }
         let (left, right) = (f64::from(LEFT), f64::from(RIGHT));
@@ -401,8 +402,7 @@ impl Chart {
             let (row, color) = (middle(n + 1), COLORS[n % COLORS.len()]);
             let ends = [(MARGIN * FINE, row * FINE), ((MARGIN + 50) * FINE, row * FINE)];
             if curve.runs > 1 {
-                let (dx, dy) = (0, 8 * FINE);
-                let corners = [(ends[0].0 + dx, ends[0].1 - dy), (ends[1].0, ends[1].1 + dy)];
+                let corners = [(ends[0].0, ends[0].1 - 8 * FINE), (ends[1].0, ends[1].1 + 8 * FINE)];
                 root.draw(&Rectangle::new(corners, color.mix(0.2).filled()))?;
             }
             let width = if curve.evals.is_empty() { STEPS } else { EVALS };

@@ -43,7 +43,8 @@ fn extent(text: &str, height: RasterHeight) -> (i32, i32) {
 
 /// Draws a text over pixels of red, green and blue, as far as it lies on them.
 pub fn letter(letters: &Letters, pixels: &mut [u8], size: (u32, u32)) {
-    let Letters { text, height, color, at: (mut left, top) } = letters;
+    let Letters { text, height, color, at: (left, top) } = letters;
+    let mut left = *left;
     for c in text.chars() {
         let Some(letter) = get_raster(c, FontWeight::Regular, *height)
             .or_else(|| get_raster('?', FontWeight::Regular, *height))
