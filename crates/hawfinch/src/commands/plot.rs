@@ -98,7 +98,7 @@ Examples:
         if !all.is_empty() {
             let title = args.title.clone().unwrap_or_else(|| match &all[..] {
                 [one] => one.name.clone(),
-                _ => format!("{} by {}", args.y.words(), args.x.words()),
+                _ => format!("{} by {}", args.y.short(), args.x.words()),
             });
             let chart =
                 Chart { title: output::printable(&title).replace(['\n', '\t'], " "), curves: all, view };

@@ -50,11 +50,13 @@ const COLUMNS: [i32; 3] = [850, 1010, WIDTH - MARGIN];
 const LEFT: i32 = 120;
 const RIGHT: i32 = WIDTH - MARGIN;
 const TALL: i32 = 580;
-const ABOVE: i32 = 46;
+const ABOVE: i32 = 58;
 const BELOW: i32 = 84;
 /// Pixels from a mark to the next at least, and the size of one.
 const APART: f64 = 14.0;
 const MARK: f64 = 5.0;
+/// Steps a column of pixels from which they are drawn as an area.
+const DENSE: usize = 3;
 /// Widths of lines in pixels.
 const RAW: f64 = 0.7;
 const STEPS: f64 = 1.4;
@@ -225,6 +227,24 @@ impl<B: DrawingBackend> Pen<'_, B> {
         Ok(())
     }
 
+    /// How many points at the beginning lie above the frame: a line from them would lead through nothing that was measured.
+    fn above(&self, points: &[Point]) -> usize {
+        points.iter().take_while(|p| self.place(p).1 < self.rows.start).count()
+    }
+
+    /// Single steps, faint: a line, or an area where several share a column of pixels.
+    fn raw(&self, points: &[Point], color: RGBColor) -> Drawn<B> {
+        if self.x.log || points.len() < DENSE * (RIGHT - LEFT) as usize {
+            return self.line(points, &color.mix(0.25), RAW);
+        }
+        let finite: Vec<Point> = points.iter().copied().filter(|p| p.1.is_finite()).collect();
+        let columns = finite.chunk_by(|a, b| self.place(a).0.floor() == self.place(b).0.floor());
+        let range: Vec<curves::Range> = columns
+            .map(|c| c.iter().fold((c[0].0, f64::MAX, f64::MIN), |r, p| (r.0, r.1.min(p.1), r.2.max(p.1))))
+            .collect();
+        self.band(&range, &color.mix(0.2))
+    }
+
     /// From the smallest to the largest.
     fn band(&self, range: &[curves::Range], color: &impl Color) -> Drawn<B> {
         let side = |f: fn(&curves::Range) -> f64| -> Vec<Point> {
@@ -365,21 +385,23 @@ impl Drawing for Chart {
         let colored = || self.curves.iter().enumerate().map(|(n, c)| (n, COLORS[n % COLORS.len()], c));
         for (_, color, curve) in colored() {
             pen.band(&curve.steps_range, &color.mix(0.2))?;
-            pen.band(&curve.evals_range, &color.mix(0.2))?;
+            let unseen = pen.above(&curve.evals).min(curve.evals_range.len());
+            pen.band(&curve.evals_range[unseen..], &color.mix(0.2))?;
         }
         if self.view.smooth > 1 {
             for (_, color, curve) in colored() {
-                pen.line(&curve.raw, &color.mix(0.25), RAW)?;
+                pen.raw(&curve.raw, color)?;
             }
         }
         for (_, color, curve) in colored() {
             pen.line(&curve.steps, &color, STEPS)?;
         }
         for (n, color, curve) in colored() {
-            pen.line(&curve.evals, &color, EVALS)?;
+            let evals = &curve.evals[pen.above(&curve.evals)..];
+            pen.line(evals, &color, EVALS)?;
             // Without validations, one mark at the end tells whose line it is.
             let end = &curve.steps[curve.steps.len().saturating_sub(1)..];
-            let marked = if curve.evals.is_empty() { end } else { &curve.evals[..] };
+            let marked = if curve.evals.is_empty() { end } else { evals };
             pen.marks(marked, n, color)?;
         }
         let (left, right) = (f64::from(LEFT), f64::from(RIGHT));

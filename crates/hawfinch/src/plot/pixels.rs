@@ -102,6 +102,35 @@ impl<'a> DrawingBackend for Pixels<'a> {
         self.shapes.draw_rect(upper_left, bottom_right, style, fill)
     }
 
+    /// One four-cornered piece after the other: `plotters` makes one polygon of a line, whose inner corners lie far off where
+    /// the line turns sharply.
+    fn draw_path<S: BackendStyle, I: IntoIterator<Item = BackendCoord>>(
+        &mut self,
+        path: I,
+        style: &S,
+    ) -> Drawn<'a> {
+        let half = f64::from(style.stroke_width()) / 2.0;
+        let mut before: Option<BackendCoord> = None;
+        for to in path {
+            if let Some(from) = before.filter(|from| *from != to) {
+                let (dx, dy) = (f64::from(to.0 - from.0), f64::from(to.1 - from.1));
+                let scale = half / dx.hypot(dy);
+                let (x, y) = (-dy * scale, dx * scale);
+                let corner = |at: BackendCoord, side: f64| {
+                    ((f64::from(at.0) + side * x).round() as i32, (f64::from(at.1) + side * y).round() as i32)
+                };
+                let corners = [corner(from, 1.0), corner(to, 1.0), corner(to, -1.0), corner(from, -1.0)];
+                self.shapes.fill_polygon(corners, &style.color())?;
+            }
+            // Fills what is missing where two pieces meet; what shines through would show it.
+            if half >= 2.0 && before.is_some() && style.color().alpha == 1.0 {
+                self.shapes.draw_circle(to, half as u32, &style.color(), true)?;
+            }
+            before = Some(to);
+        }
+        Ok(())
+    }
+
     fn draw_text<S: BackendTextStyle>(&mut self, text: &str, style: &S, pos: BackendCoord) -> Drawn<'a> {
         let height = height(style);
         let (width, rows) = extent(text, height);

@@ -97,6 +97,16 @@ impl Y {
         }
     }
 
+    /// What it is, short.
+    pub fn short(self) -> &'static str {
+        match self {
+            Y::Loss => "loss",
+            Y::BitsPerByte => "bits a byte",
+            Y::Probe => "last words guessed",
+            Y::Lr | Y::GradNorm | Y::Speed => self.words(),
+        }
+    }
+
     /// As it is given on the command line.
     pub fn name(self) -> String {
         self.to_possible_value().map_or(String::new(), |v| v.get_name().to_owned())
