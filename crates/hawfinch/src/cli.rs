@@ -48,6 +48,8 @@ enum Command {
     Data(commands::data::Args),
     /// Train a model, from nothing or from another model
     Train(Box<commands::train::Args>),
+    /// Draw the curves of training runs, beside each other
+    Plot(commands::plot::Args),
     /// Give a text a vector from the model's activations
     Embed(commands::embed::Args),
     /// Tell how well a model foretells texts: bits a byte and perplexity
@@ -84,6 +86,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Detokenize(args)) => commands::detokenize::run(&args),
         Some(Command::Data(args)) => commands::data::run(&args),
         Some(Command::Train(args)) => commands::train::run(&args),
+        Some(Command::Plot(args)) => commands::plot::run(&args),
         Some(Command::Embed(args)) => commands::embed::run(&args),
         Some(Command::Perplexity(args)) => commands::perplexity::run(&args),
         Some(Command::Verify(args)) => commands::verify::run(&args),

@@ -17,6 +17,8 @@ mod input;
 mod measure;
 mod model_args;
 mod output;
+#[cfg(feature = "plot")]
+mod plot;
 mod progress;
 mod quantize;
 mod runner;

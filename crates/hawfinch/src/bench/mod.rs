@@ -5,8 +5,6 @@
 
 pub mod made;
 #[cfg(feature = "plot")]
-mod pixels;
-#[cfg(feature = "plot")]
 pub mod plot;
 pub mod report;
 pub mod table;

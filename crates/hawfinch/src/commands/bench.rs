@@ -85,7 +85,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (plan, context) = plan(args)?;
     args.options.check()?;
     let shape = args.shape.as_deref().map(find).transpose()?;
-    let plot = args.plot.as_ref().map(|path| Plot::begin(path)).transpose()?;
+    let plot = args.plot.as_ref().map(|path| begin(path)).transpose()?;
     let (load_average, ticks) = (load::average(), Ticks::now());
     let mut warnings = Vec::new();
     signal::end_cleanly_unless_caught();
@@ -94,7 +94,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let opened = open(args, shape.as_ref(), sequences)?;
     let model = &opened.model;
     if let Some(plot) = &plot {
-        output::not_over(&plot.path, &model.checkpoint().files)?;
+        output::not_over(plot.path(), &model.checkpoint().files)?;
     }
     let threads = model.ops().threads();
     warnings.extend(busy(load_average));
@@ -159,7 +159,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         context,
     };
     if let Some(plot) = plot {
-        plot.draw(&report)?;
+        draw(plot, &report)?;
     }
     if args.json {
         output::json(&report)?;
@@ -310,40 +310,41 @@ fn limits(decode: &[Speed], prefill: &[Speed], gauge: &Gauge) -> Limits {
     }
 }
 
-/// A plot that is to be drawn; its file is begun before anything is measured.
-struct Plot {
-    path: PathBuf,
-    #[cfg(feature = "plot")]
-    kind: bench::plot::Kind,
-    #[cfg(feature = "plot")]
-    file: output::NewFile,
+#[cfg(feature = "plot")]
+use crate::plot::PlotFile;
+
+/// Begins the plot, before anything is measured.
+#[cfg(feature = "plot")]
+fn begin(path: &Path) -> anyhow::Result<PlotFile> {
+    PlotFile::begin(path)
 }
 
 #[cfg(feature = "plot")]
-impl Plot {
-    fn begin(path: &Path) -> anyhow::Result<Plot> {
-        let kind = bench::plot::Kind::of(path)
-            .ok_or_else(|| usage(format!("the plot {} must end in .svg or .png", path.display())))?;
-        let file = output::NewFile::create(path).map_err(|e| usage(crate::fail::sentence(&e)))?;
-        Ok(Plot { path: path.into(), kind, file })
-    }
+fn draw(plot: PlotFile, report: &Report) -> anyhow::Result<()> {
+    let path = plot.path().to_path_buf();
+    plot.draw(bench::plot::SIZE, report)?;
+    note(format_args!("wrote {}", path.display()));
+    Ok(())
+}
 
-    fn draw(mut self, report: &Report) -> anyhow::Result<()> {
-        self.file.write_all(&bench::plot::draw(self.kind, report)?)?;
-        self.file.complete()?;
-        note(format_args!("wrote {}", self.path.display()));
-        Ok(())
+/// Stands for what this program cannot draw.
+#[cfg(not(feature = "plot"))]
+struct PlotFile(PathBuf);
+
+#[cfg(not(feature = "plot"))]
+impl PlotFile {
+    fn path(&self) -> &Path {
+        &self.0
     }
 }
 
 #[cfg(not(feature = "plot"))]
-impl Plot {
-    fn begin(path: &Path) -> anyhow::Result<Plot> {
-        let path = path.display();
-        Err(usage(format!("cannot draw {path}: this hawfinch was built without the feature `plot`")))
-    }
+fn begin(path: &Path) -> anyhow::Result<PlotFile> {
+    let path = path.display();
+    Err(usage(format!("cannot draw {path}: this hawfinch was built without the feature `plot`")))
+}
 
-    fn draw(self, _report: &Report) -> anyhow::Result<()> {
-        Ok(())
-    }
+#[cfg(not(feature = "plot"))]
+fn draw(plot: PlotFile, _report: &Report) -> anyhow::Result<()> {
+    begin(plot.path()).map(|_| ())
 }

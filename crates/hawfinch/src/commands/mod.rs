@@ -15,6 +15,7 @@ pub mod logits;
 pub mod man;
 pub mod models;
 pub mod perplexity;
+pub mod plot;
 pub mod pull;
 pub mod quantize;
 pub mod synthesize;

@@ -143,7 +143,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let end = trainer.run(&mut view, &stop);
         done.store(true, Ordering::Relaxed);
         end
-    })?;
+    });
+    view.finish();
+    let end = end?;
     let found = checkpoint::list(out)?.pop();
     let model = found.map_or(String::new(), |f| f.model().display().to_string());
     Ok(match end {

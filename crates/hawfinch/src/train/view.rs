@@ -16,6 +16,8 @@ use hawfinch_train::trainer::{EvalReport, Observer, StepReport};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::output::{note, printable};
+#[cfg(feature = "plot")]
+use crate::plot::live::LossPlot;
 use crate::system::load::resident;
 
 /// Between two lines where no terminal is: often enough to see that it goes on.
@@ -35,6 +37,8 @@ pub struct View {
     work: f64,
     peak: f64,
     record: Records,
+    #[cfg(feature = "plot")]
+    plot: LossPlot,
 }
 
 /// The files in which a run is written down: `metrics.jsonl` and TensorBoard's events.
@@ -97,8 +101,37 @@ impl View {
         bar.set_style(style.expect("a template of ours").progress_chars("=> "));
         let (prompt, tokenizer) = (prompt.to_string(), tokenizer.clone());
         let record = Records::open(out, step)?;
-        Ok(View { bar, live, said: None, steps, prompt, tokenizer, work, peak, record })
+        Ok(View {
+            bar,
+            live,
+            said: None,
+            steps,
+            prompt,
+            tokenizer,
+            work,
+            peak,
+            record,
+            #[cfg(feature = "plot")]
+            plot: LossPlot::new(out),
+        })
     }
+
+    /// The run has ended: draws its plot a last time.
+    pub fn finish(&mut self) {
+        self.draw(true);
+    }
+
+    /// Draws the plot of the run.
+    #[cfg(feature = "plot")]
+    fn draw(&mut self, end: bool) {
+        if let Some(error) = self.plot.draw(end) {
+            self.say(&format!("the run goes on, but is not drawn: {error}"));
+        }
+    }
+
+    /// This program cannot draw.
+    #[cfg(not(feature = "plot"))]
+    fn draw(&mut self, _end: bool) {}
 
     fn write(&mut self, record: &Record) {
         if let Some(error) = self.record.write(record) {
@@ -175,7 +208,9 @@ impl Observer for View {
         self.say(&format!("step {}: validation loss {:.4}{bits}{probe}{best}", r.step, r.loss));
     }
 
-    fn saved(&mut self, _found: &Found) {}
+    fn saved(&mut self, _found: &Found) {
+        self.draw(false);
+    }
 
     fn note(&mut self, step: u64, text: &str) {
         self.write(&Record::Note(metrics::Note { step, text: text.into() }));

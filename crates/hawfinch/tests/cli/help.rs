@@ -14,7 +14,7 @@ fn snapshot(name: &str, text: &str) {
     assert!(kept == text, "{} is not what the program says now:\n{text}", path.display());
 }
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "generate",
     "chat",
     "inspect",
@@ -27,6 +27,7 @@ const COMMANDS: [&str; 13] = [
     "embed",
     "synthesize",
     "train",
+    "plot",
     "bench",
 ];
 

@@ -9,6 +9,8 @@ mod files;
 mod generate;
 mod help;
 mod packed;
+#[cfg(feature = "plot")]
+mod plot;
 mod quantize;
 mod speculate;
 mod text;

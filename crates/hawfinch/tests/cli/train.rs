@@ -65,6 +65,17 @@ fn a_run_gives_a_model_that_every_command_opens() {
     place.run(&["verify", model]).ok();
     place.run(&["convert", model, "model.pth", "--dtype", "bf16"]).ok();
     assert!(place.run(&["inspect", "model.pth"]).ok().text().contains("RWKV-7"));
+    #[cfg(feature = "plot")]
+    {
+        // The run has drawn itself; so does the command, from what the run wrote down and by its model's size.
+        let own = place.read("runs/run/loss.svg");
+        assert!(own.starts_with(b"<svg"));
+        place.run(&["plot", "runs/run"]).ok();
+        assert!(place.read("runs/run/loss.svg") == own);
+        place.run(&["plot", "runs/run", "--x", "flops", "--out", "flops.svg"]).ok();
+        let flops = String::from_utf8(place.read("flops.svg")).unwrap();
+        assert!(flops.contains("GFLOP"), "{flops}");
+    }
     let config = String::from_utf8(place.read("runs/run/config.toml")).unwrap();
     assert!(config.contains("width = 32") && config.contains("beta2 = 0.99"), "{config}");
     // Done is done.
@@ -79,6 +90,21 @@ fn a_run_gives_a_model_that_every_command_opens() {
     assert!(more.err.contains("done: second/"), "{}", more.err);
     let first = losses(&place, "second")[0].1.parse::<f64>().unwrap();
     assert!(first < number(0) - 0.5, "{first}");
+}
+
+/// Where the plot cannot be, the run goes on and says so once.
+#[cfg(feature = "plot")]
+#[test]
+fn a_plot_that_cannot_be_written_ends_no_run() {
+    let place = place();
+    std::fs::create_dir_all(place.path("runs/run/loss.svg")).unwrap();
+    let run = train(&place, &[]).ok();
+    let said = run.err.lines().filter(|l| l.contains("loss.svg")).count();
+    assert!(
+        said == 1 && run.err.contains("is not drawn") && run.err.contains("done: runs/run/step-00000012"),
+        "{}",
+        run.err
+    );
 }
 
 #[cfg(unix)]
