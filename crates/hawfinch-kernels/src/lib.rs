@@ -7,6 +7,7 @@
 
 pub mod adamw;
 mod ahead;
+pub mod attention;
 pub mod block;
 pub mod buffer;
 mod by_channels;

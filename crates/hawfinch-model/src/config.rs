@@ -5,12 +5,13 @@
 //! width, `F` inner width of the channel mix.
 
 use std::fmt;
+use std::path::Path;
 
 use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::names::{self, Dim, Param, Role};
 use crate::{Error, Result};
 
-/// The RWKV versions hawfinch runs.
+/// The RWKV versions hawfinch runs, and the transformer that it trains to compare them with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs)] // named as their authors name them
 pub enum Version {
@@ -20,10 +21,12 @@ pub enum Version {
     V5_2,
     V6,
     V7,
+    /// The baseline of softmax attention: trained and evaluated, not run token by token, as it keeps no state.
+    Attention,
 }
 
 impl Version {
-    /// `4`, `5.0`, `5.1`, `5.2`, `6`, `7`.
+    /// `4`, `5.0`, `5.1`, `5.2`, `6`, `7`, `attention`.
     pub fn number(self) -> &'static str {
         match self {
             Version::V4 => "4",
@@ -32,13 +35,14 @@ impl Version {
             Version::V5_2 => "5.2",
             Version::V6 => "6",
             Version::V7 => "7",
+            Version::Attention => "attention",
         }
     }
 
     /// The bird, where it has one.
     pub fn nickname(self) -> Option<&'static str> {
         match self {
-            Version::V4 | Version::V5_0 | Version::V5_1 => None,
+            Version::V4 | Version::V5_0 | Version::V5_1 | Version::Attention => None,
             Version::V5_2 => Some("Eagle"),
             Version::V6 => Some("Finch"),
             Version::V7 => Some("Goose"),
@@ -54,16 +58,48 @@ impl Version {
             "5" | "5.2" => Version::V5_2,
             "6" => Version::V6,
             "7" => Version::V7,
+            "attention" => Version::Attention,
             _ => return None,
         })
+    }
+
+    /// `RWKV-7`; `the attention baseline`.
+    pub fn plain_name(self) -> String {
+        match self {
+            Version::Attention => "the attention baseline".into(),
+            _ => format!("RWKV-{}", self.number()),
+        }
+    }
+
+    /// Whether it keeps a state, and so can go on with a text. What does not is trained and evaluated on whole
+    /// sequences, and nothing else.
+    pub fn has_state(self) -> bool {
+        self != Version::Attention
+    }
+
+    /// Refuses the model in `path` if it is of a version without a state, where a text is to be gone on with.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`]: what it can be used for.
+    pub fn needs_state(self, path: &Path) -> Result<()> {
+        if self.has_state() {
+            return Ok(());
+        }
+        let name = self.plain_name();
+        Err(Error::unsupported(
+            path,
+            format!(
+                "it is {name}, which is trained and evaluated only and keeps no state to go on from; open an RWKV model"
+            ),
+        ))
     }
 }
 
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.nickname() {
-            Some(n) => write!(f, "RWKV-{} \"{n}\"", self.number()),
-            None => write!(f, "RWKV-{}", self.number()),
+            Some(n) => write!(f, "{} \"{n}\"", self.plain_name()),
+            None => f.write_str(&self.plain_name()),
         }
     }
 }
@@ -261,6 +297,7 @@ impl Config {
             Version::V5_2 => dims2(version, ckpt, &att("time_decay"))?.0,
             Version::V6 => dims2(version, ckpt, &att("time_faaaa"))?.0,
             Version::V7 => dims2(version, ckpt, &att("r_k"))?.0,
+            Version::Attention => dims2(version, ckpt, &att("q_scale"))?.0,
         };
         if heads == 0 || att_width == 0 || att_width % heads != 0 {
             return Err(Error::damaged(
@@ -337,7 +374,7 @@ impl Config {
             match ckpt.get(&key) {
                 None if optional => {}
                 None => {
-                    return Err(Error::MissingTensor { name: key, version: self.version.number().into() });
+                    return Err(Error::MissingTensor { name: key, version: self.version.plain_name() });
                 }
                 Some(_) if optional => {} // unused: its shape is nobody's concern
                 Some(t) => {
@@ -426,6 +463,9 @@ fn refuse_variants(ckpt: &Checkpoint) -> Result<()> {
 /// The order-independent rule of spec section 8.
 fn detect_version(ckpt: &Checkpoint) -> Result<Version> {
     let has = |suffix: &str| ckpt.tensors.keys().any(|k| k.ends_with(suffix));
+    if has(".att.q_scale") && has(".att.query.weight") {
+        return Ok(Version::Attention);
+    }
     if has(".att.r_k") || has(".att.x_r") {
         return Ok(Version::V7);
     }
@@ -444,7 +484,7 @@ fn detect_version(ckpt: &Checkpoint) -> Result<Version> {
 }
 
 fn require<'a>(version: Version, ckpt: &'a Checkpoint, name: &str) -> Result<&'a StoredTensor> {
-    ckpt.get(name).ok_or_else(|| Error::MissingTensor { name: name.into(), version: version.number().into() })
+    ckpt.get(name).ok_or_else(|| Error::MissingTensor { name: name.into(), version: version.plain_name() })
 }
 
 fn dims2(version: Version, ckpt: &Checkpoint, name: &str) -> Result<(usize, usize)> {

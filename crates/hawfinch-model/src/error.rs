@@ -57,13 +57,13 @@ pub enum Error {
     },
     /// A checkpoint without a tensor that its version needs.
     #[error(
-        "the checkpoint has no tensor `{name}`, which RWKV-{version} needs: it is incomplete (was the download complete?) \
+        "the checkpoint has no tensor `{name}`, which {version} needs: it is incomplete (was the download complete?) \
          or of a variant that hawfinch does not know"
     )]
     MissingTensor {
         /// Official name.
         name: String,
-        /// As `6` or `5.2`.
+        /// As `RWKV-6` ([`Version::plain_name`](crate::Version::plain_name)).
         version: String,
     },
     /// A tensor of the wrong shape.

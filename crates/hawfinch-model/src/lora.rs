@@ -145,8 +145,8 @@ impl Lora {
             let name = format!("{module}.weight");
             if base.get(&name).is_some() && (name == "emb.weight" || role(&name) != Some(Role::Matrix)) {
                 return Err(Error::Lora(format!(
-                    "its `{module}` is no linear layer of RWKV-{}; train the whole tensor in place of a pair",
-                    config.version.number()
+                    "its `{module}` is no linear layer of {}; train the whole tensor in place of a pair",
+                    config.version.plain_name()
                 )));
             }
             let Some(w) = base.get(&name) else {

@@ -228,7 +228,7 @@ impl<O: Ops + 'static> Model<O> {
     /// Each state's count of tokens grows by those it was fed.
     ///
     /// # Errors
-    /// An id out of range, a sequence without tokens or a state of another model: checked before
+    /// An id out of range, a sequence without tokens, a state of another model, a model without a state: checked before
     /// anything changes. Logits that are not finite, weights of a packed file found damaged: states have moved on by
     /// then.
     pub fn forward(&self, sequences: &mut [Sequence<'_, O::State>]) -> Result<Vec<Output>> {
@@ -251,6 +251,7 @@ impl<O: Ops + 'static> Model<O> {
         outputs: &mut [Output],
     ) -> Result<()> {
         assert_eq!(sequences.len(), outputs.len(), "an output a sequence");
+        self.config.version.needs_state(&self.checkpoint.path)?;
         for s in &*sequences {
             if s.tokens.is_empty() {
                 return Err(Error::Invalid("a sequence needs at least one token".into()));

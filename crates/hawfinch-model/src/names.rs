@@ -198,6 +198,15 @@ const V7_ATT: &[Param] = &[
     p("att.ln_x.bias", &[A], Vector),
 ];
 
+const ATTENTION_ATT: &[Param] = &[
+    p("att.q_scale", &[H, N], Vector),
+    p("att.k_scale", &[H, N], Vector),
+    p("att.query.weight", &[A, D], Matrix),
+    p("att.key.weight", &[A, D], Matrix),
+    p("att.value.weight", &[A, D], Matrix),
+    p("att.output.weight", &[D, A], Matrix),
+];
+
 const V4_FFN: &[Param] = &[
     p("ffn.time_mix_k", &[One, One, D], Vector),
     p("ffn.time_mix_r", &[One, One, D], Vector),
@@ -220,6 +229,12 @@ const V7_FFN: &[Param] = &[
     p("ffn.value.weight", &[D, F], Matrix),
 ];
 
+const ATTENTION_FFN: &[Param] = &[
+    p("ffn.gate.weight", &[F, D], Matrix),
+    p("ffn.key.weight", &[F, D], Matrix),
+    p("ffn.value.weight", &[D, F], Matrix),
+];
+
 /// The per-layer parameters of a version: norms, time mix, channel mix, in official order. Names are
 /// without `blocks.N.`; block 0 has [`LN0`] besides.
 ///
@@ -233,6 +248,7 @@ pub fn block_params(version: Version) -> impl Iterator<Item = &'static Param> + 
         Version::V5_2 => (V5_2_ATT, V4_FFN),
         Version::V6 => (V6_ATT, V6_FFN),
         Version::V7 => (V7_ATT, V7_FFN),
+        Version::Attention => (ATTENTION_ATT, ATTENTION_FFN),
     };
     NORMS.iter().chain(att).chain(ffn)
 }

@@ -1,4 +1,4 @@
-//! The contract between the architectures and whatever does the arithmetic. Each RWKV version is written
+//! The contract between the architectures and whatever does the arithmetic. Each version is written
 //! once over these operations; the CPU ([`crate::cpu::Cpu`]) is one implementor, a tape that records for
 //! training and a GPU are others.
 //!
@@ -198,6 +198,15 @@ pub trait Ops {
         a: &Self::Tensor,
         batch: &mut Batch<'_, Self::State>,
         layer: usize,
+    ) -> Self::Tensor;
+    /// Causal softmax attention with rotary positions, each sequence of the batch from its first token: it keeps no state.
+    /// `qkv` `[t, h·n]`; see [`hawfinch_kernels::attention`].
+    fn attention(
+        &self,
+        qkv: [&Self::Tensor; 3],
+        heads: usize,
+        scale: f64,
+        batch: &Batch<'_, Self::State>,
     ) -> Self::Tensor;
     /// RWKV-7's key after the learning rate: `k (1 + (a - 1) k_a)`.
     fn scale_key(&self, k: &Self::Tensor, a: &Self::Tensor, k_a: &Self::Tensor) -> Self::Tensor;

@@ -56,6 +56,9 @@ impl StateLayout {
             layer_len += field.len();
             fields.push(field);
         };
+        if !config.version.has_state() {
+            return StateLayout { fields, layers: config.layers, layer_len };
+        }
         push("att_x", vec![d], 0.0);
         if config.version == Version::V4 {
             push("aa", vec![a], 0.0);
@@ -74,7 +77,7 @@ impl StateLayout {
         self.layers * self.layer_len
     }
 
-    /// Never true for a model.
+    /// True for the attention baseline alone.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

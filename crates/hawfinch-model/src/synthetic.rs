@@ -27,12 +27,13 @@ pub struct Shape {
 
 impl Shape {
     /// The configuration a released model of these sizes would have: inner width 4 D (v5.2, v6: 3.5 D
-    /// in whole 32s), low-rank widths as released (v7: by the reference's formula where no released
+    /// in whole 32s; attention, whose channel mix has a gate, 8/3 D), low-rank widths as released (v7: by the reference's formula where no released
     /// model has the width).
     pub fn config(&self) -> Config {
         let d = self.width;
         let ffn_width = match self.version {
             Version::V5_2 | Version::V6 => d * 7 / 2 / 32 * 32,
+            Version::Attention => d * 8 / 3 / 32 * 32,
             _ => 4 * d,
         };
         let heads = if self.version == Version::V4 { 1 } else { d / self.head_size };
@@ -78,7 +79,7 @@ pub fn range(config: &Config, param: &names::Param) -> (f32, f32) {
         Role::Vector if name.contains("mix_") || name.contains("maa_") || name.contains("x_") => (0.0, 1.0),
         Role::Vector if name == "time_decay" => (-6.0, 1.0),
         Role::Vector if name == "w0" => (-6.0, 1.0),
-        Role::Vector if name == "k_k" || name == "k_a" => (0.7, 1.1),
+        Role::Vector if ["k_k", "k_a", "q_scale", "k_scale"].contains(&name) => (0.7, 1.1),
         Role::Vector => (-0.3, 0.3),
     }
 }

@@ -53,7 +53,7 @@ pub struct RunConfig {
     pub out: PathBuf,
     /// The model to start from; without one, a new model of the sizes below.
     pub from: Option<PathBuf>,
-    /// RWKV version of a new model: 4, 5.0, 5.1, 5.2, 6 or 7.
+    /// RWKV version of a new model: 4, 5.0, 5.1, 5.2, 6 or 7; `attention`: the transformer to compare them with.
     pub version: String,
     /// Its layers.
     pub layers: usize,
@@ -215,8 +215,8 @@ impl RunConfig {
     /// There is no such version.
     pub fn rwkv_version(&self) -> Result<Version> {
         Version::from_number(&self.version).ok_or_else(|| {
-            let known = "4, 5.0, 5.1, 5.2, 6, 7";
-            Error::request(format!("version `{}` is none of RWKV's ({known})", self.version))
+            let known = "4, 5.0, 5.1, 5.2, 6, 7, attention";
+            Error::request(format!("version `{}` is none of those there are ({known})", self.version))
         })
     }
 

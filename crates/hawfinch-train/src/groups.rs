@@ -95,12 +95,16 @@ const V6: &[Rule] = &[
 
 const V7: &[Rule] = &[faster("att.w0", 2.0, 2.0), plain(Fits::Weight, true), plain(Fits::Any, false)];
 
+/// Ours: weight decay as in v7.
+const ATTENTION: &[Rule] = &[plain(Fits::Weight, true), plain(Fits::Any, false)];
+
 /// The rules of a version, in order; the last fits everything.
 pub fn rules(version: Version) -> &'static [Rule] {
     match version {
         Version::V4 | Version::V5_0 | Version::V5_1 => V4,
         Version::V5_2 | Version::V6 => V6,
         Version::V7 => V7,
+        Version::Attention => ATTENTION,
     }
 }
 

@@ -117,6 +117,7 @@ impl<F: Real> Learner<F> {
             return Err(hawfinch_model::Error::TokenRange { id, vocab }.into());
         }
         for states in [lesson.initial, lesson.d_last].into_iter().flatten() {
+            self.config().version.needs_state(&self.model.checkpoint().path)?;
             if states.len() != lesson.lengths.len() {
                 return invalid(format!("{} states for {} sequences", states.len(), lesson.lengths.len()));
             }

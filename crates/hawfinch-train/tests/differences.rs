@@ -9,8 +9,8 @@ use hawfinch_model::cpu::Cpu;
 use hawfinch_model::{State, Version, synthetic};
 use hawfinch_train::{Learner, Lesson};
 
-const VERSIONS: [Version; 6] =
-    [Version::V4, Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7];
+const VERSIONS: [Version; 7] =
+    [Version::V4, Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7, Version::Attention];
 
 fn learner(version: Version) -> Learner<f64> {
     let config = synthetic::Shape { version, layers: 2, width: 16, vocab: 24, head_size: 8 }.config();
@@ -27,7 +27,8 @@ fn objective(learner: &Learner<f64>, initial: &[State<f64>], learn: bool) -> (f6
     let (tokens, targets) = (ids(23, 1), ids(23, 4));
     let weights: Vec<f32> = (0..23).map(|n| (n % 3) as f32 * 0.25).collect();
     let targets = Targets { ids: &targets, weights: &weights, l2wrap: 0.0 };
-    let lesson = Lesson { lengths: &[5, 18], tokens: &tokens, targets, initial: Some(initial), d_last: None };
+    let initial = Some(initial).filter(|_| learner.config().version.has_state());
+    let lesson = Lesson { lengths: &[5, 18], tokens: &tokens, targets, initial, d_last: None };
     let learned = if learn { learner.learn(&lesson) } else { learner.evaluate(&lesson) }.unwrap();
     (learned.losses.sum, learned.d_initial)
 }
@@ -141,7 +142,7 @@ fn documents_in_a_batch_do_not_see_each_other() {
 /// Gradients through segments of a text, the last state's handed back, are those of the whole text.
 #[test]
 fn a_text_in_segments_is_the_text() {
-    for version in VERSIONS {
+    for version in VERSIONS.into_iter().filter(|v| v.has_state()) {
         for recompute in [false, true] {
             let mut learner = learner(version);
             learner.set_recomputing(recompute);
@@ -174,5 +175,38 @@ fn a_text_in_segments_is_the_text() {
             assert!(apart(&gradients(), &want) < 1e-11 * largest, "{version}");
             assert!(apart(first.d_initial[0].data(), whole.d_initial[0].data()) < 1e-11, "{version}");
         }
+    }
+}
+
+/// The baseline has no state to start from or to end in, and says so.
+#[test]
+fn a_model_without_a_state_refuses_one() {
+    let learner = learner(Version::Attention);
+    let state = [State::new(learner.model().state_layout().clone())];
+    let targets = Targets { ids: &[1, 2], weights: &[0.5; 2], l2wrap: 0.0 };
+    let lesson = Lesson { lengths: &[2], tokens: &[3, 1], targets, initial: None, d_last: None };
+    assert!(learner.learn(&lesson).is_ok());
+    for lesson in [Lesson { initial: Some(&state), ..lesson }, Lesson { d_last: Some(&state), ..lesson }] {
+        let e = learner.learn(&lesson).err().unwrap().to_string();
+        assert!(e.contains("keeps no state"), "{e}");
+    }
+}
+
+/// Losses of earlier tokens do not depend, bit for bit, on later ones: in the model of every version.
+#[test]
+fn later_tokens_change_no_earlier_loss() {
+    for version in VERSIONS {
+        let learner = learner(version);
+        let losses = |tokens: &[u32]| {
+            let targets = Targets { ids: &ids(40, 4), weights: &[1.0; 40], l2wrap: 0.0 };
+            let lesson = Lesson { lengths: &[40], tokens, targets, initial: None, d_last: None };
+            learner.evaluate(&lesson).unwrap().losses.each
+        };
+        let tokens = ids(40, 1);
+        let mut other = tokens.clone();
+        other[33] = (other[33] + 5) % 24;
+        let (a, b) = (losses(&tokens), losses(&other));
+        assert!(a[..33] == b[..33], "{version}: what comes before");
+        assert!(a[33..].iter().zip(&b[33..]).all(|(a, b)| a != b), "{version}: it and what comes after");
     }
 }

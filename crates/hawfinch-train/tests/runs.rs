@@ -118,7 +118,8 @@ fn bits(weights: &Checkpoint) -> Vec<u32> {
 fn every_version_learns() {
     let dir = tempfile::tempdir().unwrap();
     let name = corpus(dir.path());
-    for version in [Version::V4, Version::V5_1, Version::V5_2, Version::V6, Version::V7] {
+    let versions = [Version::V4, Version::V5_1, Version::V5_2, Version::V6, Version::V7, Version::Attention];
+    for version in versions {
         for order in [Order::Shuffle, Order::Packed] {
             let out = dir.path().join(format!("{}-{order:?}", version.number()));
             let config = RunConfig { order, steps: Some(60), ..config(&out) };
@@ -137,18 +138,22 @@ fn every_version_learns() {
 fn a_run_that_stops_and_goes_on_is_the_run_that_did_not() {
     let dir = tempfile::tempdir().unwrap();
     let name = corpus(dir.path());
-    for (order, operands) in [(Order::Shuffle, Operands::Bf16), (Order::Packed, Operands::F32)] {
-        let whole = dir.path().join(format!("whole-{order:?}"));
-        let parts = dir.path().join(format!("parts-{order:?}"));
+    for (version, order, operands) in [
+        (Version::V7, Order::Shuffle, Operands::Bf16),
+        (Version::V7, Order::Packed, Operands::F32),
+        (Version::Attention, Order::Packed, Operands::Bf16),
+    ] {
+        let whole = dir.path().join(format!("whole-{version:?}-{order:?}"));
+        let parts = dir.path().join(format!("parts-{version:?}-{order:?}"));
         let with = |out: &Path| RunConfig { order, precision: operands, accumulate: 2, ..config(out) };
         let mut trainer =
-            Trainer::new(with(&whole), &weights(Version::V7), cpu(2), data(&name, &with(&whole))).unwrap();
+            Trainer::new(with(&whole), &weights(version), cpu(2), data(&name, &with(&whole))).unwrap();
         let (_, all) = run(&mut trainer, 0);
         let want = bits(&trainer.weights());
         // Stopped after 13 steps, then again after 10 more; on other numbers of threads.
         let first = with(&parts);
         let mut trainer =
-            Trainer::new(first.clone(), &weights(Version::V7), cpu(1), data(&name, &first)).unwrap();
+            Trainer::new(first.clone(), &weights(version), cpu(1), data(&name, &first)).unwrap();
         let (end, _) = run(&mut trainer, 13);
         assert_eq!((end, trainer.progress().step), (End::Stopped, 13));
         let mut rest = Vec::new();
@@ -160,7 +165,7 @@ fn a_run_that_stops_and_goes_on_is_the_run_that_did_not() {
             rest.extend(seen.steps.iter().map(|s| (s.step, s.loss.to_bits(), s.lr.to_bits())));
             if stop_after == 0 {
                 assert_eq!(trainer.progress().step, 30);
-                assert!(bits(&trainer.weights()) == want, "{order:?}: the same bits");
+                assert!(bits(&trainer.weights()) == want, "{version} {order:?}: the same bits");
             }
         }
         let tail: Vec<_> =

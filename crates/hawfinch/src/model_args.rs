@@ -97,6 +97,7 @@ impl ModelOptions {
     pub fn open_draft(&self, path: &Path, model: &Model) -> anyhow::Result<Model> {
         let checkpoint = open_checkpoint(path)?;
         let config = Config::infer(&checkpoint)?;
+        config.version.needs_state(&checkpoint.path)?;
         let (draft, target) = (config.vocab, model.config().vocab);
         if draft != target {
             return Err(Error::DraftVocab { draft, target }.into());
@@ -148,6 +149,7 @@ impl ModelOptions {
     /// The model of a checkpoint that was found to fit.
     pub fn prepare(&self, mut checkpoint: Checkpoint) -> anyhow::Result<Model> {
         let config = Config::infer(&checkpoint)?;
+        config.version.needs_state(&checkpoint.path)?;
         note_unused(&checkpoint, &config);
         // What is made up, and lies in no file, is made in the types asked for.
         if let Some(quant) = self.quant.filter(|_| !checkpoint.files.is_empty()) {

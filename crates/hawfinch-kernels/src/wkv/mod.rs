@@ -47,7 +47,7 @@ impl<F: Real> Rows<F> {
     /// `n` numbers from `at`.
     #[allow(clippy::mut_from_ref)]
     #[inline(always)]
-    fn at(&self, at: usize, n: usize) -> &mut [F] {
+    pub(crate) fn at(&self, at: usize, n: usize) -> &mut [F] {
         // SAFETY: promised to `new`: no other call is for this head, and no call holds two parts.
         unsafe { self.parts.get(at, n) }
     }
@@ -56,7 +56,7 @@ impl<F: Real> Rows<F> {
 /// Operands of one head: `r`, `k`, `v` are `[t, c]` of all heads.
 #[derive(Clone, Copy)]
 pub struct Head<'a, F> {
-    /// Receptance.
+    /// Receptance; of attention the query.
     pub r: &'a [F],
     /// Key.
     pub k: &'a [F],
@@ -71,16 +71,22 @@ pub struct Head<'a, F> {
 }
 
 impl<F> Head<'_, F> {
+    /// Tokens.
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        self.r.len() / self.c
+    }
+
     /// Where each token's numbers of this head begin.
     #[inline(always)]
-    fn tokens(&self) -> impl Iterator<Item = usize> + use<F> {
+    pub(crate) fn tokens(&self) -> impl Iterator<Item = usize> + use<F> {
         let (head, n, c) = (self.head, self.n, self.c);
         (0..self.r.len() / c).map(move |t| t * c + head * n)
     }
 
     /// Where this head's numbers of token `t` begin.
     #[inline(always)]
-    fn at(&self, t: usize) -> usize {
+    pub(crate) fn at(&self, t: usize) -> usize {
         t * self.c + self.head * self.n
     }
 }

@@ -1,6 +1,7 @@
 //! The architectures: one file a version, each reading like its equations. This file holds what they
 //! share: how parameters are fetched by name, a linear layer with its adapters, the block.
 
+mod attention;
 mod v4;
 mod v5;
 mod v6;
@@ -56,9 +57,14 @@ impl<O: Ops> Input<'_, O> {
         o.binary(Binary::Add, self.x, &o.binary(Binary::SigmoidMul, r, y))
     }
 
+    /// Normalised.
+    pub fn normalised(&self, o: &O) -> O::Tensor {
+        o.layer_norm(self.x, self.norm)
+    }
+
     /// Normalised, and the row before each.
     pub fn shifted(&self, o: &O, step: &mut Step<'_, '_, O>) -> [O::Tensor; 2] {
-        let x = o.layer_norm(self.x, self.norm);
+        let x = self.normalised(o);
         let before = o.token_shift(&x, step.batch, self.layer, self.field);
         [x, before]
     }
@@ -177,6 +183,7 @@ impl<O: Ops> Loader<'_, O> {
             Version::V5_0 | Version::V5_1 | Version::V5_2 => Box::new(v5::V5::load(self, l)?),
             Version::V6 => Box::new(v6::V6::load(self, l)?),
             Version::V7 => Box::new(v7::V7::load(self, l)?),
+            Version::Attention => Box::new(attention::Attention::load(self, l)?),
         };
         Ok(Layer {
             ln1: self.layer_norm(&format!("blocks.{l}.ln1"))?,
@@ -199,7 +206,7 @@ impl<O: Ops> Loader<'_, O> {
     fn tensor(&self, name: &str) -> Result<&StoredTensor> {
         self.replaced(name).or_else(|| self.checkpoint.get(name)).ok_or_else(|| Error::MissingTensor {
             name: name.into(),
-            version: self.config.version.number().into(),
+            version: self.config.version.plain_name(),
         })
     }
 

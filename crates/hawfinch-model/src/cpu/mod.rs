@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
+use hawfinch_kernels::attention::{self, Rotary};
 use hawfinch_kernels::elementwise::{self, Binary, Toward, Unary};
 use hawfinch_kernels::mixes::{Affine, Run, norm_mixes};
 use hawfinch_kernels::{self as kernels, Isa, Pool, Real, norm, wkv};
@@ -227,6 +228,35 @@ impl<F: Real> Cpu<F> {
             let chunk = (DIVIDED / 4).div_ceil(channels);
             self.pool.split(y, channels, chunk, |first, part| {
                 fill(first * channels..first * channels + part.len(), part);
+            });
+        })
+    }
+
+    /// Softmax attention of sequences of these lengths, each head of each on its own.
+    pub fn attend(
+        &self,
+        [q, k, v]: [&Tensor<F>; 3],
+        heads: usize,
+        scale: f64,
+        lengths: &[usize],
+    ) -> Tensor<F> {
+        let (c, n) = (q.channels, q.channels / heads);
+        let rotary = Rotary::new(lengths.iter().copied().max().unwrap_or(0), n);
+        self.make(q.rows(), c, |y| {
+            let mut rest = y;
+            let mut at = 0;
+            let mut sequences = Vec::new();
+            for len in lengths {
+                let (own, after) = rest.split_at_mut(len * c);
+                // SAFETY: each head is computed by one call; the tensor outlives them.
+                sequences.push((at..at + len * c, unsafe { wkv::Rows::new(own) }));
+                (rest, at) = (after, at + len * c);
+            }
+            self.pool.run(sequences.len() * heads, &|job| {
+                let (at, y) = &sequences[job / heads];
+                let [r, k, v] = [q, k, v].map(|t| &t.data()[at.clone()]);
+                let x = wkv::Head { r, k, v, head: job % heads, n, c };
+                attention::attention(self.isa, y, x, &rotary, F::from_f64(scale));
             });
         })
     }
@@ -473,6 +503,16 @@ impl<F: Real> Ops for Cpu<F> {
             let [om, kk, a] = [om, kk, a].map(|t| &t.data()[at.clone()]);
             wkv::wkv7(self.isa, y, s, x, om, kk, a);
         })
+    }
+
+    fn attention(
+        &self,
+        qkv: [&Tensor<F>; 3],
+        heads: usize,
+        scale: f64,
+        batch: &Batch<'_, State<F>>,
+    ) -> Tensor<F> {
+        self.attend(qkv, heads, scale, &batch.lengths)
     }
 
     fn scale_key(&self, k: &Tensor<F>, a: &Tensor<F>, k_a: &Tensor<F>) -> Tensor<F> {

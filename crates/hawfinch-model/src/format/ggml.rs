@@ -206,7 +206,7 @@ fn to_official(path: &Path, ckpt: &mut Checkpoint, width: usize) -> Result<()> {
             ckpt.decay_form = DecayForm::Exponentiated;
             ckpt.group_norm_eps = Some(1e-5);
         }
-        Version::V6 | Version::V7 => {}
+        Version::V6 | Version::V7 | Version::Attention => {}
     }
     for (name, mut tensor) in std::mem::take(&mut ckpt.tensors) {
         let Some((layer, rest)) = names::split_block(&name) else {

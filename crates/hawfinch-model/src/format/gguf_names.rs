@@ -28,13 +28,15 @@ impl Arch {
         [Arch::Rwkv4, Arch::Rwkv5, Arch::Rwkv6, Arch::Rwkv7].into_iter().find(|a| a.name() == name)
     }
 
-    pub(super) fn of(version: Version) -> Arch {
-        match version {
+    /// That of a version; `None` where GGUF has none.
+    pub(super) fn of(version: Version) -> Option<Arch> {
+        Some(match version {
             Version::V4 => Arch::Rwkv4,
             Version::V5_0 | Version::V5_1 | Version::V5_2 => Arch::Rwkv5,
             Version::V6 => Arch::Rwkv6,
             Version::V7 => Arch::Rwkv7,
-        }
+            Version::Attention => return None,
+        })
     }
 
     /// A version whose table of parameters has every name of the architecture; the three versions 5
@@ -196,7 +198,7 @@ mod tests {
     #[test]
     fn every_parameter_has_a_name_and_comes_back() {
         for version in [Version::V4, Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7] {
-            let arch = Arch::of(version);
+            let arch = Arch::of(version).unwrap();
             for (key, _) in all_params(version, 2) {
                 let rest = split_block(&key).map_or("", |(_, r)| r);
                 match to_gguf(arch, &key) {

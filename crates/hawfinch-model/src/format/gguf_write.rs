@@ -66,14 +66,12 @@ impl Plan {
         {
             return Err(no_type(d));
         }
-        let mut maker = Maker {
-            ckpt,
-            config,
-            arch: Arch::of(config.version),
-            options,
-            entries: Vec::new(),
-            layer_0_values: Vec::new(),
+        let Some(arch) = Arch::of(config.version) else {
+            let why = format!("GGUF has no architecture that is {}", config.version);
+            return Err(Error::unsupported(&ckpt.path, why));
         };
+        let mut maker =
+            Maker { ckpt, config, arch, options, entries: Vec::new(), layer_0_values: Vec::new() };
         let metadata = maker.tensors()?;
         let keys = maker.keys(&metadata)?;
         let entries = maker.entries;
@@ -169,7 +167,7 @@ impl Maker<'_> {
             }
             let tensor = self.ckpt.get(&key).ok_or_else(|| Error::MissingTensor {
                 name: key.clone(),
-                version: self.config.version.number().into(),
+                version: self.config.version.plain_name(),
             })?;
             done += 1;
             let tensor = self.in_official_shape(tensor, param);
@@ -268,7 +266,7 @@ impl Maker<'_> {
         let sizes = [("v0", att), ("v1", width * rank), ("v2", rank * att)];
         let own = rank > 0 && sizes.iter().all(|(n, len)| get(n).is_some_and(|t| t.len() == *len));
         let missing =
-            |n: &str| Error::MissingTensor { name: format!("blocks.0.att.{n}"), version: "7".into() };
+            |n: &str| Error::MissingTensor { name: format!("blocks.0.att.{n}"), version: "RWKV-7".into() };
         let values = |names: [&str; 3]| -> Result<[Vec<f32>; 3]> {
             let [a, b, c] = names.map(|n| get(n).map(StoredTensor::to_f32).ok_or_else(|| missing(n)));
             Ok([a?, b?, c?])

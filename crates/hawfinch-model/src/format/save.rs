@@ -71,7 +71,8 @@ pub struct SaveOptions<'a> {
 /// Writes `ckpt` to `path`, through a temporary file beside it that is renamed when complete.
 ///
 /// # Errors
-/// Checkpoints whose decays are stored exponentiated (rwkv.cpp's), number types that the format lacks,
+/// Checkpoints whose decays are stored exponentiated (rwkv.cpp's), a model without a state as GGUF or packed, number
+/// types that the format lacks,
 /// numbers that the type cannot hold, and what the system says.
 pub fn save(path: &Path, ckpt: &Checkpoint, options: SaveOptions) -> Result<()> {
     if ckpt.decay_form == DecayForm::Exponentiated {
@@ -98,6 +99,10 @@ pub fn save(path: &Path, ckpt: &Checkpoint, options: SaveOptions) -> Result<()> 
         ckpt
     };
     let config = Config::infer(ckpt).ok();
+    // These are for running a model.
+    if let (Some(config), SaveFormat::Gguf | SaveFormat::Packed) = (&config, options.format) {
+        config.version.needs_state(&ckpt.path)?;
+    }
     let metadata = metadata_of(ckpt, config.as_ref(), |name, t| match options.format {
         SaveFormat::Gguf => gguf_write::matrix_type(options.dtype, name, t),
         SaveFormat::Packed => packed::matrix_type(options.dtype, name, t),

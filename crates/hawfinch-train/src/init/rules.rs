@@ -1,7 +1,8 @@
 //! How each parameter of each version begins: the references' formulas.
 //!
 //! Source: the training spec, section 1, from the modules' constructors and `generate_init_weight` of
-//! RWKV-v4neo (v4, v5.0, v5.1), RWKV-v5 (v5.2, v6) and RWKV-v7/train_temp (v7). Letters as there: layer `l` of `L`,
+//! RWKV-v4neo (v4, v5.0, v5.1), RWKV-v5 (v5.2, v6) and RWKV-v7/train_temp (v7). The attention baseline begins as v7 does,
+//! but that every matrix keeps the size of what it is given. Letters as there: layer `l` of `L`,
 //! `r0 = l/(L-1)`, `r1 = 1 - l/L`, channel `i` of `D`. Python computes the scalars in double precision and PyTorch the
 //! tensors in single; so does this, operation by operation. Where the reference divides by zero (one layer, one head,
 //! one channel) the quotient is taken as 0.
@@ -45,7 +46,7 @@ pub fn rule(config: &Config, layer: usize, param: &Param, lr_init: f64) -> Rule 
         ("head.weight", _) => Rule::Orthogonal { gain: 0.5 * (vocab as f64 / width as f64).max(1.0).sqrt() },
         ("att.output.weight" | "ffn.value.weight" | "ffn.receptance.weight", _) => Rule::Constant(0.0),
         ("att.key.weight" | "att.receptance.weight", _) if version == Version::V4 => Rule::Constant(0.0),
-        (_, Role::Matrix) if old => Rule::Orthogonal { gain: tall },
+        (_, Role::Matrix) if old || version == Version::Attention => Rule::Orthogonal { gain: tall },
         ("att.key.weight" | "att.gate.weight", _) => Rule::Orthogonal { gain: 0.1 },
         (_, Role::Matrix) => Rule::Orthogonal { gain: 1.0 },
         (name, Role::LowRank) => match (name.ends_with('1'), version) {
@@ -121,6 +122,8 @@ impl Formula<'_> {
             "att.k_k" => values(a, &|i| 0.71 - self.linear(i) * 0.1),
             "att.k_a" => Rule::Constant(1.02),
             "att.r_k" => Rule::Constant(-0.04),
+            // Attention.
+            "att.q_scale" | "att.k_scale" => Rule::Constant(1.0),
             other => unreachable!("every vector of `names` has its formula, but {other}"),
         }
     }

@@ -1,9 +1,10 @@
 //! The tape: an implementor of the operations ([`hawfinch_model::ops::Ops`]) that runs them on the CPU, notes what they
 //! did, and replays it backwards. So the architectures that run are those that train.
 //!
-//! Each operation stands once, its forward with the closure that goes back: `elements.rs`, `norms.rs`, `products.rs`,
-//! `shift.rs`, `wkv.rs`; `loss.rs` is the head with the loss. `ops.rs` ties them to the contract.
+//! Each operation stands once, its forward with the closure that goes back: `attention.rs`, `elements.rs`, `norms.rs`,
+//! `products.rs`, `shift.rs`, `wkv.rs`; `loss.rs` is the head with the loss. `ops.rs` ties them to the contract.
 
+mod attention;
 mod elements;
 mod loss;
 mod norms;

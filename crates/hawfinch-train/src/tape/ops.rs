@@ -154,6 +154,10 @@ impl<F: Real> Ops for Tape<F> {
         self.delta_rule(rkv, [om, kk, a], batch, layer)
     }
 
+    fn attention(&self, qkv: [&Var<F>; 3], heads: usize, scale: f64, batch: &Batch<'_, States<F>>) -> Var<F> {
+        self.attend(qkv, heads, scale, &batch.lengths)
+    }
+
     fn scale_key(&self, k: &Var<F>, a: &Var<F>, k_a: &Var<F>) -> Var<F> {
         self.scaled_key(k, a, k_a)
     }

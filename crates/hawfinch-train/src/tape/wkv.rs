@@ -125,7 +125,7 @@ impl<F: Real> Recurrence<F> for V7 {
 }
 
 /// Where the sequences of a batch lie in tensors `[t, c]`.
-fn ranges(lengths: &[usize], c: usize) -> Vec<Range<usize>> {
+pub(super) fn ranges(lengths: &[usize], c: usize) -> Vec<Range<usize>> {
     let mut end = 0;
     let range = |len: &usize| {
         end += len * c;
@@ -136,7 +136,7 @@ fn ranges(lengths: &[usize], c: usize) -> Vec<Range<usize>> {
 
 impl<F: Real> Tape<F> {
     /// Rows of each sequence of a tensor, of which threads fill different heads.
-    fn rows_of(ranges: &[Range<usize>], y: &mut [F]) -> Vec<Rows<F>> {
+    pub(super) fn rows_of(ranges: &[Range<usize>], y: &mut [F]) -> Vec<Rows<F>> {
         // SAFETY: the sequences' parts are disjoint, each head of each is computed by one call, and the tensor outlives
         // the calls that fill it.
         ranges.iter().map(|range| unsafe { Rows::new(&mut y[range.clone()]) }).collect()

@@ -103,7 +103,8 @@ fn epsilon_source(ckpt: &Checkpoint) -> &'static str {
 
 fn model(ckpt: &Checkpoint, c: &Config) -> Said {
     let heads = c.version != Version::V4;
-    let eps = (c.version != Version::V4).then(|| (c.group_norm_eps, epsilon_source(ckpt)));
+    let eps =
+        (c.version != Version::V4 && c.version.has_state()).then(|| (c.group_norm_eps, epsilon_source(ckpt)));
     let (all, used) = (c.parameters(true), c.parameters(false));
     let held = ckpt.get("blocks.0.att.v0").is_some();
     let (state_bytes, need) = (4 * c.state_len() as u64, memory_need(ckpt, c, 1, None).total());
@@ -143,8 +144,12 @@ fn model(ckpt: &Checkpoint, c: &Config) -> Said {
     if ckpt.tensors.keys().any(|k| k.ends_with(".att.time_state")) {
         lines.push(("initial state", "tuned, in this file (time_state)".into()));
     }
-    lines.push(("state", format!("{} a sequence, at any length of text", size(state_bytes))));
-    lines.push(("memory", format!("{} to run one sequence", size(need))));
+    if c.version.has_state() {
+        lines.push(("state", format!("{} a sequence, at any length of text", size(state_bytes))));
+        lines.push(("memory", format!("{} to run one sequence", size(need))));
+    } else {
+        lines.push(("state", "none: it is trained and evaluated only".into()));
+    }
     if let Some((eps, source)) = eps {
         lines.push(("group-norm eps", format!("{eps} ({source})")));
     }

@@ -110,6 +110,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         can_be_written(&ckpt)?;
     }
     let config = Config::infer(&ckpt)?;
+    config.version.needs_state(&ckpt.path)?;
     not_quantised_yet(&ckpt, &config)?;
     let found = weights(&ckpt, &config);
     if found.is_empty() && !args.evidence {

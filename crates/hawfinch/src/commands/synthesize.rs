@@ -62,6 +62,7 @@ pub struct Args {
 
 fn parse_version(s: &str) -> Result<Version, String> {
     Version::from_number(s.trim_start_matches(['v', 'V']))
+        .filter(|version| version.has_state())
         .ok_or_else(|| "choose one of 4, 5.0, 5.1, 5.2, 6, 7".to_string())
 }
 

@@ -184,7 +184,7 @@ fn same_shape(config: &RunConfig, model: &Checkpoint) -> anyhow::Result<()> {
     let why = match differs {
         _ if config.from.is_some() => return Ok(()),
         _ if version != there.version => {
-            format!("a model of RWKV-{}, not {}", there.version.number(), version.number())
+            format!("{}, not {}", there.version.plain_name(), version.plain_name())
         }
         Some((key, asked, there)) => format!("a model of {key} {there}, not {asked}"),
         None => return Ok(()),

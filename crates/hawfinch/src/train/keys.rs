@@ -21,7 +21,7 @@ pub struct Keys {
     /// Start from this model; without it, from a new one
     #[arg(long, value_name = "MODEL", help_heading = "Model")]
     pub from: Option<PathBuf>,
-    /// RWKV version of a new model: 4, 5.0, 5.1, 5.2, 6 or 7
+    /// RWKV version of a new model: 4, 5.0, 5.1, 5.2, 6 or 7; attention: the transformer to compare them with
     #[arg(long, value_name = "VERSION", help_heading = "Model")]
     pub version: Option<String>,
     /// Its layers

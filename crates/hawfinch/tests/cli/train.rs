@@ -43,6 +43,36 @@ fn losses(place: &Place, run: &str) -> Vec<(u64, String)> {
     steps.map(|r| (r["step"].as_u64().unwrap(), r["loss"].to_string())).collect()
 }
 
+/// The baseline is trained, saved and gone on with like every version; what would run it says what it is.
+#[test]
+fn the_attention_baseline_is_trained_and_not_run() {
+    let place = place();
+    let run = train(&place, &["--version", "attention", "--steps", "8", "--sample-every", "8"]).ok();
+    for said in ["the attention baseline", "step 8/8: loss", "validation loss", "no sample: "] {
+        assert!(run.err.contains(said), "`{said}` in: {}", run.err);
+    }
+    let steps = losses(&place, "runs/run");
+    let number = |n: usize| steps[n].1.parse::<f64>().unwrap();
+    assert!((number(0) - 256f64.ln()).abs() < 0.5 && number(7) < number(0) - 0.3, "{steps:?}");
+    train(&place, &["--steps", "8"]).fails(2, &["the attention baseline, not RWKV-7"]);
+    let model = "runs/run/step-00000008/model.safetensors";
+    place.run(&["inspect", model]).ok();
+    for args in [
+        &["generate", model, "a", "-n", "1"][..],
+        &["chat", model],
+        &["logits", model, "--ids", "1", "--out", "l.st"],
+        &["embed", model, "a"],
+        &["bench", model, "--quick"],
+        &["convert", model, "m.gguf"],
+        &["convert", model, "m.packed.safetensors"],
+    ] {
+        place.run(args).fails(1, &[model, "trained and evaluated only"]);
+    }
+    assert!(!place.path("m.gguf").exists() && !place.path("l.st").exists());
+    place.run(&["convert", model, "m.pth"]).ok();
+    assert!(place.run(&["inspect", "m.pth"]).ok().out.contains("attention"));
+}
+
 #[test]
 fn a_run_gives_a_model_that_every_command_opens() {
     let place = place();

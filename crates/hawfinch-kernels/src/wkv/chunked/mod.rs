@@ -32,7 +32,7 @@
 
 mod matrix;
 mod pairs;
-mod product;
+pub(crate) mod product;
 #[cfg(target_arch = "x86_64")]
 mod product_x86;
 #[cfg(test)]
