@@ -149,7 +149,6 @@ pub fn demo() -> Checkpoint {
     let config = DEMO.config();
     let mut ckpt = checkpoint(&config, DType::F32, 7);
     ckpt.path = "the built-in stand-in model".into();
-    ckpt.metadata.insert("hawfinch.untrained".into(), "true".into());
     // The final norm gets a large bias on its first channel, which the head turns into log-frequencies.
     const BIAS: f32 = 4.0;
     let edit = |ckpt: &mut Checkpoint, name: &str, change: &dyn Fn(&mut [f32])| {

@@ -13,7 +13,7 @@ use crate::commands;
     version,
     max_term_width = 100,
     after_help = "Begin with `hawfinch pull --list` for models to fetch, then `hawfinch chat MODEL`. Without \
-arguments the built-in stand-in speaks. Every command has --help with examples.
+arguments the built-in model writes some lines. Every command has --help with examples.
 
 Environment: HAWFINCH_THREADS says how many threads compute; HAWFINCH_ISA (scalar, avx2, avx512, amx, neon, \
 neon-dotprod, neon-i8mm) forces an instruction set. Results depend on neither. The code for Arm and that for AMX are \

@@ -6,6 +6,7 @@
 //! Results go to standard output, everything else (progress, notes, errors) to standard error.
 
 mod bench;
+mod built_in;
 mod chat;
 mod cli;
 mod commands;

@@ -1,4 +1,4 @@
-//! Opening a model as the command line asks for it: from a file, a folder or the built-in stand-in, with LoRA
+//! Opening a model as the command line asks for it: from a file, a folder or the one that is built in, with LoRA
 //! files, threads and what else every command that runs a model takes.
 
 use std::num::NonZeroUsize;
@@ -9,10 +9,9 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hawfinch_engine::Error;
 use hawfinch_kernels::Isa;
 use hawfinch_model::quantize::{Unquantized, held_bytes, unquantized};
-use hawfinch_model::{
-    Background, Checkpoint, Config, Cpu, Lora, Model, OpenOptions, Quant, State, format, synthetic,
-};
+use hawfinch_model::{Background, Checkpoint, Config, Cpu, Lora, Model, OpenOptions, Quant, State, format};
 
+use crate::built_in;
 use crate::fail::usage;
 use crate::hub;
 use crate::output;
@@ -20,9 +19,6 @@ use crate::output::{note, printable};
 use crate::progress::Progress;
 use crate::system::cpu::threads_allowed;
 use crate::system::memory::{self, Memory, Need};
-
-/// The name that stands for the built-in stand-in model.
-pub const DEMO: &str = "demo";
 
 /// Options of every command that runs a model.
 #[derive(clap::Args, Debug, Clone, Default)]
@@ -245,13 +241,12 @@ fn note_not_quantized(quant: Quant, checkpoint: &Checkpoint, config: &Config) {
     note(format_args!("warning: --quant {quant} {stay}"));
 }
 
-/// The tensors of a model: a file, a folder, the name of a model in the models folder, or `demo` for the
-/// built-in stand-in.
+/// The tensors of a model: a file, a folder, the name of a model in the models folder, or one that is built in.
 pub fn open_checkpoint(path: &Path) -> anyhow::Result<Checkpoint> {
-    if path.as_os_str() == DEMO && !path.exists() {
-        return Ok(synthetic::demo());
+    match built_in::open(path) {
+        Some(built_in) => Ok(built_in),
+        None => Ok(format::open(&hub::resolve(path)?)?),
     }
-    Ok(format::open(&hub::resolve(path)?)?)
 }
 
 /// What running the model takes with so many sequences at once, quantised while it is opened or not.

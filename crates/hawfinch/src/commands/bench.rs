@@ -14,9 +14,10 @@ use crate::bench::report::{
     FirstToken, Limits, MemoryReport, ModelReport, PackedReport, Report, Speed, Spread,
 };
 use crate::bench::{self, Bench, Plan, made, table};
+use crate::built_in::DEMO;
 use crate::fail::usage;
 use crate::measure::Gauge;
-use crate::model_args::{DEMO, ModelOptions, memory_need, open_checkpoint};
+use crate::model_args::{ModelOptions, memory_need, open_checkpoint};
 use crate::output::{self, note, printable};
 use crate::progress::Progress;
 use crate::shapes::{self, Published};

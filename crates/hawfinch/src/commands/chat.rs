@@ -6,11 +6,12 @@ use std::process::ExitCode;
 use hawfinch_engine::{Sampler, Uncounted};
 
 use super::generate::DEMO_NOTE;
+use crate::built_in::DEMO;
 use crate::chat::commands::{self, Command, Line};
 use crate::chat::lines::Lines;
 use crate::chat::talk::{Talk, title};
 use crate::fail::{closed_pipe, sentence, usage};
-use crate::model_args::{DEMO, ModelOptions, load_state};
+use crate::model_args::{ModelOptions, load_state};
 use crate::output::{Stream, note};
 use crate::runner::Runner;
 use crate::sampler_args::SamplerOptions;
@@ -34,7 +35,7 @@ Examples:
   printf 'Hello!\\n/save hello.safetensors\\n' | hawfinch chat model.pth --seed 1"
 )]
 pub struct Args {
-    /// A model file or folder; without one the built-in stand-in
+    /// A model file or folder; without one the built-in model
     model: Option<PathBuf>,
     /// Chat template: world, g1, g1-think, raven, pile, instruct, completion …, or a Jinja file [default: by the model]
     #[arg(long, value_name = "NAME|FILE")]
@@ -81,7 +82,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let guessing = args.speculate.open(&args.options, &model)?;
     let mut lines = Lines::open()?;
-    if model.checkpoint().metadata.contains_key("hawfinch.untrained") {
+    if args.model.is_none() {
         note(DEMO_NOTE);
     }
     if lines.is_terminal() {

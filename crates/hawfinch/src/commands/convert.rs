@@ -34,7 +34,7 @@ Examples:
   hawfinch convert model.gguf model.packed.safetensors
   hawfinch convert hf-folder/ model.out --to pth --dtype bf16")]
 pub struct Args {
-    /// The checkpoint to read: a file or folder of any format (`demo`: the built-in stand-in)
+    /// The checkpoint to read: a file or folder of any format (`demo`: the built-in one)
     from: PathBuf,
     /// The file to write: .pth, .safetensors, .gguf or .packed.safetensors
     to: PathBuf,

@@ -32,7 +32,7 @@ Examples:
   hawfinch embed model.pth - --state-layer 0 < page.txt"
 )]
 pub struct Args {
-    /// A model file or folder (`demo`: the built-in stand-in)
+    /// A model file or folder (`demo`: the built-in one)
     model: PathBuf,
     /// The text, or - to read it from standard input
     #[arg(required_unless_present = "input", conflicts_with = "input")]

@@ -15,9 +15,10 @@ use hawfinch_tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
 use super::generate_batch;
+use crate::built_in::{self, DEMO};
 use crate::fail::usage;
 use crate::input;
-use crate::model_args::{DEMO, ModelOptions, StateOptions};
+use crate::model_args::{ModelOptions, StateOptions};
 use crate::output::{self, Stream, note};
 use crate::runner::{Runner, catch_up};
 use crate::sampler_args::SamplerOptions;
@@ -46,7 +47,7 @@ Examples:
   hawfinch generate model.pth --input prompts.jsonl -o answers.jsonl"
 )]
 pub struct Args {
-    /// A model file or folder; without one, or for `demo`, the built-in stand-in
+    /// A model file or folder; without one, or for `demo`, the built-in one
     model: Option<PathBuf>,
     /// The prompt, or - to read it from standard input
     #[arg(conflicts_with_all = ["prompt_file", "input"])]
@@ -178,7 +179,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         ));
     }
     let setup = args.setup()?;
-    if args.model.is_none() || setup.model.checkpoint().metadata.contains_key("hawfinch.untrained") {
+    if args.model.is_none() {
         note(DEMO_NOTE);
     }
     if args.input.is_some() {
@@ -190,18 +191,24 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 /// `hawfinch` with no argument: what a new user sees first.
 pub fn first_run() -> anyhow::Result<ExitCode> {
     note(DEMO_NOTE);
-    note("");
-    let args = Args { max_tokens: 64, batch: 1, echo: true, ..Args::default() };
-    let setup = args.setup()?;
-    let code = one(&args, &setup, Some(b"The finch ".to_vec()))?;
+    let args = Args { max_tokens: 40, batch: 1, echo: true, ..Args::default() };
+    let mut setup = args.setup()?;
+    // A model of this size is surest near what it finds most probable.
+    (setup.config.temperature, setup.config.top_p) = (0.8, 0.7);
+    for beginning in built_in::BEGINNINGS {
+        note("");
+        let code = one(&args, &setup, Some(beginning.as_bytes().to_vec()))?;
+        if code != ExitCode::SUCCESS {
+            return Ok(code);
+        }
+    }
     note(
-        "\nNext: `hawfinch pull --list` shows models to fetch, `hawfinch chat MODEL` talks to one,\n`hawfinch --help` lists all commands.",
+        "\nNext: `hawfinch chat` and `hawfinch generate \"Your text\"` use this model too; `hawfinch pull --list` shows\nlarger ones to fetch, `hawfinch train recipes/tiny.toml` trains one, `hawfinch --help` lists all commands.",
     );
-    Ok(code)
+    Ok(ExitCode::SUCCESS)
 }
 
-pub(super) const DEMO_NOTE: &str =
-    "This is the built-in stand-in, a small model without training: its text is noise.";
+pub(super) const DEMO_NOTE: &str = "This is the built-in model: a few million parameters, trained on two cores to continue texts, not to answer.";
 
 fn one(args: &Args, setup: &Setup, prompt: Option<Vec<u8>>) -> anyhow::Result<ExitCode> {
     signal::catch(1);

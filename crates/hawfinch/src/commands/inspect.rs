@@ -20,7 +20,7 @@ use crate::output::{self, size, thousands};
   hawfinch inspect model.gguf --tensors
   hawfinch inspect model.safetensors --json")]
 pub struct Args {
-    /// A model, state or LoRA file, or a model's folder, of any format (`demo`: the built-in stand-in)
+    /// A model, state or LoRA file, or a model's folder, of any format (`demo`: the built-in one)
     file: PathBuf,
     /// List every tensor: name, shape, number type
     #[arg(long)]

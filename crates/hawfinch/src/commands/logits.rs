@@ -23,7 +23,7 @@ Examples:
   hawfinch logits model.pth --ids-file ids.json --split 3,1,66 --out logits.safetensors"
 )]
 pub struct Args {
-    /// A model file or folder (`demo`: the built-in stand-in)
+    /// A model file or folder (`demo`: the built-in one)
     model: PathBuf,
     /// Token ids, as in 1,2,3
     #[arg(long, required_unless_present = "ids_file", conflicts_with = "ids_file")]

@@ -41,7 +41,7 @@ Examples:
   hawfinch quantize model.pth --to int4 --json"
 )]
 pub struct Args {
-    /// The model to quantise, in floating-point numbers (`demo`: the built-in stand-in)
+    /// The model to quantise, in floating-point numbers (`demo`: the built-in one)
     model: PathBuf,
     /// The file to write: .gguf, or .packed.safetensors for one that opens at once, in hawfinch alone [default:
     /// none, only the report]

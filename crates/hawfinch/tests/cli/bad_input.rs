@@ -54,16 +54,16 @@ fn truncated_models() {
 #[test]
 fn ids_out_of_range() {
     let place = Place::new();
-    place.run(&["logits", "demo", "--ids", "1,256", "--out", "l.st"]).fails(1, &["256", "0 to 255"]);
+    place.run(&["logits", "untrained", "--ids", "1,256", "--out", "l.st"]).fails(1, &["256", "0 to 255"]);
     assert!(!place.path("l.st").exists());
-    place.run(&["logits", "demo", "--ids", "1,-2", "--out", "l.st"]).fails(2, &["`-2`"]);
-    place.run(&["logits", "demo", "--ids", "4294967296", "--out", "l.st"]).fails(2, &["4294967296"]);
-    place.run(&["logits", "demo", "--ids", "", "--out", "l.st"]).fails(2, &["no ids"]);
-    place.run(&["logits", "demo", "--ids", "1,2", "--split", "3", "--out", "l.st"]).fails(2, &["2 ids"]);
-    place.run(&["logits", "demo", "--ids-file", "nowhere", "--out", "l.st"]).fails(1, &["nowhere"]);
-    place.run(&["logits", "demo", "--ids", "1", "--out", "no/l.st"]).fails(1, &["no/l.st"]);
+    place.run(&["logits", "untrained", "--ids", "1,-2", "--out", "l.st"]).fails(2, &["`-2`"]);
+    place.run(&["logits", "untrained", "--ids", "4294967296", "--out", "l.st"]).fails(2, &["4294967296"]);
+    place.run(&["logits", "untrained", "--ids", "", "--out", "l.st"]).fails(2, &["no ids"]);
+    place.run(&["logits", "untrained", "--ids", "1,2", "--split", "3", "--out", "l.st"]).fails(2, &["2 ids"]);
+    place.run(&["logits", "untrained", "--ids-file", "nowhere", "--out", "l.st"]).fails(1, &["nowhere"]);
+    place.run(&["logits", "untrained", "--ids", "1", "--out", "no/l.st"]).fails(1, &["no/l.st"]);
     // A tokenizer with more ids than the model has rows.
-    place.run(&["generate", "demo", "a", "--tokenizer", "world"]).fails(1, &["256"]);
+    place.run(&["generate", "untrained", "a", "--tokenizer", "world"]).fails(1, &["256"]);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn states_of_other_models() {
     logits("7.pth", &["--state", "7.state"]).ok();
     logits("6.pth", &["--state", "7.state"]).fails(1, &["RWKV-7", "RWKV-6"]);
     logits("7b.pth", &["--state", "7.state"]).fails(1, &["another model"]);
-    logits("demo", &["--state", "7.state"]).fails(1, &["another model"]);
+    logits("untrained", &["--state", "7.state"]).fails(1, &["another model"]);
     logits("7.pth", &["--state", "nowhere"]).fails(1, &["nowhere"]);
     std::fs::copy(place.path("l.st"), place.path("logits.st")).unwrap();
     logits("7.pth", &["--state", "logits.st"]).fails(1, &["logits.st"]);
@@ -91,13 +91,13 @@ fn states_of_other_models() {
 #[test]
 fn loras_that_do_not_fit() {
     let place = Place::new();
-    place.run(&["generate", "demo", "a", "--lora", "nowhere.pth"]).fails(1, &["nowhere.pth"]);
+    place.run(&["generate", "untrained", "a", "--lora", "nowhere.pth"]).fails(1, &["nowhere.pth"]);
     place.model("m.pth", &[]);
-    place.run(&["generate", "demo", "a", "--lora", "m.pth"]).fails(1, &["m.pth", "lora_A"]);
-    place.run(&["generate", "demo", "a", "--lora", "m.pth:alpha=x"]).fails(1, &["alpha"]);
+    place.run(&["generate", "untrained", "a", "--lora", "m.pth"]).fails(1, &["m.pth", "lora_A"]);
+    place.run(&["generate", "untrained", "a", "--lora", "m.pth:alpha=x"]).fails(1, &["alpha"]);
     let Some(folder) = shared("parity/A/v7") else { return };
     let lora = folder.join("lora.pth");
-    place.run(&["generate", "demo", "a", "--lora", &format!("{}:alpha=12", lora.display())]).ok();
+    place.run(&["generate", "untrained", "a", "--lora", &format!("{}:alpha=12", lora.display())]).ok();
     place.model("small.pth", &[]);
     place
         .run(&["generate", "small.pth", "a", "--lora", &format!("{}:alpha=12", lora.display())])
@@ -125,11 +125,11 @@ fn places_that_cannot_be_written() {
     let place = Place::new();
     for out in ["no/where", "."] {
         for args in [
-            &["generate", "demo", "a", "-n", "1", "--state-out", out][..],
-            &["logits", "demo", "--ids", "1", "--out", out],
-            &["logits", "demo", "--ids", "1", "--out", "l.st", "--state-out", out],
-            &["embed", "demo", "a", "-o", out],
-            &["convert", "demo", out, "--to", "pth"],
+            &["generate", "untrained", "a", "-n", "1", "--state-out", out][..],
+            &["logits", "untrained", "--ids", "1", "--out", out],
+            &["logits", "untrained", "--ids", "1", "--out", "l.st", "--state-out", out],
+            &["embed", "untrained", "a", "-o", out],
+            &["convert", "untrained", out, "--to", "pth"],
         ] {
             let run = place.run(args);
             assert!(run.out.is_empty(), "{args:?}: {}", run.text());
@@ -179,7 +179,7 @@ fn what_is_no_state() {
     place.write("text.st", "This is a text.\n");
     place.write("empty.st", "");
     place.model("6.pth", &["--version", "6"]);
-    place.run(&["logits", "demo", "--ids", "1", "--out", "logits.st"]).ok();
+    place.run(&["logits", "untrained", "--ids", "1", "--out", "logits.st"]).ok();
     std::fs::create_dir(place.path("folder")).unwrap();
     for (file, found) in [
         ("text.st", "a text file"),
@@ -189,10 +189,10 @@ fn what_is_no_state() {
         ("folder", "a folder"),
     ] {
         for args in [
-            &["generate", "demo", "a", "--state", file][..],
-            &["chat", "demo", "--state", file],
-            &["chat", "demo", "--load", file],
-            &["logits", "demo", "--ids", "1", "--out", "l.st", "--state", file],
+            &["generate", "untrained", "a", "--state", file][..],
+            &["chat", "untrained", "--state", file],
+            &["chat", "untrained", "--load", file],
+            &["logits", "untrained", "--ids", "1", "--out", "l.st", "--state", file],
         ] {
             let run = place.run(args);
             assert!(!run.err.contains("not a model file"), "{args:?}: {}", run.err);
@@ -206,14 +206,16 @@ fn what_is_no_state() {
 fn numbers_of_threads() {
     let place = Place::new();
     for number in ["0", "-1", "x", "5000", "99999999999999999999"] {
-        for command in [&["generate", "demo", "a", "-n", "1"][..], &["bench", "demo", "--quick"]] {
+        for command in [&["generate", "untrained", "a", "-n", "1"][..], &["bench", "untrained", "--quick"]] {
             let run = place.run(&[command, &["--threads", number]].concat());
             assert_eq!(run.code, 2, "{}", run.err);
             let said = format!("invalid value '{number}' for '--threads <N>': give a number from 1 to 4096");
             assert!(run.err.contains(&said), "{}", run.err);
         }
-        let run =
-            place.command(&["generate", "demo", "a", "-n", "1"]).env("HAWFINCH_THREADS", number).output();
+        let run = place
+            .command(&["generate", "untrained", "a", "-n", "1"])
+            .env("HAWFINCH_THREADS", number)
+            .output();
         let run = run.unwrap();
         let said = String::from_utf8_lossy(&run.stderr).into_owned();
         assert_eq!(run.status.code(), Some(2), "{said}");
@@ -223,12 +225,12 @@ fn numbers_of_threads() {
     // More than the machine has are taken, and one line says what they cost.
     let there = std::thread::available_parallelism().unwrap().get();
     let many = (there + 1).to_string();
-    let run = place.run(&["generate", "demo", "a", "-n", "1", "--threads", &many]).ok();
+    let run = place.run(&["generate", "untrained", "a", "-n", "1", "--threads", &many]).ok();
     let warnings: Vec<&str> = run.err.lines().filter(|l| l.contains("warning")).collect();
     assert_eq!(warnings.len(), 1, "{}", run.err);
     let words = format!("warning: {many} threads where {there} can run at once");
     assert!(warnings[0].starts_with(&words), "{}", run.err);
-    let all = place.run(&["generate", "demo", "a", "-n", "1", "--threads", &there.to_string()]).ok();
+    let all = place.run(&["generate", "untrained", "a", "-n", "1", "--threads", &there.to_string()]).ok();
     assert!(!all.err.contains("warning"), "{}", all.err);
 }
 
@@ -238,9 +240,9 @@ fn instruction_sets_that_are_none_or_not_here() {
     let absent = if cfg!(target_arch = "x86_64") { "neon" } else { "avx2" };
     for (isa, words) in [("foo", "no instruction set"), (absent, "lacks")] {
         for args in [
-            &["generate", "demo", "a", "-n", "1"][..],
-            &["embed", "demo", "a"],
-            &["bench", "demo", "--quick"],
+            &["generate", "untrained", "a", "-n", "1"][..],
+            &["embed", "untrained", "a"],
+            &["bench", "untrained", "--quick"],
             &["doctor", "--quick"],
         ] {
             let run = place.command(args).env("HAWFINCH_ISA", isa).output().unwrap();
@@ -293,7 +295,7 @@ fn options_that_given_results_exclude() {
         assert_eq!(run.code, 2, "{}", run.err);
         assert!(run.err.contains(option[0]) && run.err.contains("cannot be used"), "{}", run.err);
     }
-    place.run(&["verify", "demo", "--double"]).fails(2, &["--double needs --against"]);
+    place.run(&["verify", "untrained", "--double"]).fails(2, &["--double needs --against"]);
     place.run(&["verify", "--against", folder, "--threads", "1"]).ok();
     let run = place.command(&["verify", "--against", folder]).env("HAWFINCH_ISA", "foo").output().unwrap();
     assert_eq!(run.status.code(), Some(2));
@@ -306,15 +308,16 @@ fn what_is_no_state_is_not_replaced_by_one() {
     place.write("notes.txt", "precious");
     place.model("other.pth", &[]);
     let other = place.read("other.pth");
-    let made = ["generate", "demo", "a", "-n", "1", "--state-out"];
+    let made = ["generate", "untrained", "a", "-n", "1", "--state-out"];
     for file in ["notes.txt", "other.pth"] {
         place.run(&[&made[..], &[file]].concat()).fails(2, &[file, "something else than a state"]);
-        let chat = place.run_with(&["chat", "demo", "-n", "1"], format!("hi\n/save {file}\n").as_bytes());
+        let chat =
+            place.run_with(&["chat", "untrained", "-n", "1"], format!("hi\n/save {file}\n").as_bytes());
         chat.fails(1, &[file, "something else than a state"]);
     }
     for args in [
-        &["embed", "demo", "a", "-o", "other.pth"][..],
-        &["logits", "demo", "--ids", "1", "--out", "other.pth"],
+        &["embed", "untrained", "a", "-o", "other.pth"][..],
+        &["logits", "untrained", "--ids", "1", "--out", "other.pth"],
     ] {
         place.run(args).fails(2, &["other.pth is a model"]);
     }
@@ -325,7 +328,8 @@ fn what_is_no_state_is_not_replaced_by_one() {
     for file in ["empty.st", "s.st", "s.st"] {
         place.run(&[&made[..], &[file]].concat()).ok();
     }
-    let chat = place.run_with(&["chat", "demo", "-n", "1"], b"hi\n/save s.st\n/save s.st\n/save no/s.st\n");
+    let chat =
+        place.run_with(&["chat", "untrained", "-n", "1"], b"hi\n/save s.st\n/save s.st\n/save no/s.st\n");
     chat.fails(1, &["there is no folder no"]);
 }
 
@@ -334,12 +338,12 @@ fn what_is_no_state_is_not_replaced_by_one() {
 fn marks_of_the_encoding_and_blank_lines() {
     let place = Place::new();
     place.write("p.jsonl", "\u{feff}{\"prompt\": \"a\"}\r\n\r\n{\"prompt\": \"b\"}\r\n");
-    let said = place.run(&["generate", "demo", "--input", "p.jsonl", "-n", "1"]).ok().json_lines();
+    let said = place.run(&["generate", "untrained", "--input", "p.jsonl", "-n", "1"]).ok().json_lines();
     assert_eq!(said.len(), 2);
     place.write("t.jsonl", "\u{feff}{\"text\": \"a\"}\r\n\r\n{\"text\": \"b\"}\n\n");
-    assert_eq!(place.run(&["embed", "demo", "--input", "t.jsonl"]).ok().json_lines().len(), 2);
+    assert_eq!(place.run(&["embed", "untrained", "--input", "t.jsonl"]).ok().json_lines().len(), 2);
     for empty in ["", "\n\n"] {
         place.write("e.jsonl", empty);
-        place.run(&["embed", "demo", "--input", "e.jsonl"]).fails(1, &["e.jsonl holds no texts"]);
+        place.run(&["embed", "untrained", "--input", "e.jsonl"]).fails(1, &["e.jsonl holds no texts"]);
     }
 }

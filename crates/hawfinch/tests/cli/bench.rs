@@ -5,11 +5,11 @@ use crate::util::Place;
 #[test]
 fn the_report_says_what_was_measured() {
     let place = Place::new();
-    let run = place.run(&["bench", "demo", "--quick", "--json", "--context", "100"]).ok();
+    let run = place.run(&["bench", "untrained", "--quick", "--json", "--context", "100"]).ok();
     let json = run.json();
     assert_eq!(json["threads"], 2);
     assert!(json["isa"].is_string());
-    assert_eq!(json["model"]["name"], "demo");
+    assert_eq!(json["model"]["name"], "untrained");
     assert_eq!(json["model"]["made_up"], false);
     let number = |v: &serde_json::Value| v.as_f64().unwrap_or_else(|| panic!("{v} in {json}"));
     // The embedding has 256 rows of 128 numbers; of all the matrices of the demo it alone is not read whole.
@@ -41,8 +41,9 @@ fn the_report_says_what_was_measured() {
 #[test]
 fn the_table_begins_with_the_machine() {
     let place = Place::new();
-    let run =
-        place.run(&["bench", "demo", "--quick", "--quant", "int8", "--batch", "2", "--prefill", "3"]).ok();
+    let run = place
+        .run(&["bench", "untrained", "--quick", "--quant", "int8", "--batch", "2", "--prefill", "3"])
+        .ok();
     let text = run.text();
     let at = |word: &str| text.find(word).unwrap_or_else(|| panic!("{word} in {text}"));
     assert!(
@@ -74,30 +75,30 @@ fn what_cannot_be_is_refused_at_once() {
     place.run(&["bench"]).fails(2, &["--shape"]);
     place.run(&["bench", "--shape", "swan-1b"]).fails(2, &["`swan-1b`", "goose-0.1b", "raven-14b"]);
     for (option, value) in [("--context", "0"), ("--batch", "1,0"), ("--prefill", "0"), ("--rounds", "0")] {
-        place.run(&["bench", "demo", option, value]).fails(2, &[option]);
+        place.run(&["bench", "untrained", option, value]).fails(2, &[option]);
     }
-    let threads = place.run(&["bench", "demo", "--threads", "0"]);
+    let threads = place.run(&["bench", "untrained", "--threads", "0"]);
     assert_eq!(threads.code, 2);
     assert!(threads.err.contains("--threads"), "{}", threads.err);
-    assert_eq!(place.run(&["bench", "demo", "--shape", "goose-0.1b"]).code, 2);
+    assert_eq!(place.run(&["bench", "untrained", "--shape", "goose-0.1b"]).code, 2);
 }
 
 #[cfg(feature = "plot")]
 #[test]
 fn the_plot_is_written_where_it_can_be() {
     let place = Place::new();
-    place.run(&["bench", "demo", "--quick", "--plot", "nowhere/a.svg"]).fails(2, &["nowhere"]);
-    place.run(&["bench", "demo", "--quick", "--plot", "a.pdf"]).fails(2, &["a.pdf", ".svg", ".png"]);
+    place.run(&["bench", "untrained", "--quick", "--plot", "nowhere/a.svg"]).fails(2, &["nowhere"]);
+    place.run(&["bench", "untrained", "--quick", "--plot", "a.pdf"]).fails(2, &["a.pdf", ".svg", ".png"]);
     std::fs::create_dir(place.path("folder.svg")).unwrap();
-    place.run(&["bench", "demo", "--quick", "--plot", "folder.svg"]).fails(2, &["folder"]);
+    place.run(&["bench", "untrained", "--quick", "--plot", "folder.svg"]).fails(2, &["folder"]);
 
-    place.run(&["bench", "demo", "--quick", "--plot", "a.svg"]).ok();
+    place.run(&["bench", "untrained", "--quick", "--plot", "a.svg"]).ok();
     let svg = String::from_utf8(place.read("a.svg")).unwrap();
     assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
-    for words in ["tokens a second", "memory", "demo", "polyline"] {
+    for words in ["tokens a second", "memory", "untrained", "polyline"] {
         assert!(svg.contains(words), "{words} in {svg}");
     }
-    place.run(&["bench", "demo", "--quick", "--context", "70", "--plot", "a.PNG"]).ok();
+    place.run(&["bench", "untrained", "--quick", "--context", "70", "--plot", "a.PNG"]).ok();
     assert_eq!(place.read("a.PNG")[..8], *b"\x89PNG\r\n\x1a\n");
     // A model is not drawn over, and a failed run leaves nothing.
     place.model("m.safetensors", &[]);

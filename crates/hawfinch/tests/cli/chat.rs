@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::util::{Place, Run};
 
 fn chat(place: &Place, args: &[&str], lines: &str) -> Run {
-    place.run_with(&[&["chat", "demo", "-n", "12", "--greedy"][..], args].concat(), lines.as_bytes())
+    place.run_with(&[&["chat", "untrained", "-n", "12", "--greedy"][..], args].concat(), lines.as_bytes())
 }
 
 #[test]
@@ -64,7 +64,8 @@ fn going_back() {
 #[test]
 fn drawing_again_draws_something_else() {
     let place = Place::new();
-    let run = place.run_with(&["chat", "demo", "-n", "20", "--seed", "1", "--json"], b"hello\n/regen\n").ok();
+    let run =
+        place.run_with(&["chat", "untrained", "-n", "20", "--seed", "1", "--json"], b"hello\n/regen\n").ok();
     let replies = run.json_lines();
     assert_ne!(replies[0]["text"], replies[1]["text"]);
 }
@@ -85,7 +86,7 @@ fn a_saved_conversation_goes_on_in_another_run() {
         }
     }
     // As a state for others, and refused for another model.
-    place.run(&["generate", "demo", "x", "-n", "3", "--state", "talk.st"]).ok();
+    place.run(&["generate", "untrained", "x", "-n", "3", "--state", "talk.st"]).ok();
     place.model("other.pth", &["--layers", "3", "--width", "128"]);
     let run = place.run_with(&["chat", "other.pth"], b"/load talk.st\n");
     run.fails(1, &["another model"]);
@@ -115,7 +116,7 @@ fn system_text_and_settings() {
 #[test]
 fn a_state_without_a_conversation_keeps_the_system_text() {
     let place = Place::new();
-    place.run(&["generate", "demo", "x", "-n", "1", "--state-out", "plain.st"]).ok();
+    place.run(&["generate", "untrained", "x", "-n", "1", "--state-out", "plain.st"]).ok();
     let args = ["--template", "world", "--system", "Be kind."];
     let loaded = chat(&place, &[&args[..], &["--load", "plain.st"]].concat(), "hi\n/history\n").ok().text();
     assert!(loaded.contains("system: Be kind."), "{loaded}");
@@ -138,7 +139,8 @@ fn stops_belong_to_the_model_whatever_the_template() {
     assert_eq!(settings("own.jinja"), settings("world"));
     // The byte 0 made certain: a reply of as many tokens as allowed, not an empty one.
     for template in ["world", "own.jinja"] {
-        let args = ["chat", "demo", "--template", template, "-n", "5", "--logit-bias", "0=1000", "--json"];
+        let args =
+            ["chat", "untrained", "--template", template, "-n", "5", "--logit-bias", "0=1000", "--json"];
         let reply = place.run_with(&args, b"hi\n").ok().json_lines().remove(0);
         assert_eq!(
             (&reply["generated_tokens"], &reply["finish"]),
@@ -159,7 +161,7 @@ fn ctrl_c_stops_the_reply_and_not_the_program() {
     // White space for ever, of which nothing is shown: it is held back until text follows.
     let args = [
         "chat",
-        "demo",
+        "untrained",
         "--template",
         "world",
         "-n",
@@ -257,7 +259,7 @@ fn mistakes_are_told_and_the_chat_goes_on() {
 #[test]
 fn bytes_that_are_not_text_are_replaced() {
     let place = Place::new();
-    let run = place.run_with(&["chat", "demo", "-n", "3", "--json"], b"a\xff\n").ok();
+    let run = place.run_with(&["chat", "untrained", "-n", "3", "--json"], b"a\xff\n").ok();
     // U+FFFD is three bytes.
     assert_eq!(run.json_lines()[0]["prompt_tokens"], json!(4));
 }
@@ -276,7 +278,7 @@ fn a_conversation_is_not_saved_over_its_model() {
 #[test]
 fn a_loaded_conversation_goes_back_to_its_own_start() {
     let place = Place::new();
-    place.run(&["generate", "demo", "A beginning. ", "-n", "1", "--state-out", "begin.st"]).ok();
+    place.run(&["generate", "untrained", "A beginning. ", "-n", "1", "--state-out", "begin.st"]).ok();
     let texts = |args: &[&str], lines: &str| -> Vec<String> {
         let args = [&["--json", "--template", "world"], args].concat();
         let all = chat(&place, &args, lines).ok().json_lines();
@@ -301,5 +303,5 @@ fn a_loaded_conversation_goes_back_to_its_own_start() {
     texts(&[], "/load talk.st\n/save again.st\n");
     assert_eq!(texts(&[], "/load again.st\n/regen\n"), there[1..]);
     // It stays a state for others.
-    place.run(&["generate", "demo", "x", "-n", "1", "--state", "talk.st"]).ok();
+    place.run(&["generate", "untrained", "x", "-n", "1", "--state", "talk.st"]).ok();
 }

@@ -86,7 +86,7 @@ fn inspect_says_what_a_model_is() {
 #[test]
 fn inspect_says_what_states_and_loras_are() {
     let place = Place::new();
-    place.run(&["logits", "demo", "--ids", "1", "--out", "l.st", "--state-out", "s.safetensors"]).ok();
+    place.run(&["logits", "untrained", "--ids", "1", "--out", "l.st", "--state-out", "s.safetensors"]).ok();
     let said = place.run(&["inspect", "s.safetensors", "--json"]).ok().json();
     assert_eq!((&said["kind"], &said["tuned"], &said["layers"]), (&json!("state"), &json!(false), &json!(3)));
     let Some(folder) = shared("parity/A/v7") else { return };
@@ -213,7 +213,7 @@ fn ctrl_c_leaves_no_half_of_a_file() {
     };
     let commands: [&[&str]; 2] = [
         &["synthesize", "old.pth", "--layers", "200", "--width", "2048", "--force"],
-        &["logits", "demo", "--ids-file", "ids", "--out", "old.pth"],
+        &["logits", "untrained", "--ids-file", "ids", "--out", "old.pth"],
     ];
     for command in commands {
         place.write("old.pth", "old");
@@ -248,11 +248,11 @@ fn logits_do_not_depend_on_the_split() {
     let place = Place::new();
     let ids: Vec<String> = (0..300).map(|i| (i * 7 % 256).to_string()).collect();
     let ids = ids.join(",");
-    place.run(&["logits", "demo", "--ids", &ids, "--out", "a.st", "--state-out", "a.state"]).ok();
+    place.run(&["logits", "untrained", "--ids", &ids, "--out", "a.st", "--state-out", "a.state"]).ok();
     place
         .run(&[
             "logits",
-            "demo",
+            "untrained",
             "--ids",
             &ids,
             "--split",
@@ -271,13 +271,13 @@ fn logits_do_not_depend_on_the_split() {
     let all: Vec<&str> = ids.split(',').collect();
     place.write("first.json", format!("{{\"ids\": [{}]}}", all[..200].join(",")));
     place
-        .run(&["logits", "demo", "--ids-file", "first.json", "--out", "c.st", "--state-out", "c.state"])
+        .run(&["logits", "untrained", "--ids-file", "first.json", "--out", "c.st", "--state-out", "c.state"])
         .ok();
     let rest = all[200..].join(" ");
     place
         .run(&[
             "logits",
-            "demo",
+            "untrained",
             "--ids",
             &rest,
             "--out",
@@ -384,7 +384,7 @@ fn number_types_that_are_not_written_are_wrong_usage() {
         ("x.pth", "q4_k", "GGUF"),
         ("x.safetensors", "nothing", "bf16"),
     ] {
-        place.run(&["convert", "demo", to, "--dtype", dtype]).fails(2, &[dtype, words]);
+        place.run(&["convert", "untrained", to, "--dtype", dtype]).fails(2, &[dtype, words]);
     }
 }
 
@@ -411,9 +411,9 @@ fn the_number_type_told_is_the_one_written() {
         of("hawfinch.quantized")
     };
     // Rows of 128 numbers: half a block of Q4_K.
-    place.run(&["convert", "demo", "fallen.gguf", "--dtype", "q4_k"]).ok();
+    place.run(&["convert", "untrained", "fallen.gguf", "--dtype", "q4_k"]).ok();
     assert_eq!(told("fallen.gguf").as_deref(), Some("q5_0"));
-    place.run(&["convert", "demo", "asked.gguf", "--dtype", "q8_0"]).ok();
+    place.run(&["convert", "untrained", "asked.gguf", "--dtype", "q8_0"]).ok();
     assert_eq!(told("asked.gguf").as_deref(), Some("q8_0"));
     place.model("odd.pth", &["--width", "40", "--head-size", "40"]);
     place.run(&["convert", "odd.pth", "odd.gguf", "--dtype", "q8_0"]).ok();

@@ -7,12 +7,38 @@ use serde_json::json;
 use crate::util::{Place, shared};
 
 #[test]
-fn without_arguments_the_stand_in_speaks() {
+fn without_arguments_the_built_in_model_speaks() {
     let run = Place::new().run(&[]).ok();
-    assert!(run.text().starts_with("The finch "), "{}", run.text());
-    assert!(run.out.len() > 40);
-    for words in ["stand-in", "without training", "noise", "hawfinch pull", "hawfinch chat MODEL"] {
+    // Each beginning, and at least some words more.
+    for beginning in ["The finch is a small bird that", "Der Garten ist", "В этом разделе"] {
+        let at = run.text().find(beginning).unwrap_or_else(|| panic!("{beginning}: {}", run.text()));
+        assert!(
+            run.text()[at + beginning.len()..].chars().take(20).filter(|c| c.is_alphabetic()).count() > 8
+        );
+    }
+    for words in ["built-in model", "hawfinch pull", "hawfinch chat", "hawfinch train"] {
         assert!(run.err.contains(words), "{words}: {}", run.err);
+    }
+}
+
+#[test]
+fn the_built_in_model_is_one_like_any_other() {
+    let place = Place::new();
+    let shown = place.run(&["inspect", "demo"]).ok().text();
+    assert!(shown.contains("RWKV-7") && shown.contains("(in this file)"), "{shown}");
+    place.run(&["verify", "demo"]).ok();
+    place.run(&["convert", "demo", "demo.gguf"]).ok();
+    let text = |model: &str| place.run(&["generate", model, "Die ", "-n", "20", "--greedy"]).ok().text();
+    assert_eq!(text("demo"), text("demo.gguf"));
+    // It knows languages apart: each is likelier as it is than backwards.
+    for sentence in
+        ["Click the button to open the file.", "Wählen Sie die Datei aus.", "Выберите файл в списке."]
+    {
+        place.write("as.txt", sentence);
+        place.write("back.txt", sentence.chars().rev().collect::<String>());
+        let said = place.run(&["perplexity", "demo", "as.txt", "back.txt", "--json"]).ok().json();
+        let bits = |n: usize| said["files"][n]["bits_per_byte"].as_f64().unwrap();
+        assert!(bits(0) < 0.7 * bits(1) && bits(0) < 3.0, "{sentence}: {} {}", bits(0), bits(1));
     }
 }
 
@@ -34,7 +60,7 @@ fn the_same_seed_gives_the_same_text() {
 #[test]
 fn json_tells_everything() {
     let place = Place::new();
-    let args = ["generate", "demo", "ab", "--json", "-n", "5", "--greedy", "--logprobs", "3"];
+    let args = ["generate", "untrained", "ab", "--json", "-n", "5", "--greedy", "--logprobs", "3"];
     let said = place.run(&args).ok().json();
     assert_eq!(said["prompt"], json!("ab"));
     assert_eq!((&said["prompt_tokens"], &said["generated_tokens"]), (&json!(2), &json!(5)));
@@ -49,9 +75,9 @@ fn json_tells_everything() {
         assert!(entry["logprob"].as_f64().unwrap() < 0.0);
     }
     // The seed that was drawn gives the same text again.
-    let drawn = place.run(&["generate", "demo", "ab", "--json", "-n", "20"]).ok().json();
+    let drawn = place.run(&["generate", "untrained", "ab", "--json", "-n", "20"]).ok().json();
     let again = place
-        .run(&["generate", "demo", "ab", "--json", "-n", "20", "--seed", &drawn["seed"].to_string()])
+        .run(&["generate", "untrained", "ab", "--json", "-n", "20", "--seed", &drawn["seed"].to_string()])
         .ok()
         .json();
     assert_eq!(drawn, again);
@@ -60,7 +86,7 @@ fn json_tells_everything() {
 #[test]
 fn stops_where_told() {
     let place = Place::new();
-    let base = ["generate", "demo", "ab", "--json", "-n", "40", "--seed", "3"];
+    let base = ["generate", "untrained", "ab", "--json", "-n", "40", "--seed", "3"];
     let run = |more: &[&str]| place.run(&[&base[..], more].concat()).ok().json();
     let free = run(&[]);
     let fifth = free["tokens"][5].to_string();
@@ -72,10 +98,11 @@ fn stops_where_told() {
     let at = text.char_indices().find(|(i, c)| *i > 0 && c.is_ascii_graphic()).unwrap();
     let stopped = run(&["--stop", &at.1.to_string()]);
     assert_eq!(stopped["text"], json!(text[..text.find(at.1).unwrap()]));
-    place.run(&["generate", "demo", "ab", "--stop", ""]).fails(2, &["--stop"]);
-    place.run(&["generate", "demo", "ab", "--stop-token", "256"]).fails(2, &["256"]);
-    place.run(&["generate", "demo", "ab", "--logit-bias", "256=1"]).fails(2, &["--logit-bias 256"]);
-    let out = place.command(&["generate", "demo", "ab"]).env("HAWFINCH_THREADS", "abc").output().unwrap();
+    place.run(&["generate", "untrained", "ab", "--stop", ""]).fails(2, &["--stop"]);
+    place.run(&["generate", "untrained", "ab", "--stop-token", "256"]).fails(2, &["256"]);
+    place.run(&["generate", "untrained", "ab", "--logit-bias", "256=1"]).fails(2, &["--logit-bias 256"]);
+    let out =
+        place.command(&["generate", "untrained", "ab"]).env("HAWFINCH_THREADS", "abc").output().unwrap();
     assert_eq!(out.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&out.stderr).contains("HAWFINCH_THREADS must be a number"));
 }
@@ -85,7 +112,7 @@ fn prompts_come_from_arguments_files_and_pipes() {
     let place = Place::new();
     let greedy = ["-n", "12", "--greedy"];
     let run = |args: &[&str], input: &[u8]| {
-        place.run_with(&[&["generate", "demo"][..], args, &greedy].concat(), input).ok().out
+        place.run_with(&[&["generate", "untrained"][..], args, &greedy].concat(), input).ok().out
     };
     let expected = run(&["some text"], b"");
     place.write("p.txt", "some text");
@@ -94,7 +121,7 @@ fn prompts_come_from_arguments_files_and_pipes() {
     // Byte for byte: a line break at the end is part of it.
     assert_ne!(run(&["-"], b"some text\n"), expected);
     // Not UTF-8: the tokenizers take any bytes.
-    let said = place.run_with(&["generate", "demo", "-", "--json", "-n", "1"], b"a\xff\xfe").ok().json();
+    let said = place.run_with(&["generate", "untrained", "-", "--json", "-n", "1"], b"a\xff\xfe").ok().json();
     assert_eq!((&said["prompt_tokens"], &said["prompt"]), (&json!(3), &json!("a\u{fffd}\u{fffd}")));
     let echoed = run(&["some text", "--echo"], b"");
     assert_eq!(echoed, [b"some text", &expected[..]].concat());
@@ -104,13 +131,13 @@ fn prompts_come_from_arguments_files_and_pipes() {
 fn empty_prompts() {
     let place = Place::new();
     // No prompt at all begins at nothing; a prompt that is empty is a mistake.
-    let said = place.run(&["generate", "demo", "--json", "-n", "3"]).ok().json();
+    let said = place.run(&["generate", "untrained", "--json", "-n", "3"]).ok().json();
     assert_eq!((&said["prompt_tokens"], &said["generated_tokens"]), (&json!(0), &json!(3)));
-    place.run(&["generate", "demo", ""]).fails(2, &["the prompt is empty"]);
-    place.run_with(&["generate", "demo", "-"], b"").fails(2, &["the prompt is empty"]);
+    place.run(&["generate", "untrained", ""]).fails(2, &["the prompt is empty"]);
+    place.run_with(&["generate", "untrained", "-"], b"").fails(2, &["the prompt is empty"]);
     place.write("empty", "");
-    place.run(&["generate", "demo", "--prompt-file", "empty"]).fails(2, &["the prompt is empty"]);
-    place.run(&["generate", "demo", "--prompt-file", "nowhere"]).fails(1, &["nowhere"]);
+    place.run(&["generate", "untrained", "--prompt-file", "empty"]).fails(2, &["the prompt is empty"]);
+    place.run(&["generate", "untrained", "--prompt-file", "nowhere"]).fails(1, &["nowhere"]);
 }
 
 #[test]
@@ -144,17 +171,17 @@ fn a_batch_gives_each_prompt_what_it_gets_alone() {
     ];
     let text: String = lines.iter().map(|l| format!("{l}\n\n")).collect();
     place.write("in.jsonl", &text);
-    let args = ["generate", "demo", "--input", "in.jsonl", "-n", "15", "--seed", "5"];
+    let args = ["generate", "untrained", "--input", "in.jsonl", "-n", "15", "--seed", "5"];
     let run = place.run(&args).ok();
     let batch = run.json_lines();
     assert_eq!(batch.len(), lines.len());
     for (i, said) in batch.iter().enumerate() {
         assert_eq!((&said["index"], &said["prompt"]), (&json!(i), &lines[i]["prompt"]));
-        let mut alone = vec!["generate", "demo", "--input", "one.jsonl", "-n", "15", "--seed", "5"];
+        let mut alone = vec!["generate", "untrained", "--input", "one.jsonl", "-n", "15", "--seed", "5"];
         place.write("one.jsonl", lines[i].to_string());
         if i == 0 {
             // And the same as without --input.
-            alone = vec!["generate", "demo", "short", "--json", "-n", "15", "--seed", "5"];
+            alone = vec!["generate", "untrained", "short", "--json", "-n", "15", "--seed", "5"];
         }
         let alone = place.run(&alone).ok().json();
         assert_eq!(said["tokens"], alone["tokens"], "line {i}");
@@ -188,10 +215,10 @@ fn wrong_lines_of_a_batch() {
         ("{\"prompt\": \"a\", \"greedy\": \"yes\"}", "\"greedy\" is true or false"),
     ] {
         place.write("in.jsonl", format!("{{\"prompt\": \"x\"}}\n{line}\n"));
-        place.run(&["generate", "demo", "--input", "in.jsonl"]).fails(1, &["in.jsonl line 2", words]);
+        place.run(&["generate", "untrained", "--input", "in.jsonl"]).fails(1, &["in.jsonl line 2", words]);
     }
     place.write("bad.jsonl", b"{\"prompt\": \"\xff\"}");
-    place.run(&["generate", "demo", "--input", "bad.jsonl"]).fails(1, &["not UTF-8"]);
+    place.run(&["generate", "untrained", "--input", "bad.jsonl"]).fails(1, &["not UTF-8"]);
 }
 
 #[test]
@@ -204,16 +231,16 @@ fn settings_out_of_range() {
         ("--group-norm-eps", "2", "epsilon"),
     ] {
         let words = if option == "--group-norm-eps" { "--group-norm-eps" } else { words };
-        place.run(&["generate", "demo", "a", &format!("{option}={value}")]).fails(2, &[words]);
+        place.run(&["generate", "untrained", "a", &format!("{option}={value}")]).fails(2, &[words]);
     }
-    place.run(&["generate", "demo", "a", "--logprobs", "2"]).fails(2, &["--json"]);
+    place.run(&["generate", "untrained", "a", "--logprobs", "2"]).fails(2, &["--json"]);
 }
 
 #[test]
 fn a_reader_that_goes_away_is_no_failure() {
     let place = Place::new();
     let mut child = place
-        .command(&["generate", "demo", "a", "-n", "20000"])
+        .command(&["generate", "untrained", "a", "-n", "20000"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -242,7 +269,7 @@ fn every_sampling_option_is_a_key_of_a_line() {
             _ => json!(1),
         };
         place.write("in.jsonl", json!({"prompt": "a", "max_tokens": 1, (key): value}).to_string());
-        place.run(&["generate", "demo", "--input", "in.jsonl"]).ok();
+        place.run(&["generate", "untrained", "--input", "in.jsonl"]).ok();
     }
 }
 
@@ -252,7 +279,7 @@ fn a_prompt_that_is_not_text() {
     use std::os::unix::ffi::OsStrExt;
     let place = Place::new();
     let prompt = std::ffi::OsStr::from_bytes(b"a\xff");
-    let said = place.command(&["generate", "demo", "--json", "-n", "1"]).arg(prompt).output().unwrap();
+    let said = place.command(&["generate", "untrained", "--json", "-n", "1"]).arg(prompt).output().unwrap();
     let said: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap();
     assert_eq!(said["prompt_tokens"], json!(2));
     let ids = place.command(&["tokenize", "--tokenizer", "bytes", "--text"]).arg(prompt).output().unwrap();
@@ -264,7 +291,7 @@ fn a_prompt_that_is_not_text() {
 fn a_full_disk_is_told_with_its_place() {
     let place = Place::new();
     for args in
-        [&["generate", "demo", "a", "-n", "1"][..], &["tokenize", "--text", "a"], &["doctor", "--quick"]]
+        [&["generate", "untrained", "a", "-n", "1"][..], &["tokenize", "--text", "a"], &["doctor", "--quick"]]
     {
         let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
         let run = place.command(args).stdout(full).output().unwrap();
@@ -283,8 +310,8 @@ fn what_lasts_shows_a_bar() {
     let lines: String = (0..4).map(|_| format!("{}\n", json!({"prompt": long, "max_tokens": 3}))).collect();
     place.write("in.jsonl", lines);
     for (args, words) in [
-        (&["generate", "demo", "a", "-n", "20000", "--json"][..], "writing (tokens at most)"),
-        (&["generate", "demo", "--input", "in.jsonl"], "reading and writing (tokens at most)"),
+        (&["generate", "untrained", "a", "-n", "20000", "--json"][..], "writing (tokens at most)"),
+        (&["generate", "untrained", "--input", "in.jsonl"], "reading and writing (tokens at most)"),
         (&["doctor"], "measuring"),
     ] {
         let seen = crate::util::at_terminal(place.command(args).stdout(Stdio::null()));
@@ -295,14 +322,14 @@ fn what_lasts_shows_a_bar() {
     // Into a file nobody sees it either.
     let file = std::fs::File::create(place.path("out.txt")).unwrap();
     let seen =
-        crate::util::at_terminal(place.command(&["generate", "demo", "a", "-n", "20000"]).stdout(file));
+        crate::util::at_terminal(place.command(&["generate", "untrained", "a", "-n", "20000"]).stdout(file));
     assert!(seen.contains("writing (tokens at most)"), "{seen}");
     // The text is seen: no bar beside it. And none where nobody looks.
     let seen = crate::util::at_terminal(
-        place.command(&["generate", "demo", "a", "-n", "20000"]).stdout(Stdio::null()),
+        place.command(&["generate", "untrained", "a", "-n", "20000"]).stdout(Stdio::null()),
     );
     assert!(!seen.contains("tokens at most"), "{seen}");
-    let quiet = place.command(&["generate", "demo", "a", "-n", "20000", "--json"]).output().unwrap();
+    let quiet = place.command(&["generate", "untrained", "a", "-n", "20000", "--json"]).output().unwrap();
     assert!(!String::from_utf8_lossy(&quiet.stderr).contains("tokens at most"));
 }
 
@@ -312,7 +339,7 @@ fn ctrl_c_ends_with_what_there_is() {
     use std::io::Read;
     let place = Place::new();
     let mut child = place
-        .command(&["generate", "demo", "a", "-n", "100000000", "--state-out", "s.safetensors"])
+        .command(&["generate", "untrained", "a", "-n", "100000000", "--state-out", "s.safetensors"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -341,13 +368,13 @@ fn a_batch_of_nothing_says_so() {
     let place = Place::new();
     for nothing in ["", "\n  \n"] {
         place.write("in.jsonl", nothing);
-        let run = place.run(&["generate", "demo", "--input", "in.jsonl", "-o", "out.jsonl"]).ok();
+        let run = place.run(&["generate", "untrained", "--input", "in.jsonl", "-o", "out.jsonl"]).ok();
         assert!(run.err.contains("in.jsonl holds no prompts"), "{}", run.err);
         assert_eq!(place.read("out.jsonl"), b"");
         std::fs::remove_file(place.path("out.jsonl")).unwrap();
     }
     // A place for results without --input would be forgotten.
-    place.run(&["generate", "demo", "a", "-o", "out.txt"]).fails(2, &["--input", "> FILE"]);
+    place.run(&["generate", "untrained", "a", "-o", "out.txt"]).fails(2, &["--input", "> FILE"]);
 }
 
 /// Short prompts around one that takes for ever.
@@ -370,7 +397,7 @@ fn a_batch_that_is_ended_keeps_what_is_finished() {
     let place = Place::new();
     endless_batch(&place);
     let mut child = place
-        .command(&["generate", "demo", "--input", "in.jsonl"])
+        .command(&["generate", "untrained", "--input", "in.jsonl"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -415,7 +442,7 @@ fn results_in_a_file_outlive_ctrl_c_and_a_crash() {
     let place = Place::new();
     endless_batch(&place);
     for signal in [libc::SIGINT, libc::SIGKILL] {
-        let mut command = place.command(&["generate", "demo", "--input", "in.jsonl", "-o", "out.jsonl"]);
+        let mut command = place.command(&["generate", "untrained", "--input", "in.jsonl", "-o", "out.jsonl"]);
         let child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let part = three_lines_of_the_unfinished(&place);
         assert!(!place.path("out.jsonl").exists());
@@ -455,6 +482,6 @@ fn a_model_that_fails_leaves_the_results_before() {
 fn results_that_cannot_be_written_end_the_batch() {
     let place = Place::new();
     place.write("in.jsonl", "{\"prompt\": \"a\"}\n{\"prompt\": \"b\", \"max_tokens\": 100000000}\n");
-    let args = ["generate", "demo", "--input", "in.jsonl", "-n", "1", "-o", "/dev/full"];
+    let args = ["generate", "untrained", "--input", "in.jsonl", "-n", "1", "-o", "/dev/full"];
     place.run(&args).fails(1, &["cannot write the results", "No space left"]);
 }

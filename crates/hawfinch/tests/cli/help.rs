@@ -70,7 +70,7 @@ fn wrong_usage_is_exit_code_2() {
         &["generate", "--nonsense"],
         &["inspect"],
         &["convert", "a.pth"],
-        &["logits", "demo", "--out", "x.safetensors"],
+        &["logits", "untrained", "--out", "x.safetensors"],
         &["synthesize", "x.pth", "--version", "8"],
         &["synthesize", "x.pth", "--layers", "0"],
         &["tokenize"],

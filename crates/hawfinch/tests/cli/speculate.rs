@@ -56,7 +56,7 @@ fn text_and_state_are_the_same() {
 #[test]
 fn stops_amid_guesses() {
     let place = Place::new();
-    let base = ["generate", "demo", "ab", "--json", "-n", "60", "--seed", "3"];
+    let base = ["generate", "untrained", "ab", "--json", "-n", "60", "--seed", "3"];
     let run = |more: &[&str]| place.run(&[&base[..], more].concat()).ok().json();
     let free = run(&[]);
     let text: Vec<char> = free["text"].as_str().unwrap().chars().collect();
@@ -74,15 +74,15 @@ fn stops_amid_guesses() {
         };
         let want = run(&[], "a.st");
         assert!(stop[0] == "-n" || want.0["finish"] == json!("stop"), "{stop:?}");
-        assert!(run(&["--speculate", "demo", "--draft-tokens", "50"], "b.st") == want, "{stop:?}");
+        assert!(run(&["--speculate", "untrained", "--draft-tokens", "50"], "b.st") == want, "{stop:?}");
         assert!(run(&["--speculate", "ngram"], "c.st") == want, "{stop:?}");
     }
     // Without a prompt.
     let nothing = |more: &[&str]| {
-        place.run(&[&["generate", "demo", "-n", "30", "--greedy"][..], more].concat()).ok().out
+        place.run(&[&["generate", "untrained", "-n", "30", "--greedy"][..], more].concat()).ok().out
     };
     assert_eq!(nothing(&["--speculate", "ngram"]), nothing(&[]));
-    assert_eq!(nothing(&["--speculate", "demo"]), nothing(&[]));
+    assert_eq!(nothing(&["--speculate", "untrained"]), nothing(&[]));
 }
 
 #[test]
@@ -91,17 +91,18 @@ fn chats_say_the_same() {
     let lines =
         "one\ntwo\n/regen\n/fork\nmore\n/save talk.st\n/branch main\n/undo\nthree\n/load talk.st\nfour\n";
     let chat = |more: &[&str]| {
-        let args = [&["chat", "demo", "-n", "40", "--seed", "2", "--json", "--template", "world"][..], more]
-            .concat();
+        let args =
+            [&["chat", "untrained", "-n", "40", "--seed", "2", "--json", "--template", "world"][..], more]
+                .concat();
         let said = place.run_with(&args, lines.as_bytes()).ok().out;
         (said, place.read("talk.st"))
     };
     let want = chat(&[]);
-    for what in ["ngram", "demo"] {
+    for what in ["ngram", "untrained"] {
         assert!(chat(&["--speculate", what]) == want, "{what}");
     }
     let run = place.run_with(
-        &["chat", "demo", "-n", "40", "--speculate", "demo", "--stats"],
+        &["chat", "untrained", "-n", "40", "--speculate", "untrained", "--stats"],
         b"one\n/load talk.st\ntwo\n",
     );
     let (right, guessed) = guesses(&run.ok().err);
@@ -113,17 +114,17 @@ fn what_cannot_guess_is_said() {
     let place = Place::new();
     place.model("wide.pth", &["--vocab", "300"]);
     let says = |args: &[&str], code, words: &[&str]| {
-        place.run(&[&["generate", "demo", "x", "-n", "3"][..], args].concat()).fails(code, words);
+        place.run(&[&["generate", "untrained", "x", "-n", "3"][..], args].concat()).fails(code, words);
     };
     let other = "the draft model has a vocabulary of 300 tokens, the model one of 256";
     says(&["--speculate", "wide.pth"], 1, &[other, "same family"]);
     says(&["--speculate", "nowhere.pth"], 1, &["nowhere.pth"]);
     place.write("text.pth", "no model");
     says(&["--speculate", "text.pth"], 1, &["text.pth"]);
-    place.run_with(&["chat", "demo", "--speculate", "wide.pth"], b"hi\n").fails(1, &[other]);
+    place.run_with(&["chat", "untrained", "--speculate", "wide.pth"], b"hi\n").fails(1, &[other]);
     place.write("in.jsonl", "{\"prompt\": \"a\"}\n");
     place
-        .run(&["generate", "demo", "--input", "in.jsonl", "--speculate", "ngram"])
+        .run(&["generate", "untrained", "--input", "in.jsonl", "--speculate", "ngram"])
         .fails(2, &["--speculate is for one text"]);
     // What guesses is read while it does: nothing is written over it.
     place.model("small.pth", &["--layers", "1"]);
@@ -133,11 +134,11 @@ fn what_cannot_guess_is_said() {
         2,
         &["holds something else than a state"],
     );
-    let chat = place.run_with(&["chat", "demo", "--speculate", "small.pth"], b"/save small.pth\n");
+    let chat = place.run_with(&["chat", "untrained", "--speculate", "small.pth"], b"/save small.pth\n");
     chat.fails(1, &["holds something else than a state"]);
     assert!(place.read("small.pth") == kept);
     for wrong in [&["--draft-tokens", "3"][..], &["--speculate", "ngram", "--draft-tokens", "0"]] {
-        let run = place.run(&[&["generate", "demo", "x"][..], wrong].concat());
+        let run = place.run(&[&["generate", "untrained", "x"][..], wrong].concat());
         assert_eq!(run.code, 2, "{}", run.err);
     }
 }

@@ -82,21 +82,21 @@ fn vector(v: &serde_json::Value) -> Vec<f64> {
 #[test]
 fn embeddings_have_length_one_and_do_not_depend_on_the_batch() {
     let place = Place::new();
-    let one = place.run(&["embed", "demo", "The finch"]).ok().json();
+    let one = place.run(&["embed", "untrained", "The finch"]).ok().json();
     assert_eq!((&one["index"], &one["tokens"]), (&json!(0), &json!(9)));
     let v = vector(&one);
     assert_eq!(v.len(), 128);
     assert!((v.iter().map(|x| x * x).sum::<f64>() - 1.0).abs() < 1e-5);
     // In a batch, behind a text that is longer than a step.
     place.write("texts.txt", format!("{}\nThe finch\r\nx\n", "long ".repeat(60)));
-    let batch = place.run(&["embed", "demo", "--input", "texts.txt"]).ok().json_lines();
+    let batch = place.run(&["embed", "untrained", "--input", "texts.txt"]).ok().json_lines();
     assert_eq!(batch.len(), 3);
     assert_eq!(vector(&batch[1]), v);
     place.write("texts.jsonl", "{\"text\": \"The finch\"}\n");
-    assert_eq!(vector(&place.run(&["embed", "demo", "--input", "texts.jsonl"]).ok().json()), v);
-    assert_eq!(vector(&place.run_with(&["embed", "demo", "-"], b"The finch").ok().json()), v);
+    assert_eq!(vector(&place.run(&["embed", "untrained", "--input", "texts.jsonl"]).ok().json()), v);
+    assert_eq!(vector(&place.run_with(&["embed", "untrained", "-"], b"The finch").ok().json()), v);
     // As a tensor.
-    place.run(&["embed", "demo", "--input", "texts.txt", "-o", "v.safetensors"]).ok();
+    place.run(&["embed", "untrained", "--input", "texts.txt", "-o", "v.safetensors"]).ok();
     let file = hawfinch_model::format::open(&place.path("v.safetensors")).unwrap();
     let t = &file.tensors["embeddings"];
     assert_eq!(t.shape, [3, 128]);
@@ -107,8 +107,10 @@ fn embeddings_have_length_one_and_do_not_depend_on_the_batch() {
 #[test]
 fn a_layers_state_as_a_vector() {
     let place = Place::new();
-    let v = vector(&place.run(&["embed", "demo", "ab", "--state-layer", "1"]).ok().json());
-    place.run(&["logits", "demo", "--ids", "97,98", "--out", "l.st", "--state-out", "s.safetensors"]).ok();
+    let v = vector(&place.run(&["embed", "untrained", "ab", "--state-layer", "1"]).ok().json());
+    place
+        .run(&["logits", "untrained", "--ids", "97,98", "--out", "l.st", "--state-out", "s.safetensors"])
+        .ok();
     let file = hawfinch_model::format::open(&place.path("s.safetensors")).unwrap();
     let fields = ["att_x", "wkv", "ffn_x"].map(|f| file.tensors[&format!("state.1.{f}")].to_f32());
     let expected: Vec<f32> = fields.concat();
@@ -118,21 +120,21 @@ fn a_layers_state_as_a_vector() {
 #[test]
 fn nothing_to_embed() {
     let place = Place::new();
-    place.run(&["embed", "demo", ""]).fails(2, &["empty"]);
+    place.run(&["embed", "untrained", ""]).fails(2, &["empty"]);
     place.write("texts.txt", "a\n\nb\n");
-    place.run(&["embed", "demo", "--input", "texts.txt"]).fails(1, &["line 2"]);
+    place.run(&["embed", "untrained", "--input", "texts.txt"]).fails(1, &["line 2"]);
     place.write("texts.jsonl", "{\"txt\": 1}\n");
-    place.run(&["embed", "demo", "--input", "texts.jsonl"]).fails(1, &["line 1", "text"]);
-    place.run(&["embed", "demo", "a", "--state-layer", "3"]).fails(2, &["layer 3"]);
+    place.run(&["embed", "untrained", "--input", "texts.jsonl"]).fails(1, &["line 1", "text"]);
+    place.run(&["embed", "untrained", "a", "--state-layer", "3"]).fails(2, &["layer 3"]);
 }
 
 #[test]
 fn embed_takes_json_as_the_other_commands_do() {
     let place = Place::new();
-    let plain = place.run(&["embed", "demo", "some text"]).ok().out;
-    assert_eq!(place.run(&["embed", "demo", "some text", "--json"]).ok().out, plain);
+    let plain = place.run(&["embed", "untrained", "some text"]).ok().out;
+    assert_eq!(place.run(&["embed", "untrained", "some text", "--json"]).ok().out, plain);
     place
-        .run(&["embed", "demo", "a", "--json", "-o", "v.safetensors"])
+        .run(&["embed", "untrained", "a", "--json", "-o", "v.safetensors"])
         .fails(2, &["v.safetensors", "--json"]);
 }
 
