@@ -70,7 +70,7 @@ fn the_attention_baseline_is_trained_and_not_run() {
     }
     assert!(!place.path("m.gguf").exists() && !place.path("l.st").exists());
     place.run(&["convert", model, "m.pth"]).ok();
-    assert!(place.run(&["inspect", "m.pth"]).ok().out.contains("attention"));
+    assert!(place.run(&["inspect", "m.pth"]).ok().text().contains("attention"));
 }
 
 #[test]
