@@ -72,7 +72,9 @@ Examples:
         let runs = read_all(&asked)?;
         let out = place(args, &runs);
         let smooth = args.smooth.unwrap_or_else(|| usual_smooth(&runs));
-        let view = View { x: args.x, y: args.y, log_x: args.log_x, smooth };
+        // A schedule has corners, and no noise.
+        let drawn_smooth = if args.y == Y::Lr { 1 } else { smooth };
+        let view = View { x: args.x, y: args.y, log_x: args.log_x, smooth: drawn_smooth };
         let rows: Vec<summary::Row> = runs.iter().map(|r| summary::row(r, smooth)).collect();
         // A run that has not begun to learn may have no checkpoint to count operations by, and needs none.
         let (begun, empty): (Vec<Run>, Vec<Run>) =

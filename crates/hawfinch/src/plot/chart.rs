@@ -114,7 +114,11 @@ impl Chart {
     /// Both axes; `None` where nothing can be seen.
     fn axes(&self) -> Option<(Axis, String, Axis)> {
         let points = self.curves.iter().flat_map(|c| c.steps.iter().chain(&c.evals).chain(&c.raw));
-        let xs = points.map(|p| (p.0, p.0)).reduce(|(a, b), (c, d)| (a.min(c), b.max(d)))?;
+        let mut xs = points.map(|p| (p.0, p.0)).reduce(|(a, b), (c, d)| (a.min(c), b.max(d)))?;
+        if !self.view.log_x {
+            // Every run begins there.
+            xs.0 = xs.0.min(0.0);
+        }
         let (low, high) = curves::height(&self.curves, self.view, xs)?;
         let (words, unit, style) = words(self.view.x, xs.1);
         let mut x = Axis::new(xs.0 / unit, xs.1 / unit, self.view.log_x, style, 9);
@@ -144,6 +148,7 @@ fn words(x: X, longest: f64) -> (String, f64, Style) {
         X::Flops => {
             let (unit, name) = unit(&[
                 (1.0, "FLOP"),
+                (1e6, "MFLOP"),
                 (1e9, "GFLOP"),
                 (1e12, "TFLOP"),
                 (1e15, "PFLOP"),

@@ -27,7 +27,7 @@ pub struct Curve {
     pub evals: Vec<Point>,
     /// Their spread.
     pub evals_range: Vec<Range>,
-    /// The last of all runs are drawn only to where the shortest ends.
+    /// Some runs go on after the shortest, where the curve ends.
     pub cut: bool,
 }
 
@@ -180,15 +180,23 @@ fn spread(all: &[&[Point]]) -> (Vec<Point>, Vec<Range>) {
     points.unzip()
 }
 
-/// The value of a curve at a place; nothing outside of it. The places go up.
+/// The value of a curve at a place; that of an end up to half a piece outside (steps of runs end at other times), nothing
+/// farther out. The places go up.
 fn at(points: &[Point], x: f64) -> Option<f64> {
     let after = points.partition_point(|p| p.0 < x);
-    let next = points.get(after)?;
-    if next.0 == x {
-        return Some(next.1);
+    let outside = |end: &Point, inner: Option<&Point>| {
+        let reach = inner.map_or(0.0, |inner| (inner.0 - end.0).abs() / 2.0);
+        ((end.0 - x).abs() <= reach).then_some(end.1)
+    };
+    match (points[..after].last(), points.get(after)) {
+        (_, Some(next)) if next.0 == x => Some(next.1),
+        (Some(before), Some(next)) => {
+            Some(before.1 + (next.1 - before.1) * (x - before.0) / (next.0 - before.0))
+        }
+        (None, Some(first)) => outside(first, points.get(1)),
+        (Some(last), None) => outside(last, after.checked_sub(2).and_then(|n| points.get(n))),
+        (None, None) => None,
     }
-    let before = points[..after].last()?;
-    Some(before.1 + (next.1 - before.1) * (x - before.0) / (next.0 - before.0))
 }
 
 /// Where the vertical axis begins and ends; `None` where nothing is finite.
@@ -289,7 +297,10 @@ mod tests {
         assert!(found[0].cut && found[0].raw.is_empty() && !found[1].cut);
         // Between two places by a straight line.
         assert_eq!(at(&[(0.0, 1.0), (4.0, 3.0)], 1.0), Some(1.5));
-        assert_eq!(at(&[(0.0, 1.0), (4.0, 3.0)], 5.0), None);
+        for (x, y) in [(-3.0, None), (-2.0, Some(1.0)), (0.0, Some(1.0)), (6.0, Some(3.0)), (7.0, None)] {
+            assert_eq!(at(&[(0.0, 1.0), (4.0, 3.0)], x), y);
+        }
+        assert_eq!((at(&[(1.0, 2.0)], 1.0), at(&[(1.0, 2.0)], 1.5)), (Some(2.0), None));
     }
 
     #[test]

@@ -309,7 +309,8 @@ mod tests {
             let shape = Shape { version, layers: 2, width: 128, vocab: 256, head_size: 64 };
             let weights = synthetic::checkpoint(&shape.config(), DType::F32, 1);
             let config = Config::infer(&weights).unwrap();
-            let model = Model::from_checkpoint(weights, Default::default(), Default::default()).unwrap();
+            let model: Model =
+                Model::from_checkpoint(weights, Default::default(), Default::default()).unwrap();
             assert_eq!(multiply_adds(&config), model.multiply_adds(true), "{version}");
         }
     }

@@ -104,7 +104,7 @@ fn a_run_gives_a_model_that_every_command_opens() {
         assert!(place.read("runs/run/loss.svg") == own);
         place.run(&["plot", "runs/run", "--x", "flops", "--out", "flops.svg"]).ok();
         let flops = String::from_utf8(place.read("flops.svg")).unwrap();
-        assert!(flops.contains("GFLOP"), "{flops}");
+        assert!(flops.contains("MFLOP"), "{flops}");
     }
     let config = String::from_utf8(place.read("runs/run/config.toml")).unwrap();
     assert!(config.contains("width = 32") && config.contains("beta2 = 0.99"), "{config}");
