@@ -55,6 +55,16 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A checkpoint that the run cannot do without.
+    #[error(
+        "cannot write the checkpoint of step {step} (those before it are kept): {source}; make room, then give the same command again"
+    )]
+    Checkpoint {
+        /// Its step.
+        step: u64,
+        /// What went wrong.
+        source: Box<Error>,
+    },
     /// A line of metrics that is no record of a run.
     #[error("{} line {line} is no record of a run: {}", shown(path), Printable(what))]
     Metrics {

@@ -233,7 +233,7 @@ impl Trainer {
         let mut saved = self.progress.step;
         // A run that diverges before its first checkpoint has its beginning to go back to.
         if self.progress.step == 0 && self.config.rewind_after > 0 {
-            self.save(observer)?;
+            self.save_or_end(observer)?;
         }
         let end = loop {
             if self.progress.step >= self.length.steps {
@@ -262,7 +262,10 @@ impl Trainer {
                 match self.save(observer) {
                     Ok(()) => saved = step,
                     // The disk may have room again by the next time; what is in memory goes on.
-                    Err(e) => observer.note(step, &format!("the checkpoint could not be written: {e}")),
+                    Err(e) => {
+                        let text = format!("the checkpoint could not be written, the run goes on: {e}");
+                        observer.note(step, &text);
+                    }
                 }
             }
             if self.config.patience > 0 && self.progress.since_best >= self.config.patience {
@@ -270,7 +273,7 @@ impl Trainer {
             }
         };
         if saved != self.progress.step {
-            self.save(observer)?;
+            self.save_or_end(observer)?;
         }
         Ok(end)
     }
@@ -442,6 +445,12 @@ impl Trainer {
         checkpoint::prune(&self.config.out, self.config.keep, self.progress.best.map(|(_, step)| step))?;
         observer.saved(&found);
         Ok(())
+    }
+
+    /// A checkpoint without which there is nothing to go on from, or what was learned last is lost.
+    fn save_or_end(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let step = self.progress.step;
+        self.save(observer).map_err(|e| Error::Checkpoint { step, source: e.into() })
     }
 
     /// Goes back to the last checkpoint, with a lower learning rate and past the samples that went wrong.

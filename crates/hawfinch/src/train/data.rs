@@ -58,6 +58,9 @@ pub fn kept(config: &RunConfig) -> Option<PathBuf> {
     Some(build::work_folder(&place(config).1)).filter(|work| work.is_dir())
 }
 
+/// What to do about a line that is no document: `train` has no flag to leave such out.
+const SKIP: &str = "mend it, or make a data set with `hawfinch data build --bad-lines skip` and give it as `data` instead of `text`";
+
 /// A data set of the run's texts, made unless it is there.
 fn of_text(config: &RunConfig, tokenizer: &Tokenizer) -> anyhow::Result<PathBuf> {
     let (folder, name) = place(config);
@@ -78,6 +81,12 @@ fn of_text(config: &RunConfig, tokenizer: &Tokenizer) -> anyhow::Result<PathBuf>
     let summary = watched(None, |control| {
         build::tokenise_shard(&plan, &name, Shard::WHOLE, Policy::default(), true, tokenizer, control)?;
         build::finish(&plan, &name, control)
+    })
+    .map_err(|e| match e {
+        hawfinch_data::Error::Document { place, what, .. } => {
+            hawfinch_data::Error::Document { place, what, advice: SKIP }
+        }
+        e => e,
     })?;
     let find =
         if summary.replaced_utf8 > 0 { " (`data build --invalid-utf8 fail` names the first)" } else { "" };

@@ -1,10 +1,12 @@
 //! What a person sees of a run, and what it leaves for later: the live line, notes, sample texts.
 
+use std::fs;
 use std::io::{self, IsTerminal};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use hawfinch_engine::{Event, GenerateOptions, Sampler, SamplerConfig, Session, Uncounted};
 use hawfinch_model::checkpoint::Checkpoint;
 use hawfinch_model::{Cpu, Model, OpenOptions};
@@ -51,13 +53,21 @@ struct Records {
 }
 
 impl Records {
+    /// Of a run that begins. Metrics that lie there without a checkpoint to go on from are of a run that ended before its
+    /// first: they are kept under another name.
+    fn begin(folder: &Path) -> anyhow::Result<Records> {
+        let path = folder.join(metrics::FILE);
+        if path.metadata().is_ok_and(|m| m.len() > 0) {
+            let kept = path.with_extension("jsonl.old");
+            fs::rename(&path, &kept).with_context(|| format!("cannot rename {}", path.display()))?;
+        }
+        Records::open(folder, 0)
+    }
+
     /// Of a run that stands at `step`: what is there of later steps is cut off.
     fn open(folder: &Path, step: u64) -> anyhow::Result<Records> {
-        let metrics = match step {
-            0 => metrics::Writer::create(folder)?,
-            _ => metrics::Writer::resume(folder, step)?,
-        };
-        let events = if step == 0 { Events::create(folder)? } else { Events::resume(folder, step)? };
+        let metrics = metrics::Writer::resume(folder, step)?;
+        let events = Events::resume(folder, step)?;
         Ok(Records { folder: folder.into(), metrics: Some(metrics), events: Some(events), complained: false })
     }
 
@@ -100,7 +110,7 @@ impl View {
         let style = ProgressStyle::with_template("{bar:24} {human_pos}/{human_len} {msg}, {eta} left");
         bar.set_style(style.expect("a template of ours").progress_chars("=> "));
         let (prompt, tokenizer) = (prompt.to_string(), tokenizer.clone());
-        let record = Records::open(out, step)?;
+        let record = if step == 0 { Records::begin(out)? } else { Records::open(out, step)? };
         Ok(View {
             bar,
             live,

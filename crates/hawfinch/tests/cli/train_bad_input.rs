@@ -6,7 +6,7 @@ use std::process::Stdio;
 use crate::util::Place;
 
 /// A model that learns in no time.
-const SIZES: [&str; 16] = [
+const SIZES: [&str; 14] = [
     "--tokenizer",
     "bytes",
     "--layers",
@@ -21,8 +21,6 @@ const SIZES: [&str; 16] = [
     "1",
     "--warmup-steps",
     "0",
-    "--lr",
-    "1e-3",
 ];
 
 fn train<'a>(more: &[&'a str]) -> Vec<&'a str> {
@@ -121,7 +119,7 @@ fn texts_that_are_none() {
         .fails(1, &["latin.txt", "UTF-8"]);
     place.write("lines.jsonl", "{\"text\": \"one document\"}\n{\"text\": \"another\n");
     let args = train(&["--text", "lines.jsonl", "--steps", "2", "-o", "lines"]);
-    place.run(&args).fails(1, &["lines.jsonl", "line 2"]);
+    place.run(&args).fails(1, &["lines.jsonl, line 2", "`hawfinch data build --bad-lines skip`"]);
     assert!(!place.path("lines/metrics.jsonl").exists());
     // Not even an old encoding.
     place.write("noise.txt", (0..4000u32).map(|n| (n * n >> 3) as u8 | 0x80).collect::<Vec<u8>>());
@@ -147,6 +145,9 @@ fn no_room_for_a_checkpoint() {
             "2",
             "--keep",
             "9",
+            // The same rate however long the run is.
+            "--schedule",
+            "constant",
             "-o",
             out,
         ])
@@ -155,14 +156,18 @@ fn no_room_for_a_checkpoint() {
     // Not even the beginning: nothing is trained that could not be kept.
     let none = place.run_limited(40, &args("8", "run"));
     assert!(none.err.contains("run/"), "{}", none.err);
-    none.fails(1, &["File too large"]);
+    none.fails(1, &["checkpoint of step 0", "File too large", "make room"]);
     assert!(steps(&place, "run").is_empty() && checkpoints(&place.path("run")).is_empty());
     place.run(&args("4", "run")).ok();
     assert_eq!(checkpoints(&place.path("run")), ["step-00000000", "step-00000002", "step-00000004"]);
     let before = place.read("run/step-00000004/model.safetensors");
     let full = place.run_limited(40, &args("8", "run"));
-    assert!(full.err.contains("step 6: the checkpoint could not be written"), "{}", full.err);
-    full.fails(1, &["File too large"]);
+    assert!(
+        full.err.contains("step 6: the checkpoint could not be written, the run goes on"),
+        "{}",
+        full.err
+    );
+    full.fails(1, &["checkpoint of step 8 (those before it are kept)", "File too large", "make room"]);
     assert_eq!(steps(&place, "run"), [1, 2, 3, 4, 5, 6, 7, 8], "the run went on");
     assert_eq!(checkpoints(&place.path("run")), ["step-00000000", "step-00000002", "step-00000004"]);
     assert!(place.read("run/step-00000004/model.safetensors") == before);
@@ -173,6 +178,14 @@ fn no_room_for_a_checkpoint() {
     assert_eq!(steps(&place, "run"), [1, 2, 3, 4, 5, 6, 7, 8]);
     let model = |run: &str| place.read(&format!("{run}/step-00000008/model.safetensors"));
     assert!(model("run") == model("whole"), "the same bytes");
+    // A run that ended before its second checkpoint begins again; what it had written down is kept.
+    for step in checkpoints(&place.path("run")).iter().skip(1) {
+        std::fs::remove_dir_all(place.path("run").join(step)).unwrap();
+    }
+    place.run(&args("8", "run")).ok();
+    assert!(model("run") == model("whole"), "the same bytes");
+    assert_eq!(steps(&place, "run").len(), 8);
+    assert!(place.path("run/metrics.jsonl.old").exists());
 }
 
 /// Metrics that find no room: said once, and the run goes on to its end; what was written stays whole lines.
@@ -205,4 +218,17 @@ fn no_room_for_metrics() {
     place.run(&args("1510")).ok();
     let there = steps(&place, "run");
     assert_eq!((there.len(), there[there.len() - 10..].to_vec()), (written + 10, (1501..=1510).collect()));
+}
+
+/// A run that goes back to its beginning goes on being written down, and what it forgot is cut off.
+#[test]
+fn metrics_of_a_run_that_went_back() {
+    let place = Place::new();
+    place.write("text.txt", "a text that says something and then says it again. ".repeat(40));
+    let wild = ["--lr", "1e30", "--schedule", "constant", "--clip", "0", "--rewind-rate", "1e-17"];
+    let args = ["--text", "text.txt", "--held-out", "0", "--steps", "30", "--save-every", "50", "-o", "run"];
+    let run = place.run(&train(&[&args[..], &wild].concat())).ok();
+    assert!(run.err.contains("diverged"), "{}", run.err);
+    let there = steps(&place, "run");
+    assert!(there.len() > 10 && there.windows(2).all(|w| w[0] < w[1]) && there.ends_with(&[30]), "{there:?}");
 }
