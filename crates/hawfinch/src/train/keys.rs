@@ -275,6 +275,7 @@ mod tests {
             lr_final: Some(1.0),
             weight_decay_final: Some(1.0),
             probe: Some("a".into()),
+            tokenizer: Some("a".into()),
             ..RunConfig::default()
         })
         .unwrap();

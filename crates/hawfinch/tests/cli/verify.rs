@@ -112,7 +112,7 @@ fn a_missing_or_damaged_file_is_named() {
         assert!(run.code == 1 && run.text().contains(&line), "{}", run.text());
     }
     for (file, content, words) in [
-        ("init.json", "{}", "init.json is damaged: at its top there is no `versions`"),
+        ("init.json", "{}", "init.json is damaged: at its top there is no `indices`"),
         ("sampler.json", "{\"cases\": [{\"tokens\": 1}]}", "at /cases/0 there is no `ctx`"),
         ("schedule.json", "{\"cases\": []}", "at /cases there is no list, or an empty one"),
         ("schedule.json", "{\"cases\": [", "it is no JSON"),
