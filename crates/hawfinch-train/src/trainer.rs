@@ -257,8 +257,8 @@ impl Trainer {
             if (due(self.config.eval_every) || step == self.length.steps) && self.bad == 0 {
                 self.validate(observer)?;
             }
-            // What a bad step left is not worth going back to.
-            if due(self.config.save_every) && self.bad == 0 {
+            // What a bad step left is not worth going back to. The last step is saved below.
+            if due(self.config.save_every) && self.bad == 0 && step < self.length.steps {
                 match self.save(observer) {
                     Ok(()) => saved = step,
                     // The disk may have room again by the next time; what is in memory goes on.
