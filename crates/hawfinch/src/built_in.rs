@@ -30,7 +30,7 @@ fn demo() -> Checkpoint {
 
 /// Beginnings of texts in several languages, for the built-in model to go on with: what a new user sees first.
 pub const BEGINNINGS: [&str; 5] =
-    ["The finch is a small bird that", "Der Garten ist", "La ville de", "В этом разделе", "この章では"];
+    ["Click the button to", "Wenn Sie die Datei", "El archivo de", "В этом разделе", "この章では"];
 
 #[cfg(test)]
 mod tests {

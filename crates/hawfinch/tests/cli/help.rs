@@ -14,7 +14,7 @@ fn snapshot(name: &str, text: &str) {
     assert!(kept == text, "{} is not what the program says now:\n{text}", path.display());
 }
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "generate",
     "chat",
     "inspect",
@@ -25,6 +25,7 @@ const COMMANDS: [&str; 14] = [
     "detokenize",
     "data",
     "embed",
+    "perplexity",
     "synthesize",
     "train",
     "plot",
@@ -39,7 +40,7 @@ fn help_is_as_kept() {
         assert!(run.text().contains("Examples:"), "{command} shows no example");
         snapshot(command, &run.text());
     }
-    for command in ["build", "merge", "inspect"] {
+    for command in ["build", "merge", "inspect", "vocab"] {
         let run = place.run(&["data", command, "--help"]).ok();
         assert!(run.text().contains("Examples:"), "data {command} shows no example");
         snapshot(&format!("data-{command}"), &run.text());
