@@ -12,6 +12,7 @@ and loss.svg. Stopped, the same command goes on; finished runs are not repeated.
 import argparse
 import json
 import math
+import shutil
 import statistics
 import struct
 import subprocess
@@ -25,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("hawfinch", type=Path, help="the program")
+    parser.add_argument("hawfinch", help="the program")
     parser.add_argument("data", type=Path, help="data set: NAME of NAME.bin and NAME.idx")
     parser.add_argument("out", type=Path, help="folder for runs, table and plot")
     parser.add_argument("--validation", type=Path, help="data set to validate on [what was held out of DATA]")
@@ -42,6 +43,10 @@ def arguments():
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--dry-run", action="store_true", help="only say which runs there would be")
     args = parser.parse_args()
+    program = shutil.which(args.hawfinch) or shutil.which(f"./{args.hawfinch}")
+    if program is None:
+        parser.error(f"{args.hawfinch} is no program that can be run")
+    args.hawfinch = Path(program).resolve()
     if args.validation is None and not Path(f"{args.data}.held-out.idx").is_file():
         parser.error(f"no documents were held out of {args.data}: build it with --held-out, or give --validation")
     return args
