@@ -44,6 +44,7 @@ fn checkpoints(folder: &Path) -> Vec<String> {
 
 /// Peak of a run's resident memory, bytes; it must succeed.
 #[cfg(target_os = "linux")]
+#[expect(clippy::zombie_processes, reason = "wait4 waits for it")]
 fn peak(place: &Place, args: &[&str]) -> u64 {
     let log = std::fs::File::create(place.path("log")).unwrap();
     let child = place.command(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
@@ -122,7 +123,7 @@ fn texts_that_are_none() {
     place.run(&args).fails(1, &["lines.jsonl, line 2", "`hawfinch data build --bad-lines skip`"]);
     assert!(!place.path("lines/metrics.jsonl").exists());
     // Not even an old encoding.
-    place.write("noise.txt", (0..4000u32).map(|n| (n * n >> 3) as u8 | 0x80).collect::<Vec<u8>>());
+    place.write("noise.txt", (0..4000u32).map(|n| ((n * n) >> 3) as u8 | 0x80).collect::<Vec<u8>>());
     place.run(&train(&["--text", "noise.txt", "--held-out", "0", "--steps", "2", "-o", "noise"])).ok();
 }
 
