@@ -2,7 +2,7 @@
 //! [`crate::wkv`] are compared with.
 //!
 //! y_i = Σ_{j ≤ i} p_ij v_j with p_i = softmax over j ≤ i of scale · q̃_i·k̃_j, where q̃ and k̃ are queries and keys turned
-//! by their positions ([`Rotary`]). Scores of [`BLOCK`] queries are held at a time, so memory grows with the text's length,
+//! by their positions ([`Rotary`]). Scores of a block of queries are held at a time, so memory grows with the text's length,
 //! not with its square. Backward computes them again and keeps nothing of the forward. Products are those of
 //! `wkv/chunked/product.rs`, sums of a row those of [`crate::reduce`]: the same bits on every instruction set.
 //!
