@@ -22,6 +22,8 @@ pub struct Lora {
     pub replacements: IndexMap<String, StoredTensor>,
     /// alpha of `alpha / r`.
     pub alpha: f64,
+    /// Identity of the model it was trained beside ([`crate::hash::identity`]), if the file says it.
+    pub base: Option<String>,
 }
 
 impl Lora {
@@ -108,10 +110,11 @@ impl Lora {
             modules.insert(module, (a, b));
         }
         let in_file = |key: &str| ckpt.metadata.get(key).and_then(|s| s.parse().ok());
-        let alpha = match alpha.or_else(|| in_file("hawfinch.lora_alpha")).or_else(|| in_file("lora_alpha")) {
-            Some(alpha) => Some(alpha),
-            None => alpha_beside(&path)?,
-        };
+        let alpha =
+            match alpha.or_else(|| in_file(crate::metadata::LORA_ALPHA)).or_else(|| in_file("lora_alpha")) {
+                Some(alpha) => Some(alpha),
+                None => alpha_beside(&path)?,
+            };
         let alpha = alpha.filter(|a: &f64| a.is_finite());
         let alpha = alpha.ok_or_else(|| {
             Error::Lora(format!(
@@ -119,7 +122,8 @@ impl Lora {
                  give the alpha it was trained with, as in --lora FILE:alpha=32"
             ))
         })?;
-        Ok(Lora { modules, replacements, alpha })
+        let base = ckpt.metadata.get(crate::metadata::MODEL).cloned();
+        Ok(Lora { modules, replacements, alpha, base })
     }
 
     /// First 16 hexadecimal digits of SHA-256 over the file's tensors and alpha: part of the
@@ -140,6 +144,18 @@ impl Lora {
     /// Refuses a LoRA that does not fit a checkpoint: modules or tensors it lacks, other shapes, a module that
     /// is no linear layer (the embedding's rows are looked up, not multiplied).
     pub(crate) fn check(&self, base: &Checkpoint, config: &Config) -> Result<()> {
+        if let Some(trained_beside) = &self.base {
+            let own = crate::hash::identity(base, None)?;
+            if *trained_beside != own {
+                let short = |s: &str| s.chars().take(19).collect::<String>();
+                return Err(Error::Lora(format!(
+                    "it was trained beside another model ({}…) than {} ({}…): give the one it was trained beside",
+                    short(trained_beside),
+                    base.path.display(),
+                    short(&own)
+                )));
+            }
+        }
         let role = |name: &str| names::find(config.version, name).map(|(_, param)| param.role);
         for (module, (a, b)) in &self.modules {
             let name = format!("{module}.weight");

@@ -23,11 +23,17 @@ pub const SOURCE_HASH: &str = "hawfinch.source_hash";
 pub const QUANTIZED: &str = "hawfinch.quantized";
 /// Version of hawfinch that wrote the file.
 pub const WRITER: &str = "hawfinch.writer";
-/// What the file is, when it is not a model: `state`.
+/// What the file is, when it is not a model: `state` (a live one, or one that was trained), `lora`.
 pub const KIND: &str = "hawfinch.kind";
 /// Tokens that a state has consumed.
 pub const TOKENS: &str = "hawfinch.tokens";
 /// Tokens that the state had consumed at which a saved conversation began.
 pub const START_TOKENS: &str = "hawfinch.start_tokens";
-/// Identity of the model that a state belongs to.
+/// alpha of a LoRA: its products count alpha / rank.
+pub const LORA_ALPHA: &str = "hawfinch.lora_alpha";
+/// Rank of a LoRA, or its ranks.
+pub const LORA_RANK: &str = "hawfinch.lora_rank";
+/// What a file was trained on: tokens, documents, a checksum.
+pub const DATA: &str = "hawfinch.data";
+/// Identity of the model that a state or an adapter belongs to.
 pub const MODEL: &str = "hawfinch.model";

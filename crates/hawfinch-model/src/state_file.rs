@@ -8,7 +8,8 @@
 //! `hawfinch.start_tokens`.
 //!
 //! Also read: tuned initial states (`blocks.L.att.time_state`, official `.pth` or ai00's `.state`), whose
-//! tensors are `[head, value, key]` in every version, and ai00's live states.
+//! tensors are `[head, value, key]` in every version (v4's, which only hawfinch trains: `[2, d]`, numerator and
+//! denominator at exponent 0), and ai00's live states.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -126,6 +127,7 @@ impl<O: Ops + 'static> Model<O> {
             return read_ours(file, STATE, self.config(), self.state_layout());
         }
         if file.tensors.keys().any(|k| k.ends_with(".att.time_state")) {
+            self.check_owner(file)?;
             return read_tuned(file, self.config(), self.state_layout());
         }
         let why = match Config::infer(file) {
@@ -222,9 +224,6 @@ pub(crate) fn tuned_inside(
 
 /// `blocks.L.att.time_state` in kernel orientation [head, value, key]; the shift states start at zero.
 fn read_tuned(file: &Checkpoint, config: &Config, layout: &Arc<StateLayout>) -> Result<State> {
-    if config.version == Version::V4 {
-        return Err(Error::State("RWKV-4 has no matrix state to tune".into()));
-    }
     let mut state = State::new(layout.clone());
     let n = config.head_size;
     let count = file.tensors.keys().filter(|k| k.ends_with(".att.time_state")).count();
@@ -234,6 +233,10 @@ fn read_tuned(file: &Checkpoint, config: &Config, layout: &Arc<StateLayout>) -> 
     for layer in 0..layout.layers {
         let name = format!("blocks.{layer}.att.time_state");
         let tensor = file.get(&name).ok_or_else(|| Error::State(format!("it has no `{name}`")))?;
+        if config.version == Version::V4 {
+            copy_tuned_v4(&mut state, layer, &name, tensor)?;
+            continue;
+        }
         copy(&mut state, layer, "wkv", &name, tensor, &[config.heads, n, n])?;
         // Ai00's live states have the shift states too.
         for (field, name) in [("att_x", "att.shift_state"), ("ffn_x", "ffn.shift_state")] {
@@ -245,6 +248,28 @@ fn read_tuned(file: &Checkpoint, config: &Config, layout: &Arc<StateLayout>) -> 
         turn(state.field_mut(layer, "wkv"), n);
     }
     Ok(state)
+}
+
+/// v4's, of hawfinch: `[2, d]`, numerator and denominator at exponent 0.
+fn copy_tuned_v4(state: &mut State, layer: usize, name: &str, tensor: &StoredTensor) -> Result<()> {
+    let d = state.field(layer, "aa").len();
+    if tensor.shape != [2, d] {
+        return Err(Error::State(format!(
+            "its `{name}` has shape {:?}, a tuned state of RWKV-4 has [2, {d}]",
+            tensor.shape
+        )));
+    }
+    for (z, field) in ["aa", "bb"].into_iter().enumerate() {
+        copy(state, layer, field, name, &tensor.index(z), &[d])?;
+    }
+    if let Some(i) = state.field(layer, "bb").iter().position(|v| *v < 0.0) {
+        let v = state.field(layer, "bb")[i];
+        return Err(Error::State(format!(
+            "its `{name}` has the denominator {v} at index {i}; it must not be below 0"
+        )));
+    }
+    state.field_mut(layer, "pp").fill(0.0);
+    Ok(())
 }
 
 /// Exchanges keys and values of every head, each `[n, n]`.

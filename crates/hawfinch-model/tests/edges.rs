@@ -78,6 +78,34 @@ fn a_tuned_state_merged_into_the_model_is_where_sequences_start() {
 }
 
 #[test]
+fn zeros_after_relu_are_counted_when_asked_for() {
+    for version in [Version::V4, Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7] {
+        let zeros = |share: usize| {
+            let mut c = checkpoint(version);
+            for layer in 0..2 {
+                let name = format!("blocks.{layer}.ffn.key.weight");
+                let weight = c.get(&name).unwrap().to_f64();
+                let shape = c.get(&name).unwrap().shape.clone();
+                let zero = weight.len() * share / 2;
+                let values: Vec<f32> =
+                    weight.iter().enumerate().map(|(i, &v)| if i < zero { 0.0 } else { v as f32 }).collect();
+                c.tensors.insert(name, StoredTensor::from_f32(&shape, &values));
+            }
+            let m = model(c, Vec::new()).unwrap();
+            assert_eq!(m.ops().zeros(), None);
+            logits(&m);
+            assert_eq!(m.ops().zeros(), None, "nobody asked");
+            m.ops().count_zeros();
+            logits(&m);
+            m.ops().zeros().unwrap()
+        };
+        assert_eq!(zeros(2), 1.0, "{version}");
+        let (some, half) = (zeros(0), zeros(1));
+        assert!(some > 0.2 && some < 0.8 && half > 0.5 + some / 4.0 && half < 1.0, "{version} {some} {half}");
+    }
+}
+
+#[test]
 fn the_identity_is_cached() {
     let dir = tempfile::tempdir().unwrap();
     // SAFETY: no other test of this program has a checkpoint in a large file, so none looks at the cache.

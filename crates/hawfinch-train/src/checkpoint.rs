@@ -1,5 +1,5 @@
-//! Checkpoints of a run: folders `step-00000500` that hold the weights (`model.safetensors`, which every command opens),
-//! the optimiser's moments (`optimizer.safetensors`) and where the run stood (`progress.json`).
+//! Checkpoints of a run: folders `step-00000500` that hold the weights (`model.safetensors`, which every command opens; of
+//! runs that train something beside a model `adapter.safetensors` or `state.safetensors`), the optimiser's moments (`optimizer.safetensors`) and where the run stood (`progress.json`).
 //!
 //! A folder gets its name when all of it is on the disk, so whatever happens to the process, the newest folder of such a
 //! name is whole.
@@ -10,13 +10,25 @@ use std::path::{Path, PathBuf};
 
 use hawfinch_model::checkpoint::{Checkpoint, FileFormat, StoredTensor};
 use hawfinch_model::format::{self, SaveFormat, SaveOptions};
+use hawfinch_model::metadata;
 use serde::{Deserialize, Serialize};
 
 use crate::adamw::AdamW;
 use crate::{Error, Result};
 
-/// The weights.
-pub const MODEL: &str = "model.safetensors";
+/// What is trained, by what the file says it is: weights, a LoRA, a state.
+const WEIGHTS: [(Option<&str>, &str); 3] = [
+    (None, "model.safetensors"),
+    (Some("lora"), "adapter.safetensors"),
+    (Some("state"), "state.safetensors"),
+];
+
+/// The name of the file for what is trained.
+fn file_name(of: &Checkpoint) -> &'static str {
+    let kind = of.metadata.get(metadata::KIND).map(String::as_str);
+    WEIGHTS.iter().find(|(k, _)| *k == kind).unwrap_or(&WEIGHTS[0]).1
+}
+
 const OPTIMIZER: &str = "optimizer.safetensors";
 const PROGRESS: &str = "progress.json";
 /// What names of checkpoints begin with.
@@ -73,9 +85,10 @@ pub struct Found {
 }
 
 impl Found {
-    /// The file of weights.
+    /// The file of weights, of the adapter or of the state.
     pub fn model(&self) -> PathBuf {
-        self.path.join(MODEL)
+        let there = WEIGHTS.iter().map(|(_, name)| self.path.join(name)).find(|path| path.is_file());
+        there.unwrap_or_else(|| self.path.join(WEIGHTS[0].1))
     }
 }
 
@@ -145,7 +158,7 @@ fn fill(part: &Path, model: &Checkpoint, optimizer: &AdamW, progress: &Progress)
     fs::create_dir_all(part).map_err(io_error(part))?;
     let options =
         || SaveOptions { format: SaveFormat::Safetensors, dtype: None, vocabulary: None, progress: None };
-    format::save(&part.join(MODEL), model, options())?;
+    format::save(&part.join(file_name(model)), model, options())?;
     let mut moments = Checkpoint::new(part, FileFormat::Memory);
     for of in optimizer.moments() {
         moments.insert(format!("m.{}", of.name), StoredTensor::from_f32(&[of.m.len()], &of.m))?;
@@ -169,7 +182,7 @@ fn sync_folder(path: &Path) {
 
 /// What a checkpoint holds.
 pub struct Loaded {
-    /// Weights.
+    /// Weights, adapter or state.
     pub model: Checkpoint,
     /// Where the run stood.
     pub progress: Progress,

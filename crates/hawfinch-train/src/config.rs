@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::adamw::Settings;
 use crate::groups::Layerwise;
 use crate::schedule::{Length, Schedule, Shape};
-use crate::{Error, Result};
+use crate::tuning::{LoraSettings, Method};
+use crate::{Error, Result, Segments};
 
 /// In which order samples are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +69,17 @@ pub struct RunConfig {
     /// `world`, `bytes`, or a vocabulary file; by default that of the model in `from`, else `world`.
     pub tokenizer: Option<String>,
 
+    /// What is trained: the model, a LoRA beside it, or the state that texts begin with.
+    pub method: Method,
+    /// LoRA: rank of the products.
+    pub lora_rank: usize,
+    /// LoRA: the product counts alpha / rank; by default as much as the rank.
+    pub lora_alpha: Option<f64>,
+    /// LoRA: which linear layers; none for all but the head.
+    pub lora_modules: Vec<String>,
+    /// LoRA: what is trained whole beside it: `ln`, `time`, `emb`, `head`.
+    pub train_parts: Vec<String>,
+
     /// A data set: NAME of NAME.bin and NAME.idx.
     pub data: Option<PathBuf>,
     /// Text files to make one of (as `data build` takes them), in the folder of the run.
@@ -84,6 +96,10 @@ pub struct RunConfig {
     pub batch: usize,
     /// Micro-batches of a step.
     pub accumulate: usize,
+    /// Tokens of a micro-batch that are computed at a time, gradients carried back from part to part; 0: all.
+    pub segment: usize,
+    /// Whether gradients end at the borders of segments: an approximation.
+    pub truncate: bool,
     /// Seed of the initialisation and of the order of samples.
     pub seed: u64,
 
@@ -165,6 +181,11 @@ impl Default for RunConfig {
             ffn_width: None,
             vocab: None,
             tokenizer: None,
+            method: Method::default(),
+            lora_rank: 32,
+            lora_alpha: None,
+            lora_modules: Vec::new(),
+            train_parts: Vec::new(),
             data: None,
             text: Vec::new(),
             validation: None,
@@ -173,6 +194,8 @@ impl Default for RunConfig {
             ctx: 512,
             batch: 8,
             accumulate: 1,
+            segment: 0,
+            truncate: false,
             seed: 1,
             steps: None,
             tokens: None,
@@ -218,6 +241,22 @@ impl RunConfig {
             let known = "4, 5.0, 5.1, 5.2, 6, 7, attention";
             Error::request(format!("version `{}` is none of those there are ({known})", self.version))
         })
+    }
+
+    /// How micro-batches are divided.
+    pub fn segments(&self) -> Segments {
+        Segments { tokens: self.segment, truncated: self.truncate }
+    }
+
+    /// What a new adapter is like.
+    pub fn lora(&self) -> LoraSettings {
+        LoraSettings {
+            rank: self.lora_rank,
+            alpha: self.lora_alpha.unwrap_or(self.lora_rank as f64),
+            modules: self.lora_modules.clone(),
+            parts: self.train_parts.clone(),
+            seed: self.seed,
+        }
     }
 
     /// Tokens of a step, over all micro-batches.
@@ -274,6 +313,12 @@ impl RunConfig {
     pub fn check(&self) -> Result<()> {
         self.rwkv_version()?;
         self.adamw().check()?;
+        if self.method != Method::Full && self.from.is_none() {
+            return Err(Error::request(format!(
+                "`method` is {}, which trains something beside a model: say beside which with `from`",
+                self.method.name()
+            )));
+        }
         let positive = [
             ("layers", self.layers),
             ("width", self.width),
@@ -282,6 +327,7 @@ impl RunConfig {
             ("batch", self.batch),
             ("accumulate", self.accumulate),
             ("keep", self.keep),
+            ("lora-rank", self.lora_rank),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(Error::request(format!("`{key}` is 0; it must be at least 1")));

@@ -29,16 +29,6 @@ pub enum Error {
         /// The step that was not made, from 1.
         step: u64,
     },
-    /// Weights that are not floats.
-    #[error(
-        "`{name}` is stored as {dtype}; only floats can be trained: start from the model before it was quantised"
-    )]
-    Quantised {
-        /// Official name of the tensor.
-        name: String,
-        /// Its number format.
-        dtype: String,
-    },
     /// A file of the run that could not be read.
     #[error("cannot read {}: {source}", shown(path))]
     Read {

@@ -10,7 +10,8 @@ use hawfinch_model::ops::Batch;
 use hawfinch_model::{Config, Lora, Model, OpenOptions, State};
 
 use crate::tape::{Gradients, Losses, States, Tape, Var};
-use crate::{Error, Parameters, Result};
+use crate::tuning::{self, Method, Tuning};
+use crate::{Error, Parameter, Parameters, Result};
 
 /// Free buffers that are kept between steps: all that a step lets go of.
 const BUFFERS: usize = 1 << 14;
@@ -42,9 +43,34 @@ pub struct Learned<F: Real> {
     pub d_initial: Vec<State<F>>,
 }
 
+/// What part of a text has from the parts beside it.
+#[derive(Clone, Copy)]
+pub(crate) struct Borders<'a, F: Real> {
+    /// The state that the first sequence goes on from, in place of the one it would begin with.
+    pub carried: Option<&'a State<F>>,
+    /// The gradient with respect to the last sequence's last state, which goes on elsewhere.
+    pub d_carried: Option<&'a State<F>>,
+}
+
+impl<F: Real> Default for Borders<'_, F> {
+    fn default() -> Self {
+        Borders { carried: None, d_carried: None }
+    }
+}
+
+/// Gradients with respect to first states.
+struct FirstGradients<F: Real> {
+    /// Of those that were given.
+    initial: Vec<State<F>>,
+    /// Of the one that was carried on.
+    carried: Option<State<F>>,
+}
+
 /// A model on a tape.
 pub struct Learner<F: Real> {
     model: Model<Tape<F>>,
+    /// The parameter of each layer that sequences begin with, where that is what is trained.
+    first_state: Vec<usize>,
     /// Whether blocks are computed again on the way back, rather than all their values kept.
     recompute: bool,
 }
@@ -53,19 +79,72 @@ impl<F: Real> Learner<F> {
     /// All parameters of a checkpoint, to be trained on this CPU.
     ///
     /// # Errors
-    /// No model, quantised weights, decays in rwkv.cpp's form.
+    /// No model, decays in rwkv.cpp's form.
     pub fn new(checkpoint: &Checkpoint, cpu: Cpu<F>, precision: Precision) -> Result<Self> {
         Self::adapted(checkpoint, None, cpu, precision)
     }
 
     /// The same with an adapter, whose halves are parameters beside the model's ([`Parameters::new`] says under which
-    /// names).
+    /// names); all of both is trained.
     ///
     /// # Errors
     /// As [`Learner::new`]; an adapter of another model.
     pub fn adapted(
         checkpoint: &Checkpoint,
         adapter: Option<Lora>,
+        cpu: Cpu<F>,
+        precision: Precision,
+    ) -> Result<Self> {
+        Self::with(checkpoint, adapter, &|_| true, cpu, precision)
+    }
+
+    /// What a method trains of a model; matrices that it does not train stay as the file has them, quantised or not.
+    ///
+    /// # Errors
+    /// As [`Learner::new`]; an adapter or a state of another model.
+    pub fn tuned(
+        checkpoint: &Checkpoint,
+        tuning: &Tuning,
+        cpu: Cpu<F>,
+        precision: Precision,
+    ) -> Result<Self> {
+        let trains = |name: &str| tuning.trains(name);
+        let mut learner = Self::with(checkpoint, tuning.adapter.clone(), &trains, cpu, precision)?;
+        if tuning.method != Method::State {
+            return Ok(learner);
+        }
+        learner.config().version.needs_state(&checkpoint.path)?;
+        let mut first = match &tuning.state {
+            Some(file) => learner.model.state_from(file)?,
+            None => learner.model.new_state(),
+        };
+        first.tokens = 0;
+        let config = learner.config().clone();
+        for layer in 0..config.layers {
+            let name = format!("blocks.{layer}.att.time_state");
+            let (shape, values) = tuning::in_file(&config, &first, layer);
+            let values: Vec<f64> = values.into_iter().map(f64::from).collect();
+            let tape = learner.model.ops();
+            let parameter = Parameter::own(tape.cpu(), name.clone(), shape, &values, true);
+            let mut parameters = tape.parameters_mut();
+            // The model may bring one of its own, which this takes the place of.
+            let place = match parameters.find(&name) {
+                Some(place) => {
+                    parameters.list_mut()[place] = parameter;
+                    place
+                }
+                None => parameters.add(parameter),
+            };
+            drop(parameters);
+            learner.first_state.push(place);
+        }
+        Ok(learner)
+    }
+
+    fn with(
+        checkpoint: &Checkpoint,
+        adapter: Option<Lora>,
+        trains: &dyn Fn(&str) -> bool,
         cpu: Cpu<F>,
         precision: Precision,
     ) -> Result<Self> {
@@ -76,11 +155,11 @@ impl<F: Real> Learner<F> {
             )));
         }
         let cpu = cpu.keeping(BUFFERS);
-        let parameters = Parameters::new(&cpu, checkpoint, adapter.as_ref())?;
+        let parameters = Parameters::new(&cpu, checkpoint, adapter.as_ref(), trains)?;
         let tape = Tape::new(cpu, parameters, precision);
         let options = OpenOptions { loras: adapter.into_iter().collect(), ..OpenOptions::default() };
         let model = Model::from_checkpoint(checkpoint.clone(), options, tape)?;
-        Ok(Learner { model, recompute: false })
+        Ok(Learner { model, first_state: Vec::new(), recompute: false })
     }
 
     /// Whether blocks are computed again on the way back, so that a step holds one block's values and one `[t, d]` a
@@ -104,7 +183,7 @@ impl<F: Real> Learner<F> {
         self.model.ops()
     }
 
-    fn check(&self, lesson: &Lesson<'_, F>) -> Result<()> {
+    pub(crate) fn check(&self, lesson: &Lesson<'_, F>) -> Result<()> {
         let (t, vocab) = (lesson.tokens.len(), self.config().vocab);
         let invalid = |why: String| Err(Error::request(why));
         if lesson.lengths.contains(&0) || lesson.lengths.iter().sum::<usize>() != t || t == 0 {
@@ -134,12 +213,17 @@ impl<F: Real> Learner<F> {
     /// A lesson whose parts do not fit together or the model.
     pub fn evaluate(&self, lesson: &Lesson<'_, F>) -> Result<Learned<F>> {
         self.check(lesson)?;
+        Ok(self.evaluate_between(lesson, None))
+    }
+
+    /// The same of part of a text, the first sequence going on from a state.
+    pub(crate) fn evaluate_between(&self, lesson: &Lesson<'_, F>, carried: Option<&State<F>>) -> Learned<F> {
         let tape = self.tape();
         tape.begin(false);
-        let mut states = self.states(lesson, false);
+        let mut states = self.states(lesson, carried, false);
         let (x, _) = self.blocks(lesson, &mut states, |_, _| {});
         let losses = self.loss(&x, lesson, &mut Gradients::default());
-        Ok(Learned { losses, last: states.iter().map(|s| s.read(tape)).collect(), d_initial: Vec::new() })
+        Learned { losses, last: states.iter().map(|s| s.read(tape)).collect(), d_initial: Vec::new() }
     }
 
     /// The losses of these sequences; the gradients of their weighted sum are added to those of the parameters.
@@ -148,34 +232,57 @@ impl<F: Real> Learner<F> {
     /// As [`Learner::evaluate`].
     pub fn learn(&self, lesson: &Lesson<'_, F>) -> Result<Learned<F>> {
         self.check(lesson)?;
-        if self.recompute { self.learn_again(lesson) } else { self.learn_at_once(lesson) }
+        Ok(self.learn_between(lesson, Borders::default()).0)
+    }
+
+    /// The same of part of a text; the gradient with respect to the state it was carried on from is the second result.
+    pub(crate) fn learn_between(
+        &self,
+        lesson: &Lesson<'_, F>,
+        borders: Borders<'_, F>,
+    ) -> (Learned<F>, Option<State<F>>) {
+        if self.recompute { self.learn_again(lesson, borders) } else { self.learn_at_once(lesson, borders) }
+    }
+
+    /// The state after the last sequence; nothing is learned and no loss computed.
+    pub(crate) fn last_state(&self, lesson: &Lesson<'_, F>, carried: Option<&State<F>>) -> State<F> {
+        let tape = self.tape();
+        tape.begin(false);
+        let mut states = self.states(lesson, carried, false);
+        self.blocks(lesson, &mut states, |_, _| {});
+        states.last().expect("a sequence").read(tape)
     }
 
     /// All values kept.
-    fn learn_at_once(&self, lesson: &Lesson<'_, F>) -> Result<Learned<F>> {
+    fn learn_at_once(
+        &self,
+        lesson: &Lesson<'_, F>,
+        borders: Borders<'_, F>,
+    ) -> (Learned<F>, Option<State<F>>) {
         let tape = self.tape();
         tape.begin(true);
-        let initial = self.states(lesson, lesson.initial.is_some());
+        let initial = self.states(lesson, borders.carried, self.learns_states(lesson, borders));
         let mut states = initial.clone();
         let (x, _) = self.blocks(lesson, &mut states, |_, _| {});
         let mut gradients = Gradients::default();
         let losses = self.loss(&x, lesson, &mut gradients);
         for layer in 0..self.config().layers {
-            self.give_last(lesson, &states, layer, &mut gradients);
+            self.give_last(lesson, borders, &states, layer, &mut gradients);
         }
         let mut gradients = tape.backward(gradients);
-        let mut d_initial = self.empty(lesson);
+        let mut d_first = self.empty(lesson, borders);
         for layer in 0..self.config().layers {
-            self.take_initial(&initial, layer, &mut gradients, &mut d_initial);
+            self.take_initial(&initial, layer, &mut gradients, &mut d_first);
         }
-        Ok(Learned { losses, last: states.iter().map(|s| s.read(tape)).collect(), d_initial })
+        let last = states.iter().map(|s| s.read(tape)).collect();
+        (Learned { losses, last, d_initial: d_first.initial }, d_first.carried)
     }
 
     /// One block's values at a time: each is computed again from what went into it.
-    fn learn_again(&self, lesson: &Lesson<'_, F>) -> Result<Learned<F>> {
+    fn learn_again(&self, lesson: &Lesson<'_, F>, borders: Borders<'_, F>) -> (Learned<F>, Option<State<F>>) {
         let tape = self.tape();
         tape.begin(false);
-        let initial = self.states(lesson, false);
+        let initial = self.states(lesson, borders.carried, false);
         let mut states = initial.clone();
         let mut entered: Vec<(Var<F>, Option<Var<F>>)> = Vec::new();
         let (x, _) =
@@ -188,12 +295,12 @@ impl<F: Real> Learner<F> {
         let losses = self.loss(&x, lesson, &mut gradients);
         let mut d_x = tape.backward(gradients).take(&x);
         let mut d_v_first: Option<Tensor<F>> = None;
-        let mut d_initial = self.empty(lesson);
+        let mut d_first = self.empty(lesson, borders);
         for (layer, (x, v_first)) in entered.into_iter().enumerate().rev() {
             tape.begin(true);
             let x = tape.leaf(tape.value(&x));
             let v_in = v_first.map(|v| tape.leaf(tape.value(&v)));
-            let first = self.states(lesson, lesson.initial.is_some());
+            let first = self.states(lesson, borders.carried, self.learns_states(lesson, borders));
             let mut states = first.clone();
             let mut v_first = v_in.clone();
             let y = self.block(layer, &x, lesson.lengths, &mut states, &mut v_first);
@@ -205,11 +312,11 @@ impl<F: Real> Learner<F> {
                 // Block 0 makes it; the others hand it on.
                 gradients.give(tape, v, d);
             }
-            self.give_last(lesson, &states, layer, &mut gradients);
+            self.give_last(lesson, borders, &states, layer, &mut gradients);
             let mut gradients = tape.backward(gradients);
             d_x = gradients.take(&x);
             d_v_first = v_in.and_then(|v| gradients.take(&v));
-            self.take_initial(&first, layer, &mut gradients, &mut d_initial);
+            self.take_initial(&first, layer, &mut gradients, &mut d_first);
         }
         // The embedding.
         tape.begin(true);
@@ -219,26 +326,52 @@ impl<F: Real> Learner<F> {
             gradients.give(tape, &x, d);
         }
         tape.backward(gradients);
-        Ok(Learned { losses, last, d_initial })
+        (Learned { losses, last, d_initial: d_first.initial }, d_first.carried)
     }
 
     /// Every sequence's first state on the tape.
-    fn states(&self, lesson: &Lesson<'_, F>, leaves: bool) -> Vec<States<F>> {
+    fn states(&self, lesson: &Lesson<'_, F>, carried: Option<&State<F>>, leaves: bool) -> Vec<States<F>> {
         let make = if leaves { States::leaf } else { States::constant };
-        match lesson.initial {
+        let mut states = match lesson.initial {
             Some(initial) => initial.iter().map(|s| make(self.tape(), s)).collect(),
             None => {
-                let fresh = make(self.tape(), &self.model.new_state().cast());
+                // One value for all: the gradients of all sequences meet there.
+                let fresh = make(self.tape(), &self.first_state());
                 vec![fresh; lesson.lengths.len()]
             }
+        };
+        if let Some(carried) = carried {
+            states[0] = make(self.tape(), carried);
         }
+        states
     }
 
-    /// States of zeros to put gradients into, if those are wanted.
-    fn empty(&self, lesson: &Lesson<'_, F>) -> Vec<State<F>> {
+    /// Whether gradients with respect to the first states are wanted.
+    fn learns_states(&self, lesson: &Lesson<'_, F>, borders: Borders<'_, F>) -> bool {
+        lesson.initial.is_some() || borders.carried.is_some() || !self.first_state.is_empty()
+    }
+
+    /// The state that sequences begin with.
+    pub fn first_state(&self) -> State<F> {
+        let mut state = self.model.new_state().cast();
+        let (config, parameters) = (self.config(), self.tape().parameters());
+        for (layer, &place) in self.first_state.iter().enumerate() {
+            tuning::into_state(config, parameters.list()[place].value(), &mut state, layer);
+        }
+        state
+    }
+
+    /// A state of zeros.
+    fn zeros(&self) -> State<F> {
         let mut zero = State::new(self.model.state_layout().clone());
         zero.data_mut().fill(F::ZERO);
-        vec![zero; lesson.initial.map_or(0, <[_]>::len)]
+        zero
+    }
+
+    /// States of zeros to put gradients into, as far as they are wanted.
+    fn empty(&self, lesson: &Lesson<'_, F>, borders: Borders<'_, F>) -> FirstGradients<F> {
+        let initial = vec![self.zeros(); lesson.initial.map_or(0, <[_]>::len)];
+        FirstGradients { initial, carried: borders.carried.map(|_| self.zeros()) }
     }
 
     /// From the tokens to what comes out of the last block; `enter` sees what goes into each block.
@@ -275,8 +408,16 @@ impl<F: Real> Learner<F> {
     }
 
     /// Gives the gradients of the last states of a layer.
-    fn give_last(&self, lesson: &Lesson<'_, F>, states: &[States<F>], layer: usize, to: &mut Gradients<F>) {
-        for (d, state) in lesson.d_last.unwrap_or(&[]).iter().zip(states) {
+    fn give_last(
+        &self,
+        lesson: &Lesson<'_, F>,
+        borders: Borders<'_, F>,
+        states: &[States<F>],
+        layer: usize,
+        to: &mut Gradients<F>,
+    ) {
+        let all = lesson.d_last.unwrap_or(&[]).iter().zip(states);
+        for (d, state) in all.chain(borders.d_carried.zip(states.last())) {
             for field in &d.layout().fields {
                 let values = d.field(layer, field.name);
                 let d = self.tape().cpu().make(1, values.len(), |y| y.copy_from_slice(values));
@@ -285,20 +426,41 @@ impl<F: Real> Learner<F> {
         }
     }
 
-    /// Takes the gradients of the first states of a layer.
+    /// Takes the gradients of the first states of a layer: those that were given, the one that was carried on, and the one
+    /// that is a parameter.
     fn take_initial(
         &self,
-        initial: &[States<F>],
+        first: &[States<F>],
         layer: usize,
         from: &mut Gradients<F>,
-        to: &mut [State<F>],
+        to: &mut FirstGradients<F>,
     ) {
-        for (state, d_state) in initial.iter().zip(to) {
+        let mut take = |state: &States<F>, to: &mut State<F>| {
             for field in &state.layout().fields {
                 if let Some(d) = from.take(state.field(layer, field.name)) {
-                    d_state.field_mut(layer, field.name).copy_from_slice(d.data());
+                    to.field_mut(layer, field.name).copy_from_slice(d.data());
                 }
             }
+        };
+        // The sequences that begin with the parameter share its values.
+        let mut begin = first;
+        if let Some(to) = &mut to.carried {
+            take(&first[0], to);
+            begin = &first[1..];
+        }
+        if let Some(&place) = self.first_state.get(layer)
+            && to.initial.is_empty()
+            && let Some(begin) = begin.first()
+        {
+            let mut d = self.zeros();
+            take(begin, &mut d);
+            let (_, d) = tuning::in_file(self.config(), &d, layer);
+            let mut parameters = self.tape().parameters_mut();
+            let gradient = parameters.list_mut()[place].gradient_mut();
+            gradient.iter_mut().zip(d).for_each(|(to, d)| *to += d);
+        }
+        for (state, to) in first.iter().zip(&mut to.initial) {
+            take(state, to);
         }
     }
 }

@@ -3,10 +3,11 @@
 //! - [`Tape`]: the operations of the architectures, recorded as they run and replayed backwards.
 //! - [`Parameters`]: the values that training changes, and their gradients.
 //! - [`Learner`]: a model on a tape; one call computes losses and gradients of a batch.
+//! - [`Segments`]: texts longer than memory.
 //! - [`groups`], [`schedule`], [`adamw`]: how parameters are updated.
 //! - [`trainer`]: a run, with its [`batches`], [`checkpoint`]s, [`config`]; [`metrics`] and [`tensorboard`] write down how it
 //!   went.
-//! - [`init`]: new models.
+//! - [`init`]: new models; [`tuning`]: what of a model is trained.
 //! - [`verify`]: gradients beside those of an independent implementation.
 //!
 //! Nothing here knows of HTTP or of how a command line looks.
@@ -22,14 +23,17 @@ mod learner;
 pub mod metrics;
 mod parameters;
 pub mod schedule;
+mod segments;
 mod tape;
 pub mod tensorboard;
 #[cfg(test)]
 mod testing;
 pub mod trainer;
+pub mod tuning;
 pub mod verify;
 
 pub use error::{Error, Result};
 pub use learner::{Learned, Learner, Lesson};
 pub use parameters::{Parameter, Parameters};
+pub use segments::Segments;
 pub use tape::{Gradients, Losses, Matrix, States, Tape, Var};

@@ -1,13 +1,23 @@
 //! The parameters of a model in training: their values, which change every step, and the gradients that steps add up.
+//! Matrices that are not trained stay as their file has them, quantised or not, and have no gradient.
 
 use std::collections::HashMap;
 
-use hawfinch_kernels::Real;
-use hawfinch_model::Lora;
+use hawfinch_kernels::{DType, Real};
 use hawfinch_model::checkpoint::{Checkpoint, FileFormat, StoredTensor};
 use hawfinch_model::cpu::{Cpu, Tensor};
+use hawfinch_model::names::{self, Role};
+use hawfinch_model::{Config, Lora};
 
-use crate::{Error, Result};
+use crate::Result;
+
+/// The numbers of a parameter.
+enum Numbers<F: Real> {
+    /// As the arithmetic takes them, row-major; a tensor of one row.
+    Own(Tensor<F>),
+    /// As the file holds them, in rows: those of a matrix that is not trained.
+    Stored(StoredTensor),
+}
 
 /// One parameter.
 pub struct Parameter<F: Real> {
@@ -15,8 +25,7 @@ pub struct Parameter<F: Real> {
     pub name: String,
     /// Official shape.
     pub shape: Vec<usize>,
-    /// Values, row-major; a tensor of one row.
-    value: Tensor<F>,
+    numbers: Numbers<F>,
     /// Gradients added up since they were last cleared, as many.
     gradient: Vec<F>,
     /// Whether it is trained: if not, it has no gradient.
@@ -24,14 +33,51 @@ pub struct Parameter<F: Real> {
 }
 
 impl<F: Real> Parameter<F> {
+    /// One that is trained, or could be.
+    pub(crate) fn own(cpu: &Cpu<F>, name: String, shape: Vec<usize>, values: &[f64], trained: bool) -> Self {
+        let value = cpu.make(1, values.len(), |to| {
+            to.iter_mut().zip(values).for_each(|(to, &v)| *to = F::from_f64(v));
+        });
+        let gradient = if trained { vec![F::ZERO; values.len()] } else { Vec::new() };
+        Parameter { name, shape, numbers: Numbers::Own(value), gradient, trained }
+    }
+
     /// Values, row-major.
+    ///
+    /// # Panics
+    /// When the numbers are kept as their file has them: [`Parameter::stored`].
     pub fn value(&self) -> &[F] {
-        self.value.data()
+        self.tensor_ref().data()
+    }
+
+    fn tensor_ref(&self) -> &Tensor<F> {
+        match &self.numbers {
+            Numbers::Own(value) => value,
+            Numbers::Stored(_) => panic!("`{}` is kept as its file has it", self.name),
+        }
     }
 
     /// The values as a tensor of one row.
     pub(crate) fn tensor(&self) -> Tensor<F> {
-        self.value.clone()
+        self.tensor_ref().clone()
+    }
+
+    /// The numbers as their file has them, in rows, when they are kept so: those of a matrix that is not trained.
+    pub fn stored(&self) -> Option<&StoredTensor> {
+        match &self.numbers {
+            Numbers::Own(_) => None,
+            Numbers::Stored(stored) => Some(stored),
+        }
+    }
+
+    /// How many numbers it has.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Gradients, as many as values; none when it is not trained.
@@ -54,7 +100,7 @@ impl<F: Real> Parameter<F> {
     /// # Panics
     /// While a step's tensors hold the values, or when there are not as many.
     pub fn set(&mut self, values: &[f32]) {
-        let own = self.value.get_mut().expect("no step is under way");
+        let own = self.own_mut();
         assert_eq!(own.len(), values.len(), "as many values");
         own.iter_mut().zip(values).for_each(|(to, &v)| *to = F::from_f32(v));
     }
@@ -64,7 +110,12 @@ impl<F: Real> Parameter<F> {
     /// # Panics
     /// While a step's tensors hold the values.
     pub fn both_mut(&mut self) -> (&mut [F], &mut [F]) {
-        (self.value.get_mut().expect("no step is under way"), &mut self.gradient)
+        let Numbers::Own(value) = &mut self.numbers else { panic!("a matrix that is not trained") };
+        (value.get_mut().expect("no step is under way"), &mut self.gradient)
+    }
+
+    fn own_mut(&mut self) -> &mut [F] {
+        self.both_mut().0
     }
 }
 
@@ -75,12 +126,19 @@ pub struct Parameters<F: Real> {
 }
 
 impl<F: Real> Parameters<F> {
-    /// Those of a checkpoint, then the halves of an adapter's matrices (`MODULE.lora_A`, `MODULE.lora_B`), all of them
-    /// trained. Whole tensors of the adapter take the place of the checkpoint's.
+    /// Those of a checkpoint, then the halves of an adapter's matrices (`MODULE.lora_A`, `MODULE.lora_B`); those whose name
+    /// `trains` says yes to are trained, quantised ones from the numbers that their blocks hold. Whole tensors of the adapter
+    /// take the place of the checkpoint's.
     ///
     /// # Errors
-    /// Quantised weights, which cannot be trained.
-    pub fn new(cpu: &Cpu<F>, checkpoint: &Checkpoint, adapter: Option<&Lora>) -> Result<Self> {
+    /// No model.
+    pub fn new(
+        cpu: &Cpu<F>,
+        checkpoint: &Checkpoint,
+        adapter: Option<&Lora>,
+        trains: &dyn Fn(&str) -> bool,
+    ) -> Result<Self> {
+        let version = Config::infer(checkpoint)?.version;
         let mut list = Vec::new();
         let replaced = |name: &String| adapter.and_then(|a| a.replacements.get(name));
         let base = checkpoint.tensors.iter().map(|(name, t)| (name.clone(), replaced(name).unwrap_or(t)));
@@ -89,24 +147,32 @@ impl<F: Real> Parameters<F> {
             .flat_map(|a| &a.modules)
             .flat_map(|(module, (a, b))| [(format!("{module}.lora_A"), a), (format!("{module}.lora_B"), b)]);
         for (name, tensor) in base.chain(halves) {
-            if !tensor.dtype.is_float() {
-                return Err(Error::Quantised { name, dtype: tensor.dtype.name().into() });
-            }
-            let values = tensor.to_f64();
-            let value = cpu.make(1, values.len(), |to| {
-                to.iter_mut().zip(&values).for_each(|(to, &v)| *to = F::from_f64(v));
-            });
-            let gradient = vec![F::ZERO; values.len()];
-            list.push(Parameter {
-                name: name.clone(),
-                shape: tensor.shape.clone(),
-                value,
-                gradient,
-                trained: true,
+            let trained = trains(&name);
+            let role = names::find(version, &name).map(|(_, param)| param.role);
+            let stored = match role {
+                Some(Role::Matrix | Role::LowRank) if !trained && tensor.dtype != DType::F64 => {
+                    tensor.converted(tensor.dtype)
+                }
+                _ => None,
+            };
+            let shape = tensor.shape.clone();
+            list.push(match stored {
+                Some(stored) => {
+                    let numbers = Numbers::Stored(stored);
+                    Parameter { name, shape, numbers, gradient: Vec::new(), trained }
+                }
+                None => Parameter::own(cpu, name, shape, &tensor.to_f64(), trained),
             });
         }
         let index = list.iter().enumerate().map(|(n, p)| (p.name.clone(), n)).collect();
         Ok(Parameters { list, index })
+    }
+
+    /// Adds one, and returns its place.
+    pub(crate) fn add(&mut self, parameter: Parameter<F>) -> usize {
+        self.index.insert(parameter.name.clone(), self.list.len());
+        self.list.push(parameter);
+        self.list.len() - 1
     }
 
     /// Which parameter has that name.
@@ -133,13 +199,19 @@ impl<F: Real> Parameters<F> {
     pub fn train_only(&mut self, choose: impl Fn(&str) -> bool) {
         for p in &mut self.list {
             p.trained = choose(&p.name);
-            p.gradient = if p.trained { vec![F::ZERO; p.value().len()] } else { Vec::new() };
+            assert!(!p.trained || p.stored().is_none(), "`{}` was opened not to be trained", p.name);
+            p.gradient = if p.trained { vec![F::ZERO; p.len()] } else { Vec::new() };
         }
     }
 
     /// Numbers in all parameters that are trained.
     pub fn trained_numbers(&self) -> u64 {
-        self.list.iter().filter(|p| p.trained).map(|p| p.value().len() as u64).sum()
+        self.list.iter().filter(|p| p.trained).map(|p| p.len() as u64).sum()
+    }
+
+    /// Numbers in all parameters.
+    pub fn numbers(&self) -> u64 {
+        self.list.iter().map(|p| p.len() as u64).sum()
     }
 
     /// Sets all gradients to zero.
@@ -147,13 +219,24 @@ impl<F: Real> Parameters<F> {
         self.list.iter_mut().for_each(|p| p.gradient.fill(F::ZERO));
     }
 
-    /// The values as a checkpoint in f32, with this metadata.
-    pub fn checkpoint(&self, metadata: std::collections::BTreeMap<String, String>) -> Checkpoint {
+    /// The values of those that `choose` says yes to as a checkpoint, with this metadata: in f32, but matrices that are not
+    /// trained as their file has them.
+    pub fn checkpoint(
+        &self,
+        metadata: std::collections::BTreeMap<String, String>,
+        choose: impl Fn(&Parameter<F>) -> bool,
+    ) -> Checkpoint {
         let mut checkpoint = Checkpoint::new("(in training)", FileFormat::Memory);
         checkpoint.metadata = metadata;
-        for p in &self.list {
-            let values: Vec<f32> = p.value().iter().map(|v| v.to_f32()).collect();
-            checkpoint.tensors.insert(p.name.clone(), StoredTensor::from_f32(&p.shape, &values));
+        for p in self.list.iter().filter(|p| choose(p)) {
+            let tensor = match p.stored() {
+                Some(stored) => stored.clone(),
+                None => {
+                    let values: Vec<f32> = p.value().iter().map(|v| v.to_f32()).collect();
+                    StoredTensor::from_f32(&p.shape, &values)
+                }
+            };
+            checkpoint.tensors.insert(p.name.clone(), tensor);
         }
         checkpoint
     }

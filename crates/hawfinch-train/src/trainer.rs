@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use hawfinch_kernels::cross_entropy::Targets;
+use hawfinch_model::Lora;
 use hawfinch_model::checkpoint::Checkpoint;
 use hawfinch_model::cpu::Cpu;
 
@@ -12,8 +13,10 @@ use crate::adamw::{self, AdamW};
 use crate::batches::{Batch, Batches};
 use crate::checkpoint::{self, Found, Loaded, Progress};
 use crate::config::RunConfig;
+use crate::groups::{self, Group};
 use crate::schedule::{Length, Schedule};
-use crate::{Error, Learner, Lesson, Result, groups};
+use crate::tuning::{self, Method, Tuning};
+use crate::{Error, Learner, Lesson, Result};
 
 /// One step, as it went.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,8 +81,8 @@ pub trait Observer {
     fn note(&mut self, _step: u64, _text: &str) {}
     /// The run went back to a checkpoint: what was told of later steps does not count.
     fn rewound(&mut self, _to: u64) {}
-    /// It is time for samples of these weights.
-    fn sample(&mut self, _step: u64, _weights: &Checkpoint) {}
+    /// It is time for samples of the model as it is now; `adapter` is to be applied to it.
+    fn sample(&mut self, _step: u64, _model: Checkpoint, _adapter: Option<Lora>) {}
 }
 
 /// Why a run ended.
@@ -138,21 +141,35 @@ impl Trainer {
     pub fn new(config: RunConfig, weights: &Checkpoint, cpu: Cpu<f32>, data: Data) -> Result<Trainer> {
         config.check()?;
         let progress = Progress::new(data.fingerprint.clone(), config.seed);
-        Self::with(config, weights, cpu, data, progress)
+        let tuning = match config.method {
+            Method::Full => Tuning::default(),
+            Method::Lora => Tuning::lora(weights, &config.lora())?,
+            Method::State => Tuning::state(),
+        };
+        Self::with(config, weights, &tuning, cpu, data, progress)
     }
 
-    /// A run from where a checkpoint says it stood.
+    /// A run from where a checkpoint says it stood. `base` is the model beside which it trains, when it does not train the
+    /// model itself.
     ///
     /// # Errors
-    /// As [`Trainer::new`]; a checkpoint of another shape or of other data.
-    pub fn resume(config: RunConfig, from: &Loaded, cpu: Cpu<f32>, data: Data) -> Result<Trainer> {
+    /// As [`Trainer::new`]; a checkpoint of another shape, of another base or of other data.
+    pub fn resume(
+        config: RunConfig,
+        base: Option<&Checkpoint>,
+        from: &Loaded,
+        cpu: Cpu<f32>,
+        data: Data,
+    ) -> Result<Trainer> {
         config.check()?;
         if from.progress.data != data.fingerprint {
             return Err(Error::request(
                 "the run was trained on other data: give the same, or another folder to `out` with this model as `from`",
             ));
         }
-        let mut trainer = Self::with(config, &from.model, cpu, data, from.progress.clone())?;
+        let tuning = Tuning::from_file(config.method, from.model.clone())?;
+        let weights = base.filter(|_| config.method != Method::Full).unwrap_or(&from.model);
+        let mut trainer = Self::with(config, weights, &tuning, cpu, data, from.progress.clone())?;
         from.restore(&mut trainer.optimizer)?;
         Ok(trainer)
     }
@@ -160,11 +177,12 @@ impl Trainer {
     fn with(
         config: RunConfig,
         weights: &Checkpoint,
+        tuning: &Tuning,
         cpu: Cpu<f32>,
         data: Data,
         progress: Progress,
     ) -> Result<Trainer> {
-        let mut learner = Learner::new(weights, cpu, config.precision.into())?;
+        let mut learner = Learner::tuned(weights, tuning, cpu, config.precision.into())?;
         learner.set_recomputing(config.recompute);
         let length = config.length(data.train.tokens())?;
         let schedule = config.schedule();
@@ -177,15 +195,24 @@ impl Trainer {
             .iter()
             .filter(|p| p.is_trained())
             .map(|p| {
-                let group = groups::group(version, config.layerwise, &p.name, &p.shape);
-                (p.name.clone(), p.value().len(), group)
+                let group = match config.method {
+                    Method::Full => groups::group(version, config.layerwise, &p.name, &p.shape),
+                    // Beside a model all learn alike, and nothing draws them to zero.
+                    _ => Group { rate: 1.0, decays: false },
+                };
+                (p.name.clone(), p.len(), group)
             })
             .collect();
         let optimizer = AdamW::new(config.adamw(), tensors);
-        // Each checkpoint is a model of its own: what hash the one before it had does not count.
-        let mut metadata = weights.metadata.clone();
-        metadata.remove(hawfinch_model::metadata::SOURCE_HASH);
-        metadata.remove(hawfinch_model::metadata::QUANTIZED);
+        let metadata = if config.method == Method::Full {
+            // Each checkpoint is a model of its own: what hash the one before it had does not count.
+            let mut metadata = weights.metadata.clone();
+            metadata.remove(hawfinch_model::metadata::SOURCE_HASH);
+            metadata.remove(hawfinch_model::metadata::QUANTIZED);
+            metadata
+        } else {
+            tuning.metadata(weights, &data.fingerprint)?
+        };
         Ok(Trainer {
             config,
             learner,
@@ -220,9 +247,25 @@ impl Trainer {
         &self.learner
     }
 
-    /// The weights as they are now.
+    /// What is trained, as it is now: the weights, or an adapter or a state alone.
     pub fn weights(&self) -> Checkpoint {
-        self.learner.tape().parameters().checkpoint(self.metadata.clone())
+        let full = self.config.method == Method::Full;
+        self.learner.tape().parameters().checkpoint(self.metadata.clone(), |p| full || p.is_trained())
+    }
+
+    /// The model as it is now, and the adapter to be applied to it.
+    fn model(&self) -> Result<(Checkpoint, Option<Lora>)> {
+        let weights = self.weights();
+        let base = || self.learner.model().checkpoint().clone();
+        Ok(match self.config.method {
+            Method::Full => (weights, None),
+            Method::Lora => (base(), Some(Lora::from_checkpoint(weights, None)?)),
+            Method::State => {
+                let mut model = base();
+                model.tensors.extend(weights.tensors);
+                (model, None)
+            }
+        })
     }
 
     /// Runs until the end, or until `stop` is set; then what was learned is saved.
@@ -231,6 +274,10 @@ impl Trainer {
     /// Data that cannot be read; a run that diverges again and again; the last checkpoint cannot be written.
     pub fn run(&mut self, observer: &mut dyn Observer, stop: &AtomicBool) -> Result<End> {
         let mut saved = self.progress.step;
+        // How good the model is that it begins with.
+        if self.progress.step == 0 && self.config.from.is_some() {
+            self.validate(observer)?;
+        }
         // A run that diverges before its first checkpoint has its beginning to go back to.
         if self.progress.step == 0 && self.config.rewind_after > 0 {
             self.save_or_end(observer)?;
@@ -252,7 +299,8 @@ impl Trainer {
             let step = self.progress.step;
             let due = |every: u64| every > 0 && step.is_multiple_of(every);
             if due(self.config.sample_every) {
-                observer.sample(step, &self.weights());
+                let (model, adapter) = self.model()?;
+                observer.sample(step, model, adapter);
             }
             if (due(self.config.eval_every) || step == self.length.steps) && self.bad == 0 {
                 self.validate(observer)?;
@@ -301,7 +349,7 @@ impl Trainer {
             let targets = Targets { ids: &batch.targets, weights: &weights, l2wrap: self.config.l2wrap };
             let lengths = &batch.lengths;
             let lesson = Lesson { lengths, tokens: &batch.tokens, targets, initial: None, d_last: None };
-            let learned = self.learner.learn(&lesson)?;
+            let learned = self.learner.learn_in_segments(&lesson, self.config.segments())?;
             let counting = learned.losses.each.iter().zip(&batch.counts).filter(|(_, c)| **c);
             loss += counting.map(|(l, _)| l).sum::<f64>() / counted.max(1) as f64;
         }
@@ -354,7 +402,12 @@ impl Trainer {
                 adamw::Parameter { values, gradient }
             })
             .collect();
-        match self.optimizer.step(isa, &pool, &mut list, adamw::Rates { lr, weight_decay }, 1.0) {
+        let step = self.optimizer.step(isa, &pool, &mut list, adamw::Rates { lr, weight_decay }, 1.0);
+        for p in parameters.list_mut().iter_mut().filter(|p| tuning::is_tuned_state(&p.name)) {
+            let shape = p.shape.clone();
+            tuning::mend(p.both_mut().0, &shape);
+        }
+        match step {
             Ok(report) => Ok(Some(report.norm)),
             Err(Error::Gradient { .. }) => Ok(None),
             Err(e) => Err(e),
@@ -377,7 +430,7 @@ impl Trainer {
             let targets = Targets { ids: &batch.targets, weights: &weights, l2wrap: 0.0 };
             let lengths = &batch.lengths;
             let lesson = Lesson { lengths, tokens: &batch.tokens, targets, initial: None, d_last: None };
-            let learned = self.learner.evaluate(&lesson)?;
+            let learned = self.learner.evaluate_in_segments(&lesson, self.config.segments())?;
             let rows = learned.losses.each.iter().zip(&batch.targets).zip(&batch.counts);
             for ((l, target), _) in rows.filter(|(_, c)| **c) {
                 loss += l;
@@ -490,8 +543,8 @@ impl Trainer {
     /// Puts a checkpoint's weights in the place of those in training.
     fn put(&self, loaded: &Loaded) -> Result<()> {
         let mut parameters = self.learner.tape().parameters_mut();
-        for p in parameters.list_mut() {
-            let values = loaded.model.get(&p.name).map(|t| t.to_f32()).filter(|v| v.len() == p.value().len());
+        for p in parameters.list_mut().iter_mut().filter(|p| p.is_trained()) {
+            let values = loaded.model.get(&p.name).map(|t| t.to_f32()).filter(|v| v.len() == p.len());
             let Some(values) = values else {
                 return Err(Error::request(format!("the checkpoint has no `{}` of this shape", p.name)));
             };

@@ -20,8 +20,9 @@ use hawfinch_model::checkpoint::Checkpoint;
 use hawfinch_model::cpu::Cpu;
 use hawfinch_model::verify::Report;
 use hawfinch_model::verify::parity::{self, Case, given_tolerance, state_of, tolerance};
-use hawfinch_model::{Error as ModelError, Lora, State, Version, format};
+use hawfinch_model::{Error as ModelError, State, Version, format};
 
+use crate::tuning::Tuning;
 use crate::{Learned, Learner, Lesson, Result};
 
 /// The factor of L2Wrap in the references.
@@ -42,9 +43,9 @@ pub fn check(pool: &Arc<Pool>, folder: &Path) -> Result<Report> {
         let case = Case::open(&folder.join("case.safetensors"))?;
         let checkpoint = format::open(&folder.join("model.pth"))?;
         let f32s = Tolerances::read(folder, "f32_sequential")?;
-        Checks::<f32>::new(pool, "f32", &checkpoint, None, &case, f32s)?.all(&mut report)?;
+        Checks::<f32>::new(pool, "f32", &checkpoint, &Tuning::default(), &case, f32s)?.all(&mut report)?;
         let f64s = Tolerances::read(folder, "f64")?;
-        Checks::<f64>::new(pool, "f64", &checkpoint, None, &case, f64s)?.all(&mut report)?;
+        Checks::<f64>::new(pool, "f64", &checkpoint, &Tuning::default(), &case, f64s)?.all(&mut report)?;
         optimizer::check(&mut report, pool, folder, &checkpoint, &case)?;
         peft::check(&mut report, pool, folder, &checkpoint)?;
     }
@@ -190,13 +191,13 @@ impl<'a, F: Real> Checks<'a, F> {
         pool: &Arc<Pool>,
         kind: &'a str,
         checkpoint: &Checkpoint,
-        adapter: Option<Lora>,
+        tuning: &Tuning,
         case: &'a Case,
         tolerances: Tolerances,
     ) -> Result<Self> {
         let isa = Isa::chosen().unwrap_or_else(|_| Isa::best());
         let cpu = Cpu::with(pool.clone(), isa);
-        let learner = Learner::adapted(checkpoint, adapter, cpu, Precision::Full)?;
+        let learner = Learner::tuned(checkpoint, tuning, cpu, Precision::Full)?;
         let tokens = case.ids("tokens").unwrap_or_default();
         let targets = case.ids("targets").unwrap_or_default();
         // Weights are f32; their rounding is taken back below.

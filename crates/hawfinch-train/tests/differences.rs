@@ -7,7 +7,7 @@ use hawfinch_kernels::gemm::Precision;
 use hawfinch_kernels::{DType, Isa, Pool};
 use hawfinch_model::cpu::Cpu;
 use hawfinch_model::{State, Version, synthetic};
-use hawfinch_train::{Learner, Lesson};
+use hawfinch_train::{Learner, Lesson, Segments};
 
 const VERSIONS: [Version; 7] =
     [Version::V4, Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7, Version::Attention];
@@ -208,5 +208,55 @@ fn later_tokens_change_no_earlier_loss() {
         let (a, b) = (losses(&tokens), losses(&other));
         assert!(a[..33] == b[..33], "{version}: what comes before");
         assert!(a[33..].iter().zip(&b[33..]).all(|(a, b)| a != b), "{version}: it and what comes after");
+    }
+}
+
+/// Gradients, losses and last state of sequences at once and in segments. A gradient that is not carried over a border (as
+/// when it is asked for) is another one.
+#[test]
+fn segments_are_the_whole_text() {
+    for version in VERSIONS.into_iter().filter(|v| v.has_state()) {
+        for recompute in [false, true] {
+            let mut learner = learner(version);
+            learner.set_recomputing(recompute);
+            let (tokens, targets) = (ids(40, 2), ids(40, 9));
+            let weights: Vec<f32> = (0..40).map(|n| 0.02 + 0.01 * (n % 4) as f32).collect();
+            let of = |how: Segments, learn: bool| {
+                learner.tape().parameters_mut().clear_gradients();
+                let targets = Targets { ids: &targets, weights: &weights, l2wrap: 1e-4 };
+                // A text over four segments, one that ends in the next, short ones.
+                let lengths = &[25, 8, 1, 2, 4];
+                let lesson = Lesson { lengths, tokens: &tokens, targets, initial: None, d_last: None };
+                let learned = if learn {
+                    learner.learn_in_segments(&lesson, how)
+                } else {
+                    learner.evaluate_in_segments(&lesson, how)
+                };
+                let learned = learned.unwrap();
+                let parameters = learner.tape().parameters();
+                let gradients: Vec<f64> =
+                    parameters.list().iter().flat_map(|p| p.gradient().to_vec()).collect();
+                let last: Vec<f64> = learned.last.last().unwrap().data().to_vec();
+                (gradients, learned.losses.each, learned.losses.sum, last)
+            };
+            let cut = |tokens| Segments { tokens, truncated: false };
+            let (want, each, sum, last) = of(cut(0), true);
+            let largest = want.iter().fold(0.0, |m: f64, g| m.max(g.abs()));
+            let off = |got: &[f64]| {
+                let by = got.iter().zip(&want).map(|(a, b)| (a - b).abs() / largest);
+                by.fold(0.0, f64::max)
+            };
+            let near = |a: &[f64], b: &[f64]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-11);
+            for tokens in [7, 10, 16] {
+                let (got, got_each, got_sum, got_last) = of(cut(tokens), true);
+                assert!(off(&got) < 1e-10, "{version}, {tokens} at a time: {}", off(&got));
+                assert!(near(&got_each, &each) && near(&got_last, &last) && (got_sum - sum).abs() < 1e-11);
+                let (_, seen, ..) = of(cut(tokens), false);
+                assert!(near(&seen, &each));
+                let (cut_off, truncated_each, ..) = of(Segments { tokens, truncated: true }, true);
+                assert!(off(&cut_off) > 1e-6, "{version}: {}", off(&cut_off));
+                assert!(near(&truncated_each, &each));
+            }
+        }
     }
 }

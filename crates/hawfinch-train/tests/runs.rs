@@ -160,7 +160,8 @@ fn a_run_that_stops_and_goes_on_is_the_run_that_did_not() {
         for stop_after in [23, 0] {
             let found = checkpoint::list(&parts).unwrap().pop().unwrap();
             let loaded = checkpoint::load(&found).unwrap();
-            let mut trainer = Trainer::resume(first.clone(), &loaded, cpu(3), data(&name, &first)).unwrap();
+            let mut trainer =
+                Trainer::resume(first.clone(), None, &loaded, cpu(3), data(&name, &first)).unwrap();
             let (_, seen) = run(&mut trainer, stop_after);
             rest.extend(seen.steps.iter().map(|s| (s.step, s.loss.to_bits(), s.lr.to_bits())));
             if stop_after == 0 {
@@ -281,7 +282,7 @@ fn other_data_and_other_shapes_are_refused() {
     let loaded = checkpoint::load(&checkpoint::list(&config.out).unwrap().pop().unwrap()).unwrap();
     let mut other = data(&name, &config);
     other.fingerprint += "x";
-    let e = Trainer::resume(config.clone(), &loaded, cpu(1), other).err().unwrap().to_string();
+    let e = Trainer::resume(config.clone(), None, &loaded, cpu(1), other).err().unwrap().to_string();
     assert!(e.contains("other data"), "{e}");
     // Tokens that the model does not know.
     let few =

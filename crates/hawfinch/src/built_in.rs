@@ -13,6 +13,11 @@ const UNTRAINED: &str = "untrained";
 /// GGUF, Q8_0, with its vocabulary.
 static MODEL: &[u8] = include_bytes!("../data/demo.gguf");
 
+/// Whether a built-in model has that name.
+pub fn is_name(name: &str) -> bool {
+    matches!(name, DEMO | UNTRAINED)
+}
+
 /// The built-in model of that name.
 pub fn open(name: &Path) -> Option<Checkpoint> {
     match name.to_str() {

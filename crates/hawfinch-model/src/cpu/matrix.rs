@@ -21,6 +21,8 @@ pub struct Matrix {
     outputs: usize,
     inputs: usize,
     form: Form,
+    /// Whether its inputs come out of relu².
+    after_relu: bool,
 }
 
 enum Form {
@@ -148,7 +150,7 @@ impl<F: Real> Cpu<F> {
             Some(form) => form,
             None => self.form(name, weight.unpacked(), apply, outputs, inputs),
         };
-        let matrix = Matrix { outputs, inputs, form };
+        let matrix = Matrix { outputs, inputs, form, after_relu: apply == Apply::AfterRelu };
         // A token reads but a row of the table.
         if matrix.store().is_lent() && !matches!(apply, Apply::Table | Apply::Adapter) {
             self.lent.add(name, matrix.store());
@@ -237,6 +239,9 @@ impl<F: Real> Cpu<F> {
         products: [(&[F], &Matrix); N],
     ) {
         let isa = self.isa();
+        if self.after_relu.is_on() {
+            products.iter().filter(|(_, w)| w.after_relu).for_each(|(x, _)| self.after_relu.count(x));
+        }
         // Products that round activations to 8 bits first do that.
         let mut scratch: [Option<Activations>; N] =
             products.map(|(_, w)| w.blocks().map(|_| self.activations.take()));

@@ -2,6 +2,7 @@
 //! f32 (running) and f64 (checking).
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use hawfinch_kernels::attention::{self, Rotary};
@@ -32,6 +33,26 @@ pub struct Cpu<F: Real = f32> {
     order: order::Order,
     lent: lent::Lent,
     background: Background,
+    after_relu: AfterRelu,
+}
+
+/// Counts of what has entered the matrices that come after relu² (`ffn.value`).
+#[derive(Default)]
+struct AfterRelu {
+    on: AtomicBool,
+    inputs: AtomicU64,
+    zeros: AtomicU64,
+}
+
+impl AfterRelu {
+    fn is_on(&self) -> bool {
+        self.on.load(Ordering::Relaxed)
+    }
+
+    fn count<F: Real>(&self, x: &[F]) {
+        self.inputs.fetch_add(x.len() as u64, Ordering::Relaxed);
+        self.zeros.fetch_add(x.iter().filter(|v| **v == F::ZERO).count() as u64, Ordering::Relaxed);
+    }
 }
 
 impl<F: Real> Cpu<F> {
@@ -52,7 +73,22 @@ impl<F: Real> Cpu<F> {
             order: order::Order::default(),
             lent: lent::Lent::default(),
             background: Background::Nothing,
+            after_relu: AfterRelu::default(),
         }
+    }
+
+    /// Counts from now on how many inputs of `ffn.value` are zero, which quantised weights are not read for when one token
+    /// is computed: [`Cpu::zeros`].
+    pub fn count_zeros(&self) {
+        self.after_relu.on.store(true, Ordering::Relaxed);
+    }
+
+    /// Of all inputs of `ffn.value` so far (layers × tokens × channels), the share that was zero; `None` if nothing was
+    /// counted.
+    pub fn zeros(&self) -> Option<f64> {
+        let counted = &self.after_relu;
+        let inputs = counted.inputs.load(Ordering::Relaxed);
+        (inputs > 0).then(|| counted.zeros.load(Ordering::Relaxed) as f64 / inputs as f64)
     }
 
     /// Keeps so many free buffers for further use: as many as one step of training lets go of.

@@ -3,6 +3,7 @@
 use hawfinch_kernels::Real;
 use hawfinch_kernels::elementwise::{self, Binary, Unary, backward};
 
+use super::products::decode_rows;
 use super::{ADDED, Matrix, Source, Tape, Var};
 
 impl<F: Real> Tape<F> {
@@ -206,10 +207,13 @@ impl<F: Real> Tape<F> {
     pub(super) fn look_up(&self, table: &Matrix, tokens: &[u32]) -> Var<F> {
         let (p, c) = (table.parameter, table.inputs);
         let parameters = self.parameters();
-        let values = parameters.list()[p].value();
+        let table = &parameters.list()[p];
         let y = self.cpu.make(tokens.len(), c, |y| {
             for (y, &id) in y.chunks_exact_mut(c).zip(tokens) {
-                y.copy_from_slice(&values[id as usize * c..][..c]);
+                match table.stored() {
+                    Some(stored) => decode_rows(stored, id as usize, c, y),
+                    None => y.copy_from_slice(&table.value()[id as usize * c..][..c]),
+                }
             }
         });
         let of_table =

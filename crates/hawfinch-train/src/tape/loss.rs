@@ -2,7 +2,7 @@
 
 use hawfinch_kernels::Real;
 use hawfinch_kernels::cross_entropy::{Targets, cross_entropy};
-use hawfinch_kernels::gemm::{Into, View, gemm};
+use hawfinch_kernels::gemm::View;
 
 use super::elements::own;
 use super::{Gradients, Matrix, Source, Tape, Var};
@@ -51,11 +51,7 @@ impl<F: Real> Tape<F> {
             let to = t.min(from + step);
             let x = View::new(&hidden.data()[from * d..to * d], to - from, d);
             let mut logits = self.cpu.make(to - from, v, |_| {});
-            {
-                let parameters = self.parameters();
-                let weight = head.view(parameters.list()[head.parameter].value());
-                gemm(isa, pool, self.precision, own(&mut logits), Into::Overwrite, x, weight.transposed());
-            }
+            self.forward_product(own(&mut logits), x, head);
             if !record {
                 let rows = logits.data().chunks_exact(v).zip(&targets.ids[from..to]);
                 right.extend(rows.map(|(row, &id)| row.iter().all(|l| *l <= row[id as usize])));
@@ -68,10 +64,7 @@ impl<F: Real> Tape<F> {
             }
             let d_logits = View::new(logits.data(), to - from, v);
             if let Some(d_hidden) = &mut d_hidden {
-                let parameters = self.parameters();
-                let weight = head.view(parameters.list()[head.parameter].value());
-                let rows = &mut own(d_hidden)[from * d..to * d];
-                gemm(isa, pool, self.precision, rows, Into::Overwrite, d_logits, weight);
+                self.backward_product(&mut own(d_hidden)[from * d..to * d], d_logits, head);
             }
             if trained {
                 head.add_gradient(self, d_logits, x);

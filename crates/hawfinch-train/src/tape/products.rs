@@ -1,12 +1,21 @@
 //! Products with weight matrices.
 
 use hawfinch_kernels::Real;
-use hawfinch_kernels::gemm::{Into, View, gemm};
+use hawfinch_kernels::block;
+use hawfinch_kernels::gemm::{Into, View, gemm, gemm_strided};
+use hawfinch_model::checkpoint::StoredTensor;
 use hawfinch_model::cpu::Tensor;
 use hawfinch_model::ops::{Apply, Weight};
 
+use std::ops::Range;
+
 use super::elements::own;
 use super::{Source, Tape, Var};
+
+/// Numbers of a stored matrix that are decoded at a time: 8 MB of f32.
+const DECODED: usize = 1 << 21;
+/// Rows that are decoded at a time are a multiple of this: the length of the blocks that sums are made of.
+const ROWS: usize = 512;
 
 /// A weight matrix: which parameter it is, or which part of one.
 #[derive(Clone, Copy, Debug)]
@@ -57,38 +66,96 @@ impl Matrix {
     }
 }
 
+/// Decodes rows of a matrix that lies as its file has it: `[rows, columns]` numbers from row `first` on.
+pub(super) fn decode_rows<F: Real>(stored: &StoredTensor, first: usize, columns: usize, out: &mut [F]) {
+    let bytes = stored.dtype.bytes_for(columns).expect("checked when read");
+    let rows = stored.data[first * bytes..].chunks_exact(bytes);
+    let scale = |row: &mut [f32]| {
+        if stored.scale != 1.0 {
+            row.iter_mut().for_each(|v| *v *= stored.scale);
+        }
+    };
+    match F::as_f32_slice(out) {
+        Some(out) => {
+            for (out, row) in out.chunks_exact_mut(columns).zip(rows) {
+                block::decode(stored.dtype, row, out);
+                scale(out);
+            }
+        }
+        None => {
+            let mut narrow = vec![0.0; columns];
+            for (out, row) in out.chunks_exact_mut(columns).zip(rows) {
+                block::decode(stored.dtype, row, &mut narrow);
+                scale(&mut narrow);
+                out.iter_mut().zip(&narrow).for_each(|(to, v)| *to = F::from_f32(*v));
+            }
+        }
+    }
+}
+
 impl<F: Real> Tape<F> {
+    /// Calls `with` for ranges of outputs, in order, and the rows `[outputs, inputs]` of the stored matrix that make them.
+    fn decoded(&self, w: &Matrix, stored: &StoredTensor, mut with: impl FnMut(Range<usize>, View<'_, F>)) {
+        // Low-rank matrices lie `[in, out]` and are small.
+        let (rows, columns) = if w.right { (w.inputs, w.outputs) } else { (w.outputs, w.inputs) };
+        let step = if w.right { rows } else { (DECODED / columns / ROWS * ROWS).max(ROWS) };
+        let first = w.at / columns;
+        for from in (0..rows).step_by(step) {
+            let some = from..rows.min(from + step);
+            let numbers = self.by_rows(some.len(), columns, |at, out| {
+                decode_rows(stored, first + some.start + at.start / columns, columns, out);
+            });
+            let view = View::new(numbers.data(), some.len(), columns);
+            if w.right { with(0..w.outputs, view.transposed()) } else { with(some, view) }
+        }
+    }
+
+    /// `y = x Wᵀ`: `x` `[t, in]`, `y` `[t, out]`.
+    pub(super) fn forward_product(&self, y: &mut [F], x: View<'_, F>, w: &Matrix) {
+        let (isa, pool, precision) = (self.cpu.isa(), self.cpu.pool(), self.precision);
+        let parameters = self.parameters();
+        let p = &parameters.list()[w.parameter];
+        match p.stored() {
+            None => gemm(isa, pool, precision, y, Into::Overwrite, x, w.view(p.value()).transposed()),
+            Some(stored) => self.decoded(w, stored, |some, rows| {
+                let y = &mut y[some.start..];
+                gemm_strided(isa, pool, precision, y, w.outputs, Into::Overwrite, x, rows.transposed());
+            }),
+        }
+    }
+
+    /// `d_x = d_y W`: `d_y` `[t, out]`, `d_x` `[t, in]`.
+    pub(super) fn backward_product(&self, d_x: &mut [F], d_y: View<'_, F>, w: &Matrix) {
+        let (isa, pool, precision) = (self.cpu.isa(), self.cpu.pool(), self.precision);
+        let parameters = self.parameters();
+        let p = &parameters.list()[w.parameter];
+        match p.stored() {
+            None => gemm(isa, pool, precision, d_x, Into::Overwrite, d_y, w.view(p.value())),
+            Some(stored) => self.decoded(w, stored, |some, rows| {
+                let into = if some.start == 0 { Into::Overwrite } else { Into::Add };
+                gemm(isa, pool, precision, d_x, into, d_y.columns(some), rows);
+            }),
+        }
+    }
+
     pub(super) fn product(&self, x: &Var<F>, w: &Matrix) -> Var<F> {
         let (w, of_x, x) = (*w, self.source(x), self.value(x));
         let t = x.rows();
-        let parameters = self.parameters();
-        let p = &parameters.list()[w.parameter];
-        let of_w = if p.is_trained() { Source::Parameter(w.parameter) } else { Source::Constant };
-        let (isa, pool) = (self.cpu.isa(), self.cpu.pool());
+        let trained = self.parameters().list()[w.parameter].is_trained();
+        let of_w = if trained { Source::Parameter(w.parameter) } else { Source::Constant };
         let y = self.cpu.make(t, w.outputs, |y| {
-            let x = View::new(x.data(), t, w.inputs);
-            gemm(isa, pool, self.precision, y, Into::Overwrite, x, w.view(p.value()).transposed());
+            self.forward_product(y, View::new(x.data(), t, w.inputs), &w);
         });
-        drop(parameters);
+        // What went in is needed for the weight alone.
+        let x = (of_w != Source::Constant).then_some(x);
         self.record_one(y, &[of_x, of_w], move |tape, g, d_y: Tensor<F>| {
             let d_y = View::new(d_y.data(), t, w.outputs);
             if of_x != Source::Constant {
                 let mut d_x = tape.cpu.make(t, w.inputs, |_| {});
-                let parameters = tape.parameters();
-                let weight = w.view(parameters.list()[w.parameter].value());
-                gemm(
-                    tape.cpu.isa(),
-                    tape.cpu.pool(),
-                    tape.precision,
-                    own(&mut d_x),
-                    Into::Overwrite,
-                    d_y,
-                    weight,
-                );
-                drop(parameters);
+                tape.backward_product(own(&mut d_x), d_y, &w);
                 g.add(tape, of_x, d_x);
             }
-            if of_w != Source::Constant {
+            if let Some(x) = x {
                 w.add_gradient(tape, d_y, View::new(x.data(), t, w.inputs));
             }
         })

@@ -7,10 +7,11 @@ use hawfinch_kernels::{Pool, Real};
 use hawfinch_model::checkpoint::Checkpoint;
 use hawfinch_model::verify::Report;
 use hawfinch_model::verify::parity::Case;
-use hawfinch_model::{Lora, Version};
+use hawfinch_model::{Lora, format};
 
 use super::{Checks, Tolerances, Worst};
 use crate::Result;
+use crate::tuning::{Method, Tuning};
 
 pub(super) fn check(
     report: &mut Report,
@@ -40,37 +41,22 @@ fn in_type<F: Real>(
 ) -> Result<()> {
     let tuned = folder.join("state.pth");
     if tuned.is_file() {
-        let checks = Checks::<F>::new(pool, kind, checkpoint, None, case, tolerances()?)?;
-        let state = checks.learner.model().load_state(&tuned)?.cast();
-        let learned = checks.pass(Some(&[state]), None, 0.0)?;
+        let tuning = Tuning::from_file(Method::State, format::open(&tuned)?)?;
+        let checks = Checks::<F>::new(pool, kind, checkpoint, &tuning, case, tolerances()?)?;
+        let learned = checks.pass(None, None, 0.0)?;
         checks.loss(report, "loss from the tuned state, in training", "loss_state", learned.losses.sum);
         let mut worst = Worst::default();
-        let version = checks.learner.config().version;
-        let d = learned.d_initial[0].cast::<f32>();
-        for layer in 0..d.layout().layers {
-            let name = format!("grad.blocks.{layer}.att.time_state");
-            let Some(want) = case.tensor(&name) else { continue };
-            // Files of tuned states are [head, value, key] in every version.
-            let n = checks.learner.config().head_size;
-            let mut got = d.as_in_files(version, layer, "wkv");
-            if version != Version::V7 {
-                for head in got.chunks_exact_mut(n * n) {
-                    for i in 0..n {
-                        for j in 0..i {
-                            head.swap(i * n + j, j * n + i);
-                        }
-                    }
-                }
-            }
-            let got: Vec<f64> = got.iter().map(|g| f64::from(*g) * checks.mean()).collect();
-            worst.compare(&name, &got, &want.to_f64());
+        for layer in 0..checks.learner.config().layers {
+            let name = format!("blocks.{layer}.att.time_state");
+            let Some(want) = case.tensor(&format!("grad.{name}")) else { continue };
+            worst.compare(&name, &checks.gradient(&name).unwrap_or_default(), &want.to_f64());
         }
         worst.report(report, checks.what("gradients of the tuned state"), checks.tolerances.gradient);
     }
     let lora = folder.join("lora.pth");
     if lora.is_file() {
-        let adapter = Lora::open(&lora, None)?;
-        let checks = Checks::<F>::new(pool, kind, checkpoint, Some(adapter), case, tolerances()?)?;
+        let tuning = Tuning { method: Method::Lora, adapter: Some(Lora::open(&lora, None)?), state: None };
+        let checks = Checks::<F>::new(pool, kind, checkpoint, &tuning, case, tolerances()?)?;
         let learned = checks.pass(None, None, 0.0)?;
         checks.loss(report, "loss with the LoRA, in training", "loss_lora", learned.losses.sum);
         let mut worst = Worst::default();

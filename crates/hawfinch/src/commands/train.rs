@@ -14,6 +14,7 @@ use hawfinch_train::checkpoint;
 use hawfinch_train::config::{Operands, RunConfig};
 use hawfinch_train::init::{self, Options, Sizes};
 use hawfinch_train::trainer::{Data, End, Trainer};
+use hawfinch_train::tuning::Method;
 
 use crate::commands::data::watch::failed;
 use crate::fail::usage;
@@ -38,7 +39,9 @@ the bit as if it had never stopped. Ctrl-C saves and ends; the same command goes
 Examples:
   hawfinch train recipes/tiny.toml
   hawfinch train --text 'books/*.txt' --tokenizer bytes --layers 4 --width 256 --epochs 2 -o runs/books
-  hawfinch chat runs/tiny/step-00000500/model.safetensors"
+  hawfinch chat runs/tiny/step-00000500/model.safetensors
+  hawfinch train --from model.pth --method lora --data mine --epochs 1 --lr 1e-4 -o runs/mine
+  hawfinch chat model.pth --lora runs/mine/step-00000500/adapter.safetensors"
 )]
 pub struct Args {
     /// The settings of the run
@@ -55,10 +58,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     config.check().map_err(|e| usage(e.to_string()))?;
     let last = checkpoint::list(&config.out)?.pop();
     // What the run began with decides the tokenizer; a new one has what was asked for.
+    let beside = config.method != Method::Full;
     let beginning = match (&last, &config.from) {
-        (Some(found), _) => Some(open_checkpoint(&found.model())?),
-        (None, Some(from)) => Some(open_checkpoint(from)?),
-        (None, None) => None,
+        (Some(found), _) if !beside => Some(open_checkpoint(&found.model())?),
+        (_, Some(from)) => Some(open_checkpoint(from)?),
+        _ => None,
     };
     let tokenizer = tokenizer(&config, beginning.as_ref())?;
     let names = match data::find(&config, &tokenizer) {
@@ -86,8 +90,12 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut trainer = match &last {
         Some(found) => {
             let loaded = checkpoint::load(found)?;
-            same_shape(&config, &loaded.model)?;
-            let trainer = Trainer::resume(config.clone(), &loaded, cpu, data)?;
+            same_method(&config, &loaded.model)?;
+            if !beside {
+                same_shape(&config, &loaded.model)?;
+            }
+            let base = beginning.as_ref().filter(|_| beside);
+            let trainer = Trainer::resume(config.clone(), base, &loaded, cpu, data)?;
             note(format_args!("going on from {}", found.path.display()));
             trainer
         }
@@ -96,6 +104,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 Some(weights) => weights,
                 None => new_model(&mut config, &tokenizer, &cpu)?,
             };
+            if let Some(t) = weights.tensors.values().find(|t| t.dtype.is_quantized())
+                && !beside
+            {
+                note(format_args!(
+                    "{} is quantised ({}): its numbers are trained as floats from here on",
+                    weights.path.display(),
+                    t.dtype
+                ));
+            }
             // A vocabulary that nobody could guess goes with the model.
             if let Some(carried) = tokenizer.carried() {
                 weights.metadata.insert(metadata::TOKENIZER.into(), carried);
@@ -110,20 +127,26 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     std::fs::write(&path, resolved).with_context(|| format!("cannot write {}", path.display()))?;
 
     let model = trainer.learner().model();
-    // Three products a weight: forward, to what went in, to the weight.
-    let work = 6.0 * model.multiply_adds(true) as f64;
+    // Three products a weight: forward, to what went in, to the weight if it is trained.
+    let work = if beside { 4.0 } else { 6.0 } * model.multiply_adds(true) as f64;
     let short = Duration::from_millis(100);
     let best = match config.precision {
         Operands::Bf16 => peak::pairs(isa, &pool, short),
         Operands::F32 => None,
     };
     let best = best.unwrap_or_else(|| peak::multiply_adds(isa, &pool, short));
-    let parameters = trainer.learner().tape().parameters().trained_numbers();
+    let (trained, all) = {
+        let parameters = trainer.learner().tape().parameters();
+        (parameters.trained_numbers() as f64 / 1e6, parameters.numbers() as f64 / 1e6)
+    };
+    let parameters = match config.method {
+        Method::Full => format!("{trained:.2} M parameters"),
+        method => format!("{} of {trained:.2} M parameters beside {:.2} M", method.title(), all - trained),
+    };
     let (steps, step) = (trainer.length().steps, trainer.progress().step);
     note(format_args!(
-        "{}, {:.2} M parameters, {} tokens a step, {} steps, {} on {} threads",
+        "{}, {parameters}, {} tokens a step, {} steps, {} on {} threads",
         model.config().version,
-        parameters as f64 / 1e6,
         config.tokens_per_step(),
         steps,
         isa,
@@ -165,6 +188,19 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             ExitCode::SUCCESS
         }
     })
+}
+
+/// Refuses to go on with a run by another method.
+fn same_method(config: &RunConfig, there: &Checkpoint) -> anyhow::Result<()> {
+    let kind = there.metadata.get(metadata::KIND).map_or("full", String::as_str);
+    if kind == config.method.name() {
+        return Ok(());
+    }
+    Err(usage(format!(
+        "the run in {} is of method {kind}, not {}: give `out` another folder",
+        config.out.display(),
+        config.method.name()
+    )))
 }
 
 /// Refuses to go on with a run under settings of another model.

@@ -7,6 +7,7 @@ use hawfinch_train::config::RunConfig;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::built_in;
 use crate::fail::usage;
 
 /// Every key of a run, none of them needed. What is not given stands in the file or has its default
@@ -43,6 +44,24 @@ pub struct Keys {
     #[arg(long, value_name = "NAME|FILE", help_heading = "Model")]
     pub tokenizer: Option<String>,
 
+    /// What is trained: full (the model), lora (matrices of low rank beside it) or state (what texts begin with)
+    #[arg(long, value_name = "METHOD", help_heading = "Fine-tuning")]
+    pub method: Option<String>,
+    /// LoRA: rank of the products
+    #[arg(long, value_name = "N", help_heading = "Fine-tuning")]
+    pub lora_rank: Option<usize>,
+    /// LoRA: the product counts alpha / rank [default: the rank]
+    #[arg(long, value_name = "ALPHA", help_heading = "Fine-tuning")]
+    pub lora_alpha: Option<f64>,
+    /// LoRA: which linear layers, such as att.key,ffn.value [default: all but the head]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', help_heading = "Fine-tuning")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub lora_modules: Vec<String>,
+    /// LoRA: what is trained whole beside it: ln, time, emb, head
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', help_heading = "Fine-tuning")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub train_parts: Vec<String>,
+
     /// A data set: NAME of NAME.bin and NAME.idx
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub data: Option<PathBuf>,
@@ -68,6 +87,12 @@ pub struct Keys {
     /// Micro-batches whose gradients are added up for a step
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub accumulate: Option<usize>,
+    /// Tokens that are computed at a time, for contexts longer than memory; gradients are carried back exactly (0: all)
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub segment: Option<usize>,
+    /// No gradient goes back from segment to segment: an approximation, a quarter faster
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Data")]
+    pub truncate: Option<bool>,
     /// Seed of the initialisation and of the order
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub seed: Option<u64>,
@@ -215,7 +240,13 @@ fn read(path: &Path) -> anyhow::Result<Table> {
     }
     let folder = path.parent().unwrap_or(Path::new(""));
     for (key, value) in &mut table {
-        let is_name = matches!(value.as_str(), Some("world" | "bytes")) && key == "tokenizer";
+        let is_name = match key.as_str() {
+            "tokenizer" => matches!(value.as_str(), Some("world" | "bytes")),
+            "from" => {
+                value.as_str().is_some_and(|name| built_in::is_name(name) && !folder.join(name).exists())
+            }
+            _ => false,
+        };
         match value {
             Value::String(name) if READ.contains(&key.as_str()) && !is_name => *name = beside(folder, name),
             Value::Array(names) if key == "text" => {
@@ -276,6 +307,7 @@ mod tests {
             weight_decay_final: Some(1.0),
             probe: Some("a".into()),
             tokenizer: Some("a".into()),
+            lora_alpha: Some(1.0),
             ..RunConfig::default()
         })
         .unwrap();

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use hawfinch_engine::{Event, GenerateOptions, Sampler, SamplerConfig, Session, Uncounted};
 use hawfinch_model::checkpoint::Checkpoint;
-use hawfinch_model::{Cpu, Model, OpenOptions};
+use hawfinch_model::{Cpu, Lora, Model, OpenOptions};
 use hawfinch_tokenizer::Tokenizer;
 use hawfinch_train::checkpoint::Found;
 use hawfinch_train::metrics::{self, Record};
@@ -153,9 +153,10 @@ impl View {
         self.bar.suspend(|| note(line));
     }
 
-    /// A text by these weights.
-    fn text(&self, weights: &Checkpoint) -> anyhow::Result<String> {
-        let model = Model::from_checkpoint(weights.clone(), OpenOptions::default(), Cpu::default())?;
+    /// A text by these weights, with this adapter.
+    fn text(&self, weights: Checkpoint, adapter: Option<Lora>) -> anyhow::Result<String> {
+        let options = OpenOptions { loras: adapter.into_iter().collect(), ..OpenOptions::default() };
+        let model = Model::from_checkpoint(weights, options, Cpu::default())?;
         let config = SamplerConfig { seed: Some(1), ..SamplerConfig::default() };
         let uncounted =
             Uncounted::from_texts(self.tokenizer.vocab_size(), |id| self.tokenizer.token_bytes(id));
@@ -232,8 +233,8 @@ impl Observer for View {
         self.bar.set_position(to);
     }
 
-    fn sample(&mut self, step: u64, weights: &Checkpoint) {
-        let text = self.text(weights).unwrap_or_else(|e| format!("(no sample: {e})"));
+    fn sample(&mut self, step: u64, model: Checkpoint, adapter: Option<Lora>) {
+        let text = self.text(model, adapter).unwrap_or_else(|e| format!("(no sample: {e})"));
         self.write(&Record::Note(metrics::Note { step, text: format!("sample: {text}") }));
         self.say(&format!("step {step}: {}", printable(&text.replace('\n', "\u{21b5} "))));
     }
