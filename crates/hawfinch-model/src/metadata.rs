@@ -33,6 +33,8 @@ pub const START_TOKENS: &str = "hawfinch.start_tokens";
 pub const LORA_ALPHA: &str = "hawfinch.lora_alpha";
 /// Rank of a LoRA, or its ranks.
 pub const LORA_RANK: &str = "hawfinch.lora_rank";
+/// What was merged into the model.
+pub const MERGED: &str = "hawfinch.merged";
 /// What a file was trained on: tokens, documents, a checksum.
 pub const DATA: &str = "hawfinch.data";
 /// Identity of the model that a state or an adapter belongs to.

@@ -48,6 +48,10 @@ enum Command {
     Data(commands::data::Args),
     /// Train a model, from nothing or from another model
     Train(Box<commands::train::Args>),
+    /// Merge adapters and a tuned state into a model, and prove that it says the same
+    Merge(commands::merge::Args),
+    /// List adapters and tuned states, show what one is
+    Adapters(commands::adapters::Args),
     /// Draw the curves of training runs, beside each other
     Plot(commands::plot::Args),
     /// Give a text a vector from the model's activations
@@ -80,6 +84,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Chat(args)) => commands::chat::run(&args),
         Some(Command::Inspect(args)) => commands::inspect::run(&args),
         Some(Command::Convert(args)) => commands::convert::run(&args),
+        Some(Command::Merge(args)) => commands::merge::run(&args),
+        Some(Command::Adapters(args)) => commands::adapters::run(&args),
         Some(Command::Quantize(args)) => commands::quantize::run(&args),
         Some(Command::Logits(args)) => commands::logits::run(&args),
         Some(Command::Tokenize(args)) => commands::tokenize::run(&args),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use hawfinch_model::config::META_GROUP_NORM_EPS;
@@ -32,29 +32,33 @@ pub struct Args {
 
 /// Prints what the file is.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let ckpt = open_checkpoint(&args.file)?;
-    let mut said = match kind(&ckpt) {
-        Kind::State => state(&ckpt),
-        Kind::Lora => lora(&ckpt),
-        Kind::Model => model(&ckpt, &Config::infer(&ckpt)?),
+    show(&args.file, &open_checkpoint(&args.file)?, args.tensors, args.json)
+}
+
+/// Prints what a file is that was read.
+pub fn show(file: &Path, ckpt: &Checkpoint, tensors: bool, as_json: bool) -> anyhow::Result<ExitCode> {
+    let mut said = match kind(ckpt) {
+        Kind::State => state(ckpt),
+        Kind::Lora => lora(ckpt),
+        Kind::Model => model(ckpt, &Config::infer(ckpt)?),
     };
-    if args.json {
-        said.json["file"] = json!(args.file.display().to_string());
+    if as_json {
+        said.json["file"] = json!(file.display().to_string());
         said.json["format"] = json!(ckpt.format.name());
         said.json["file_bytes"] = json!(ckpt.file_bytes);
-        said.json["dtypes"] = dtypes(&ckpt)
+        said.json["dtypes"] = dtypes(ckpt)
             .iter()
             .map(|(name, d)| json!({"dtype": name, "tensors": d.tensors, "numbers": d.numbers, "bytes": d.bytes}))
             .collect();
         said.json["metadata"] = json!(ckpt.metadata);
-        if args.tensors {
+        if tensors {
             said.json["tensors"] = ckpt.tensors.iter().map(|(name, t)| tensor_json(name, t)).collect();
         }
         output::json(&said.json)?;
     } else {
         let mut out = output::stdout();
         // Names come from a file that is not to be trusted.
-        out.write_all(output::printable(&text(args, &ckpt, &said)).as_bytes())?;
+        out.write_all(output::printable(&text(file, tensors, ckpt, &said)).as_bytes())?;
         out.flush()?;
     }
     Ok(ExitCode::SUCCESS)
@@ -270,8 +274,8 @@ fn tensor_json(name: &str, t: &StoredTensor) -> Value {
     })
 }
 
-fn text(args: &Args, ckpt: &Checkpoint, said: &Said) -> String {
-    let mut out = format!("{}: {}\n", args.file.display(), said.title);
+fn text(file: &Path, tensors: bool, ckpt: &Checkpoint, said: &Said) -> String {
+    let mut out = format!("{}: {}\n", file.display(), said.title);
     let mut line = |name: &str, value: &str| {
         let _ = writeln!(out, "  {name:<15}{value}");
     };
@@ -288,7 +292,7 @@ fn text(args: &Args, ckpt: &Checkpoint, said: &Said) -> String {
         let cut = if value.chars().count() > 60 { "…" } else { "" };
         line(if i == 0 { "metadata" } else { "" }, &format!("{key} = {short}{cut}"));
     }
-    if args.tensors {
+    if tensors {
         out.push('\n');
         let longest = ckpt.tensors.keys().map(String::len).max().unwrap_or(0);
         for (name, t) in &ckpt.tensors {

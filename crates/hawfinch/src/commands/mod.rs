@@ -1,5 +1,6 @@
 //! One file a subcommand: its arguments (`Args`), what it does (`run`), and its tests.
 
+pub mod adapters;
 pub mod bench;
 pub mod chat;
 pub mod completions;
@@ -13,6 +14,7 @@ mod generate_batch;
 pub mod inspect;
 pub mod logits;
 pub mod man;
+pub mod merge;
 pub mod models;
 pub mod perplexity;
 pub mod plot;

@@ -6,6 +6,7 @@ mod bench;
 mod chat;
 mod data;
 mod files;
+mod finetune;
 mod generate;
 mod help;
 mod packed;

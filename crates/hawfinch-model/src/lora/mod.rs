@@ -5,6 +5,10 @@
 //! ones (`init_pissa.pth`) were taken away. Nothing in the file says so: merge them with the trainer's own
 //! program. DiSHA (bone) files have names of their own and are refused.
 
+mod merge;
+
+pub use merge::with_state;
+
 use std::path::Path;
 
 use indexmap::IndexMap;
