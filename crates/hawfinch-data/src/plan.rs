@@ -122,6 +122,56 @@ impl Shard {
         }
     }
 
+    /// The share of a process among those that a cluster's launcher has started, by the variables that it leaves: a task of a
+    /// Slurm array, of `srun`, a rank of `mpirun`; each task of an array may have several processes.
+    ///
+    /// # Errors
+    /// There are none of these variables, or they hold what cannot be.
+    pub fn of_environment(get: impl Fn(&str) -> Option<String>) -> Result<Shard> {
+        let number = |name: &str| -> Result<Option<u64>> {
+            let Some(text) = get(name) else { return Ok(None) };
+            let wrong = || Error::request(format!("{name} is `{text}`, no number: say `--shard I/N`"));
+            Ok(Some(text.trim().parse().map_err(|_| wrong())?))
+        };
+        let mut shard: Option<Shard> = None;
+        let mut divide = |name: &str, index: u64, of: u64| -> Result<()> {
+            if index >= of {
+                return Err(Error::request(format!(
+                    "{name} counts {of} processes, and this one would be the {}th: say `--shard I/N`",
+                    index + 1
+                )));
+            }
+            let Shard { number, of: outer } = shard.unwrap_or(Shard::WHOLE);
+            let all =
+                outer.checked_mul(of).ok_or_else(|| Error::request(format!("{name} is {of}: too many")))?;
+            shard = Some(Shard { number: (number - 1) * of + index + 1, of: all });
+            Ok(())
+        };
+        // An array's tasks may be numbered from anything, in steps.
+        if let (Some(id), Some(count)) = (number("SLURM_ARRAY_TASK_ID")?, number("SLURM_ARRAY_TASK_COUNT")?) {
+            let first = number("SLURM_ARRAY_TASK_MIN")?.unwrap_or(0);
+            let step = number("SLURM_ARRAY_TASK_STEP")?.unwrap_or(1).max(1);
+            let index = id.checked_sub(first).filter(|n| n.is_multiple_of(step)).map_or(count, |n| n / step);
+            divide("SLURM_ARRAY_TASK_COUNT", index, count)?;
+        }
+        for (rank, size) in [
+            ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+            ("PMI_RANK", "PMI_SIZE"),
+            ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+            ("SLURM_PROCID", "SLURM_NTASKS"),
+        ] {
+            if let (Some(index), Some(of)) = (number(rank)?, number(size)?) {
+                divide(size, index, of)?;
+                break;
+            }
+        }
+        shard.ok_or_else(|| {
+            Error::request(
+                "`--shard auto` is for tasks of Slurm and ranks of mpirun, and this process is neither: say `--shard I/N`",
+            )
+        })
+    }
+
     /// Whether a part is this shard's.
     pub(crate) fn has(self, part: PartId) -> bool {
         (part.unit as u64 + part.index) % self.of == self.number - 1
@@ -335,6 +385,40 @@ mod tests {
             }
         }
         assert_eq!(Shard::parse("2/4").unwrap(), Shard { number: 2, of: 4 });
+        let auto = |set: &[(&str, &str)]| {
+            Shard::of_environment(|name| set.iter().find(|(k, _)| *k == name).map(|(_, v)| v.to_string()))
+        };
+        let array = |id, first, count, step| {
+            auto(&[
+                ("SLURM_ARRAY_TASK_ID", id),
+                ("SLURM_ARRAY_TASK_MIN", first),
+                ("SLURM_ARRAY_TASK_COUNT", count),
+                ("SLURM_ARRAY_TASK_STEP", step),
+            ])
+        };
+        assert_eq!(array("0", "0", "4", "1").unwrap(), Shard { number: 1, of: 4 });
+        assert_eq!(array("1", "1", "4", "1").unwrap(), Shard { number: 1, of: 4 });
+        assert_eq!(array("4", "1", "4", "1").unwrap(), Shard { number: 4, of: 4 });
+        assert_eq!(array("13", "5", "3", "4").unwrap(), Shard { number: 3, of: 3 });
+        for (id, first, step) in [("5", "1", "1"), ("0", "1", "1"), ("2", "1", "2"), ("x", "1", "1")] {
+            assert!(array(id, first, "4", step).is_err(), "{id} {first} {step}");
+        }
+        let ranks = [("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "3"), ("SLURM_NTASKS", "9")];
+        assert_eq!(auto(&ranks).unwrap(), Shard { number: 2, of: 3 });
+        assert_eq!(
+            auto(&[("SLURM_PROCID", "7"), ("SLURM_NTASKS", "8")]).unwrap(),
+            Shard { number: 8, of: 8 }
+        );
+        // Two tasks in each of three array jobs.
+        let both = [
+            ("SLURM_ARRAY_TASK_ID", "2"),
+            ("SLURM_ARRAY_TASK_MIN", "1"),
+            ("SLURM_ARRAY_TASK_COUNT", "3"),
+            ("SLURM_PROCID", "1"),
+            ("SLURM_STEP_NUM_TASKS", "2"),
+        ];
+        assert_eq!(auto(&both).unwrap(), Shard { number: 4, of: 6 });
+        assert!(auto(&[]).unwrap_err().to_string().contains("--shard I/N"));
         for bad in ["0/4", "5/4", "1", "a/b", "1/0", "-1/2"] {
             assert!(Shard::parse(bad).is_err(), "{bad}");
         }

@@ -17,8 +17,8 @@ use crate::pool::Parts;
 use crate::reduce::{LANES, fold};
 use crate::{Isa, Pool, Real, Work};
 
-/// Numbers that one thread takes at a time.
-const CHUNK: usize = 1 << 14;
+/// Numbers that one thread takes at a time, and whose squares are one sum of those that [`sums_of_squares`] adds.
+pub const CHUNK: usize = 1 << 14;
 
 /// Moments below it are put to 0 where the gradient is 0: the smallest normal f32. Rows of an embedding whose token
 /// does not come would else hold subnormal numbers for ever (0.9 x rounds to x there), which processors multiply a

@@ -179,6 +179,20 @@ impl AdamW {
             return Err(Error::Gradient { name: self.tensors[bad].name.clone(), step: self.steps + 1 });
         }
         let norm = sums.iter().sum::<f64>().sqrt() * scale.abs();
+        Ok(self.step_of_length(isa, pool, parameters, rates, scale, norm))
+    }
+
+    /// The same where the tensors are some of those whose gradients have the length `norm` together, and all are finite.
+    pub(crate) fn step_of_length(
+        &mut self,
+        isa: Isa,
+        pool: &Pool,
+        parameters: &mut [Parameter<'_>],
+        rates: Rates,
+        scale: f64,
+        norm: f64,
+    ) -> Report {
+        assert_eq!(parameters.len(), self.tensors.len(), "one parameter a tensor");
         let Settings { beta1, beta2, eps, clip } = self.settings;
         let factor = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
         self.steps += 1;
@@ -199,7 +213,7 @@ impl AdamW {
             })
             .collect();
         update_all(isa, pool, &mut tensors);
-        Ok(Report { norm, factor })
+        Report { norm, factor }
     }
 }
 

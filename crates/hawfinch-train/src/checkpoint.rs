@@ -195,10 +195,13 @@ impl Loaded {
     /// # Errors
     /// They are of other tensors.
     pub fn restore(&self, optimizer: &mut AdamW) -> Result<()> {
-        optimizer.restore(self.progress.updates, |name| {
-            let moment = |kind: &str| self.moments.get(&format!("{kind}.{name}")).map(StoredTensor::to_f32);
-            Some((moment("m")?, moment("v")?))
-        })
+        optimizer.restore(self.progress.updates, |name| self.moments_of(name))
+    }
+
+    /// Both moments of a tensor.
+    pub(crate) fn moments_of(&self, name: &str) -> Option<(Vec<f32>, Vec<f32>)> {
+        let moment = |kind: &str| self.moments.get(&format!("{kind}.{name}")).map(StoredTensor::to_f32);
+        Some((moment("m")?, moment("v")?))
     }
 }
 

@@ -8,6 +8,7 @@ use hawfinch_model::Version;
 use serde::{Deserialize, Serialize};
 
 use crate::adamw::Settings;
+use crate::collective::Wire;
 use crate::groups::Layerwise;
 use crate::schedule::{Length, Schedule, Shape};
 use crate::tuning::{LoraSettings, Method};
@@ -146,6 +147,15 @@ pub struct RunConfig {
     /// Whether blocks are computed again on the way back: slower, in far less memory.
     pub recompute: bool,
 
+    /// Several ranks: how many share the segments of each micro-batch, handing states on.
+    pub sequence_ranks: usize,
+    /// Several ranks: how gradients travel.
+    pub wire: Wire,
+    /// Several ranks: 1 shares the optimiser's moments out among them (ZeRO, stage 1); 0: all have all.
+    pub zero: u8,
+    /// Several ranks: megabytes of gradients that are added up at a time.
+    pub bucket: f64,
+
     /// Steps between checkpoints.
     pub save_every: u64,
     /// Checkpoints that are kept, the best beside them.
@@ -217,6 +227,10 @@ impl Default for RunConfig {
             l2wrap: crate::verify::L2WRAP,
             precision: Operands::default(),
             recompute: false,
+            sequence_ranks: 1,
+            wire: Wire::default(),
+            zero: 0,
+            bucket: 25.0,
             save_every: 500,
             keep: 2,
             eval_every: 500,
@@ -328,6 +342,7 @@ impl RunConfig {
             ("accumulate", self.accumulate),
             ("keep", self.keep),
             ("lora-rank", self.lora_rank),
+            ("sequence-ranks", self.sequence_ranks),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(Error::request(format!("`{key}` is 0; it must be at least 1")));
@@ -336,6 +351,19 @@ impl RunConfig {
             [("layers", self.layers, 1024), ("width", self.width, 1 << 16), ("ctx", self.ctx, 1 << 24)];
         if let Some((key, value, most)) = limits.iter().find(|(_, value, most)| value > most) {
             return Err(Error::request(format!("`{key}` is {value}; at most {most} makes sense")));
+        }
+        if self.sequence_ranks > 1 && (self.segment == 0 || self.truncate) {
+            return Err(Error::request(
+                "`sequence-ranks` divides a micro-batch at the borders of its segments, over which gradients go back: set `segment` to the tokens of one, and `truncate` to false",
+            ));
+        }
+        if self.zero > 1 {
+            return Err(Error::request(format!("`zero` is {}; it is 0 or 1", self.zero)));
+        }
+        // A message has at most 2 GB.
+        if !(self.bucket > 0.0 && self.bucket <= 500.0) {
+            let why = format!("`bucket` is {}; it must be above 0 and at most 500 (megabytes)", self.bucket);
+            return Err(Error::request(why));
         }
         if self.save_every == 0 {
             return Err(Error::request(

@@ -65,6 +65,9 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// Ranks of a run that cannot be reached, or do not do the same.
+    #[error("{}", Printable(.0))]
+    Ranks(String),
     /// A request that makes no sense.
     #[error("{}", Printable(.0))]
     Request(String),

@@ -9,7 +9,7 @@ use hawfinch_model::cpu::{Cpu, Tensor};
 use hawfinch_model::ops::Batch;
 use hawfinch_model::{Config, Lora, Model, OpenOptions, State};
 
-use crate::tape::{Gradients, Losses, States, Tape, Var};
+use crate::tape::{Gradients, Losses, Part, States, Tape, Var};
 use crate::tuning::{self, Method, Tuning};
 use crate::{Error, Parameter, Parameters, Result};
 
@@ -232,16 +232,22 @@ impl<F: Real> Learner<F> {
     /// As [`Learner::evaluate`].
     pub fn learn(&self, lesson: &Lesson<'_, F>) -> Result<Learned<F>> {
         self.check(lesson)?;
-        Ok(self.learn_between(lesson, Borders::default()).0)
+        Ok(self.learn_between(lesson, Borders::default(), &mut |_| {}).0)
     }
 
     /// The same of part of a text; the gradient with respect to the state it was carried on from is the second result.
+    /// `finished` is told of the head and of each block when this pass adds nothing more to their gradients.
     pub(crate) fn learn_between(
         &self,
         lesson: &Lesson<'_, F>,
         borders: Borders<'_, F>,
+        finished: &mut dyn FnMut(Part),
     ) -> (Learned<F>, Option<State<F>>) {
-        if self.recompute { self.learn_again(lesson, borders) } else { self.learn_at_once(lesson, borders) }
+        if self.recompute {
+            self.learn_again(lesson, borders, finished)
+        } else {
+            self.learn_at_once(lesson, borders, finished)
+        }
     }
 
     /// The state after the last sequence; nothing is learned and no loss computed.
@@ -258,18 +264,22 @@ impl<F: Real> Learner<F> {
         &self,
         lesson: &Lesson<'_, F>,
         borders: Borders<'_, F>,
+        finished: &mut dyn FnMut(Part),
     ) -> (Learned<F>, Option<State<F>>) {
         let tape = self.tape();
         tape.begin(true);
         let initial = self.states(lesson, borders.carried, self.learns_states(lesson, borders));
         let mut states = initial.clone();
-        let (x, _) = self.blocks(lesson, &mut states, |_, _| {});
+        let mut layers = 0..;
+        let (x, _) =
+            self.blocks(lesson, &mut states, |_, _| tape.mark(Part::Block(layers.next().unwrap_or(0))));
+        tape.mark(Part::Head);
         let mut gradients = Gradients::default();
         let losses = self.loss(&x, lesson, &mut gradients);
         for layer in 0..self.config().layers {
             self.give_last(lesson, borders, &states, layer, &mut gradients);
         }
-        let mut gradients = tape.backward(gradients);
+        let mut gradients = tape.backward_telling(gradients, finished);
         let mut d_first = self.empty(lesson, borders);
         for layer in 0..self.config().layers {
             self.take_initial(&initial, layer, &mut gradients, &mut d_first);
@@ -279,7 +289,12 @@ impl<F: Real> Learner<F> {
     }
 
     /// One block's values at a time: each is computed again from what went into it.
-    fn learn_again(&self, lesson: &Lesson<'_, F>, borders: Borders<'_, F>) -> (Learned<F>, Option<State<F>>) {
+    fn learn_again(
+        &self,
+        lesson: &Lesson<'_, F>,
+        borders: Borders<'_, F>,
+        finished: &mut dyn FnMut(Part),
+    ) -> (Learned<F>, Option<State<F>>) {
         let tape = self.tape();
         tape.begin(false);
         let initial = self.states(lesson, borders.carried, false);
@@ -294,6 +309,7 @@ impl<F: Real> Learner<F> {
         let mut gradients = Gradients::default();
         let losses = self.loss(&x, lesson, &mut gradients);
         let mut d_x = tape.backward(gradients).take(&x);
+        finished(Part::Head);
         let mut d_v_first: Option<Tensor<F>> = None;
         let mut d_first = self.empty(lesson, borders);
         for (layer, (x, v_first)) in entered.into_iter().enumerate().rev() {
@@ -317,6 +333,7 @@ impl<F: Real> Learner<F> {
             d_x = gradients.take(&x);
             d_v_first = v_in.and_then(|v| gradients.take(&v));
             self.take_initial(&first, layer, &mut gradients, &mut d_first);
+            finished(Part::Block(layer));
         }
         // The embedding.
         tape.begin(true);

@@ -7,6 +7,7 @@
 //! - [`groups`], [`schedule`], [`adamw`]: how parameters are updated.
 //! - [`trainer`]: a run, with its [`batches`], [`checkpoint`]s, [`config`]; [`metrics`] and [`tensorboard`] write down how it
 //!   went.
+//! - [`collective`]: training on more than one machine.
 //! - [`init`]: new models; [`tuning`]: what of a model is trained.
 //! - [`verify`]: gradients beside those of an independent implementation.
 //!
@@ -15,6 +16,7 @@
 pub mod adamw;
 pub mod batches;
 pub mod checkpoint;
+pub mod collective;
 pub mod config;
 mod error;
 pub mod groups;
@@ -36,4 +38,4 @@ pub use error::{Error, Result};
 pub use learner::{Learned, Learner, Lesson};
 pub use parameters::{Parameter, Parameters};
 pub use segments::Segments;
-pub use tape::{Gradients, Losses, Matrix, States, Tape, Var};
+pub use tape::{Gradients, Losses, Matrix, Part, States, Tape, Var};

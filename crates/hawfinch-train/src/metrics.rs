@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::collective::Communication;
 use crate::error::{Error, Result};
 
 /// The name of the file in a run's folder.
@@ -62,6 +63,9 @@ pub struct Train {
     pub tokens_per_second: f64,
     /// No weight was changed, since a gradient was not finite.
     pub skipped: bool,
+    /// Of a step of several ranks: what the first of them said to the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub communication: Option<Communication>,
 }
 
 /// A measurement of the model on held-out text.
@@ -293,6 +297,7 @@ mod tests {
             seconds: step as f64 * 0.25,
             tokens_per_second: 2048.0,
             skipped: false,
+            communication: None,
         })
     }
 

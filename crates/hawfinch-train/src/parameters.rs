@@ -95,6 +95,11 @@ impl<F: Real> Parameter<F> {
         &mut self.gradient
     }
 
+    /// The same, to be taken while others need it, and given back.
+    pub(crate) fn gradient_vec(&mut self) -> &mut Vec<F> {
+        &mut self.gradient
+    }
+
     /// Puts other values in their place, as many.
     ///
     /// # Panics

@@ -320,6 +320,7 @@ mod tests {
                 seconds: 1.0,
                 tokens_per_second: 512.0,
                 skipped: false,
+                communication: None,
             })
         };
         let mut first = Events::create(&folder).unwrap();

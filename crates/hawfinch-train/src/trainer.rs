@@ -1,6 +1,10 @@
 //! A run: steps, validations, checkpoints, and what happens when something goes wrong.
 
+mod ranks;
+mod zero;
+
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -12,11 +16,13 @@ use hawfinch_model::cpu::Cpu;
 use crate::adamw::{self, AdamW};
 use crate::batches::{Batch, Batches};
 use crate::checkpoint::{self, Found, Loaded, Progress};
+use crate::collective::{Alone, Collective, Communication};
 use crate::config::RunConfig;
 use crate::groups::{self, Group};
 use crate::schedule::{Length, Schedule};
 use crate::tuning::{self, Method, Tuning};
 use crate::{Error, Learner, Lesson, Result};
+use ranks::{Ranks, Share, loss};
 
 /// One step, as it went.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,6 +47,8 @@ pub struct StepReport {
     pub tokens_per_second: f64,
     /// Whether it was left out: its loss or gradient was not finite.
     pub skipped: bool,
+    /// What this rank said to others in it, if there are any.
+    pub communication: Option<Communication>,
 }
 
 /// One validation.
@@ -85,6 +93,9 @@ pub trait Observer {
     fn sample(&mut self, _step: u64, _model: Checkpoint, _adapter: Option<Lora>) {}
 }
 
+/// Nobody is told.
+impl Observer for () {}
+
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -128,6 +139,9 @@ pub struct Trainer {
     progress: Progress,
     /// Steps of this process.
     since_start: u64,
+    /// Seconds of these.
+    seconds: f64,
+    ranks: Ranks,
     /// Bad steps in a row.
     bad: u32,
     metadata: std::collections::BTreeMap<String, String>,
@@ -139,6 +153,20 @@ impl Trainer {
     /// # Errors
     /// Settings that make no sense, weights that cannot be trained.
     pub fn new(config: RunConfig, weights: &Checkpoint, cpu: Cpu<f32>, data: Data) -> Result<Trainer> {
+        Self::new_among(Arc::new(Alone), config, weights, cpu, data)
+    }
+
+    /// The same as one of several ranks, which all make the same trainer.
+    ///
+    /// # Errors
+    /// As [`Trainer::new`]; ranks whose settings, data, model or program differ; a step that they cannot share.
+    pub fn new_among(
+        ranks: Arc<dyn Collective>,
+        config: RunConfig,
+        weights: &Checkpoint,
+        cpu: Cpu<f32>,
+        data: Data,
+    ) -> Result<Trainer> {
         config.check()?;
         let progress = Progress::new(data.fingerprint.clone(), config.seed);
         let tuning = match config.method {
@@ -146,7 +174,9 @@ impl Trainer {
             Method::Lora => Tuning::lora(weights, &config.lora())?,
             Method::State => Tuning::state(),
         };
-        Self::with(config, weights, &tuning, cpu, data, progress)
+        let trainer = Self::with(ranks, config, weights, &tuning, cpu, data, progress)?;
+        trainer.agree()?;
+        Ok(trainer)
     }
 
     /// A run from where a checkpoint says it stood. `base` is the model beside which it trains, when it does not train the
@@ -161,6 +191,21 @@ impl Trainer {
         cpu: Cpu<f32>,
         data: Data,
     ) -> Result<Trainer> {
+        Self::resume_among(Arc::new(Alone), config, base, from, cpu, data)
+    }
+
+    /// The same as one of several ranks; there may be more or fewer than before.
+    ///
+    /// # Errors
+    /// As [`Trainer::resume`] and [`Trainer::new_among`].
+    pub fn resume_among(
+        ranks: Arc<dyn Collective>,
+        config: RunConfig,
+        base: Option<&Checkpoint>,
+        from: &Loaded,
+        cpu: Cpu<f32>,
+        data: Data,
+    ) -> Result<Trainer> {
         config.check()?;
         if from.progress.data != data.fingerprint {
             return Err(Error::request(
@@ -169,12 +214,14 @@ impl Trainer {
         }
         let tuning = Tuning::from_file(config.method, from.model.clone())?;
         let weights = base.filter(|_| config.method != Method::Full).unwrap_or(&from.model);
-        let mut trainer = Self::with(config, weights, &tuning, cpu, data, from.progress.clone())?;
-        from.restore(&mut trainer.optimizer)?;
+        let mut trainer = Self::with(ranks, config, weights, &tuning, cpu, data, from.progress.clone())?;
+        trainer.agree()?;
+        trainer.restore(from)?;
         Ok(trainer)
     }
 
     fn with(
+        ranks: Arc<dyn Collective>,
         config: RunConfig,
         weights: &Checkpoint,
         tuning: &Tuning,
@@ -203,7 +250,8 @@ impl Trainer {
                 (p.name.clone(), p.len(), group)
             })
             .collect();
-        let optimizer = AdamW::new(config.adamw(), tensors);
+        let ranks = Ranks::new(ranks, &config, &learner.tape().parameters(), tensors)?;
+        let optimizer = ranks.optimizer(config.adamw());
         let metadata = if config.method == Method::Full {
             // Each checkpoint is a model of its own: what hash the one before it had does not count.
             let mut metadata = weights.metadata.clone();
@@ -222,6 +270,8 @@ impl Trainer {
             data,
             progress,
             since_start: 0,
+            seconds: 0.0,
+            ranks,
             bad: 0,
             metadata,
         })
@@ -286,7 +336,8 @@ impl Trainer {
             if self.progress.step >= self.length.steps {
                 break End::Done;
             }
-            if stop.load(Ordering::Relaxed) {
+            // One that is to stop stops all, at the same step.
+            if self.ranks.any(stop.load(Ordering::Relaxed))? {
                 break End::Stopped;
             }
             let report = self.step()?;
@@ -298,7 +349,7 @@ impl Trainer {
             }
             let step = self.progress.step;
             let due = |every: u64| every > 0 && step.is_multiple_of(every);
-            if due(self.config.sample_every) {
+            if due(self.config.sample_every) && self.ranks.first() {
                 let (model, adapter) = self.model()?;
                 observer.sample(step, model, adapter);
             }
@@ -309,6 +360,7 @@ impl Trainer {
             if due(self.config.save_every) && self.bad == 0 && step < self.length.steps {
                 match self.save(observer) {
                     Ok(()) => saved = step,
+                    Err(e @ Error::Ranks(_)) => return Err(e),
                     // The disk may have room again by the next time; what is in memory goes on.
                     Err(e) => {
                         let text = format!("the checkpoint could not be written, the run goes on: {e}");
@@ -323,36 +375,35 @@ impl Trainer {
         if saved != self.progress.step {
             self.save_or_end(observer)?;
         }
+        if let Some(said) = self.ranks.summary(self.seconds) {
+            observer.note(self.progress.step, &said);
+        }
         Ok(end)
     }
 
-    /// One step of the optimiser: micro-batches whose gradients are added up as if they were one.
+    /// One step of the optimiser: micro-batches whose gradients are added up as if they were one, by all ranks.
     ///
     /// # Errors
     /// Data that cannot be read.
     pub fn step(&mut self) -> Result<StepReport> {
         let began = Instant::now();
         let point = self.schedule.at(&self.length, self.progress.step, self.since_start);
-        let micro: Vec<Batch> = (0..self.config.accumulate)
-            .map(|n| {
-                let first = self.progress.sample + (n * self.config.batch) as u64;
-                self.data.train.batch(first, self.config.batch)
-            })
-            .collect::<Result<_>>()?;
+        let shares = self.ranks.shares.clone();
+        let of = |s: &Share| self.data.train.batch(self.progress.sample + s.from, s.count);
+        let micro: Vec<Batch> = shares.iter().map(of).collect::<Result<_>>()?;
         // Every token of the whole step counts the same.
-        let counted: usize = micro.iter().map(Batch::counted).sum();
-        let weight = 1.0 / counted.max(1) as f32;
-        self.learner.tape().parameters_mut().clear_gradients();
-        let mut loss = 0.0;
-        for batch in &micro {
-            let weights: Vec<f32> = batch.counts.iter().map(|c| if *c { weight } else { 0.0 }).collect();
-            let targets = Targets { ids: &batch.targets, weights: &weights, l2wrap: self.config.l2wrap };
-            let lengths = &batch.lengths;
-            let lesson = Lesson { lengths, tokens: &batch.tokens, targets, initial: None, d_last: None };
-            let learned = self.learner.learn_in_segments(&lesson, self.config.segments())?;
-            let counting = learned.losses.each.iter().zip(&batch.counts).filter(|(_, c)| **c);
-            loss += counting.map(|(l, _)| l).sum::<f64>() / counted.max(1) as f64;
-        }
+        let once = || micro.iter().filter(|_| self.ranks.counts());
+        let counted: usize = once().map(Batch::counted).sum();
+        let tokens: usize = once().map(|b| b.tokens.len()).sum();
+        let [counted, tokens] = self.ranks.sums([counted as f64, tokens as f64])?;
+        let weight = 1.0 / counted.max(1.0) as f32;
+        // Those of all ranks in the order in which one would add them.
+        let (groups, group) = self.ranks.groups();
+        let mut losses = vec![0.0; shares.len() * groups];
+        let own = self.learn(&micro, weight)?;
+        losses[group..].iter_mut().step_by(groups).zip(own).for_each(|(to, loss)| *to = loss);
+        self.ranks.fill(&mut losses)?;
+        let loss = losses.iter().fold(0.0, |sum, loss| sum + loss / counted.max(1.0));
         let lr = point.lr * self.progress.rate_factor;
         let updated = if loss.is_finite() { self.update(lr, point.weight_decay)? } else { None };
         let p = &mut self.progress;
@@ -363,7 +414,7 @@ impl Trainer {
         if skipped {
             p.skipped += 1;
         } else {
-            p.tokens += micro.iter().map(|b| b.tokens.len() as u64).sum::<u64>();
+            p.tokens += tokens as u64;
             let smooth = p.smooth_loss.map_or(loss, |s| s + (loss - s) / SMOOTH.min(p.updates as f64 + 1.0));
             p.smooth_loss = Some(smooth);
             p.updates += 1;
@@ -373,7 +424,8 @@ impl Trainer {
         self.bad = if skipped || lost { self.bad + 1 } else { 0 };
         let took = began.elapsed().as_secs_f64();
         self.progress.seconds += took;
-        let tokens: usize = micro.iter().map(|b| b.tokens.len()).sum();
+        self.seconds += took;
+        let communication = self.ranks.step_done();
         Ok(StepReport {
             step: self.progress.step,
             tokens: self.progress.tokens,
@@ -383,13 +435,17 @@ impl Trainer {
             weight_decay: point.weight_decay,
             grad_norm: norm,
             seconds: self.progress.seconds,
-            tokens_per_second: tokens as f64 / took,
+            tokens_per_second: tokens / took,
             skipped,
+            communication,
         })
     }
 
     /// Lets the optimiser make a step; the length of the gradient, or nothing if it was not finite.
     fn update(&mut self, lr: f64, weight_decay: f64) -> Result<Option<f64>> {
+        if self.is_sharded() {
+            return self.update_shards(adamw::Rates { lr, weight_decay });
+        }
         let tape = self.learner.tape();
         let (isa, pool) = (tape.cpu().isa(), tape.cpu().pool().clone());
         let mut parameters = tape.parameters_mut();
@@ -418,26 +474,34 @@ impl Trainer {
     ///
     /// # Errors
     /// Data that cannot be read.
-    pub fn evaluate(&self) -> Result<Option<(f64, Option<f64>)>> {
+    pub fn evaluate(&mut self) -> Result<Option<(f64, Option<f64>)>> {
         let Some(set) = &self.data.validation else { return Ok(None) };
         let per = (self.config.ctx * self.config.batch) as u64;
-        let (mut loss, mut counted, mut bytes, mut first) = (0.0, 0u64, 0u64, 0u64);
+        let (mut counted, mut bytes, mut first) = (0u64, 0u64, 0u64);
+        // One sum a batch; each rank computes some of them.
+        let mut losses = Vec::new();
         while counted < self.config.eval_tokens.max(per) && first < set.samples() {
             let take = self.config.batch.min((set.samples() - first) as usize);
             let batch = set.batch(first, take)?;
             first += take as u64;
+            let rows = || batch.targets.iter().zip(&batch.counts).filter(|(_, c)| **c);
+            for (target, _) in rows() {
+                counted += 1;
+                bytes += self.data.token_bytes.as_ref().map_or(0, |b| u64::from(b[*target as usize]));
+            }
+            losses.push(0.0);
+            if !self.ranks.has(losses.len() - 1) {
+                continue;
+            }
             let weights = vec![0.0; batch.tokens.len()];
             let targets = Targets { ids: &batch.targets, weights: &weights, l2wrap: 0.0 };
             let lengths = &batch.lengths;
             let lesson = Lesson { lengths, tokens: &batch.tokens, targets, initial: None, d_last: None };
             let learned = self.learner.evaluate_in_segments(&lesson, self.config.segments())?;
-            let rows = learned.losses.each.iter().zip(&batch.targets).zip(&batch.counts);
-            for ((l, target), _) in rows.filter(|(_, c)| **c) {
-                loss += l;
-                counted += 1;
-                bytes += self.data.token_bytes.as_ref().map_or(0, |b| u64::from(b[*target as usize]));
-            }
+            *losses.last_mut().expect("the one of this batch") = loss(&learned, &batch);
         }
+        self.ranks.fill(&mut losses)?;
+        let loss = losses.iter().sum::<f64>();
         if counted == 0 {
             return Ok(None);
         }
@@ -450,9 +514,12 @@ impl Trainer {
     ///
     /// # Errors
     /// Tokens that the model does not know.
-    pub fn probe(&self) -> Result<Option<f64>> {
+    pub fn probe(&mut self) -> Result<Option<f64>> {
         let mut answered = 0;
-        for questions in self.data.probe.chunks(PROBED) {
+        for (n, questions) in self.data.probe.chunks(PROBED).enumerate() {
+            if !self.ranks.has(n) {
+                continue;
+            }
             let lengths: Vec<usize> = questions.iter().map(|q| q.ids.len() - 1).collect();
             let tokens: Vec<u32> = questions.iter().flat_map(|q| q.ids[..q.ids.len() - 1].to_vec()).collect();
             let ids: Vec<u32> = questions.iter().flat_map(|q| q.ids[1..].to_vec()).collect();
@@ -466,8 +533,9 @@ impl Trainer {
                 answered += usize::from(right[end - question.asked..end].iter().all(|r| *r));
             }
         }
+        let [answered] = self.ranks.sums([answered as f64])?;
         let asked = self.data.probe.len();
-        Ok((asked > 0).then(|| answered as f64 / asked as f64))
+        Ok((asked > 0).then(|| answered / asked as f64))
     }
 
     fn validate(&mut self, observer: &mut dyn Observer) -> Result<()> {
@@ -494,16 +562,19 @@ impl Trainer {
     /// # Errors
     /// What the system says.
     pub fn save(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let found = checkpoint::write(&self.config.out, &self.weights(), &self.optimizer, &self.progress)?;
-        checkpoint::prune(&self.config.out, self.config.keep, self.progress.best.map(|(_, step)| step))?;
-        observer.saved(&found);
+        if let Some(found) = self.write()? {
+            observer.saved(&found);
+        }
         Ok(())
     }
 
     /// A checkpoint without which there is nothing to go on from, or what was learned last is lost.
     fn save_or_end(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let step = self.progress.step;
-        self.save(observer).map_err(|e| Error::Checkpoint { step, source: e.into() })
+        self.save(observer).map_err(|e| match e {
+            Error::Ranks(_) => e,
+            e => Error::Checkpoint { step, source: e.into() },
+        })
     }
 
     /// Goes back to the last checkpoint, with a lower learning rate and past the samples that went wrong.
@@ -523,8 +594,9 @@ impl Trainer {
         };
         let loaded = checkpoint::load(&found)?;
         let factor = self.progress.rate_factor * self.config.rewind_rate;
-        loaded.restore(&mut self.optimizer)?;
+        self.restore(&loaded)?;
         self.put(&loaded)?;
+        self.agree_on_values()?;
         let seconds = self.progress.seconds;
         self.progress =
             Progress { sample, skipped, rewinds, rate_factor: factor, seconds, ..loaded.progress };

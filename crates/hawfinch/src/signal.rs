@@ -39,6 +39,24 @@ pub fn catch(patience: u32) {
     clear();
 }
 
+/// From now on a request of the system to end (SIGTERM; a batch system's SIGUSR1 before its limit) counts like Ctrl-C, as often
+/// as it comes.
+#[cfg(unix)]
+pub fn catch_requests_to_end() {
+    extern "C" fn asked(_: libc::c_int) {
+        PRESSED.fetch_add(1, Ordering::SeqCst);
+    }
+    let handler: extern "C" fn(libc::c_int) = asked;
+    for signal in [libc::SIGTERM, libc::SIGUSR1] {
+        // SAFETY: the handler changes an atomic number and nothing else, which a handler may.
+        unsafe { libc::signal(signal, handler as libc::sighandler_t) };
+    }
+}
+
+/// There are no such requests here.
+#[cfg(not(unix))]
+pub fn catch_requests_to_end() {}
+
 /// True when Ctrl-C was pressed since the last [`clear`].
 pub fn pressed() -> bool {
     PRESSED.load(Ordering::SeqCst) > 0

@@ -52,11 +52,44 @@ pub(crate) enum Source {
 /// What goes back through one operation.
 type Back<F> = Box<dyn FnOnce(&Tape<F>, &mut Gradients<F>) + Send>;
 
+/// Parameters whose gradients are finished at the same time on the way back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The head and the norm before it: first.
+    Head,
+    /// A block, from the last to the first.
+    Block(usize),
+    /// The embedding with its norm, and tuned first states: when the way back is over.
+    Rest,
+}
+
+impl Part {
+    /// That of the parameter of this name.
+    pub fn of(name: &str) -> Part {
+        if name.starts_with("head.") || name.starts_with("ln_out.") {
+            return Part::Head;
+        }
+        let block = name.strip_prefix("blocks.").and_then(|rest| rest.split_once('.'));
+        match block.and_then(|(layer, rest)| Some((layer.parse().ok()?, rest))) {
+            Some((layer, rest)) if !rest.starts_with("ln0.") && rest != "att.time_state" => {
+                Part::Block(layer)
+            }
+            _ => Part::Rest,
+        }
+    }
+}
+
+enum Step<F: Real> {
+    Back(Back<F>),
+    /// What was recorded from here on belongs to the part; before it, nothing does.
+    Mark(Part),
+}
+
 struct Recording<F: Real> {
     on: bool,
     /// Values numbered so far.
     values: usize,
-    steps: Vec<Back<F>>,
+    steps: Vec<Step<F>>,
 }
 
 /// The operations, recorded. See the module.
@@ -120,10 +153,30 @@ impl<F: Real> Tape<F> {
 
     /// Goes back through all that was recorded, from the gradients given, adding to those of the parameters; returns
     /// those of the leaves. Nothing is recorded any more afterwards.
-    pub fn backward(&self, mut gradients: Gradients<F>) -> Gradients<F> {
+    pub fn backward(&self, gradients: Gradients<F>) -> Gradients<F> {
+        self.backward_telling(gradients, &mut |_| {})
+    }
+
+    /// Says that what is recorded from here on is of a part.
+    pub(crate) fn mark(&self, part: Part) {
+        let mut recording = self.recording();
+        if recording.on {
+            recording.steps.push(Step::Mark(part));
+        }
+    }
+
+    /// As [`Tape::backward`]; `finished` is told of each marked part when the way back has come to its mark.
+    pub(crate) fn backward_telling(
+        &self,
+        mut gradients: Gradients<F>,
+        finished: &mut dyn FnMut(Part),
+    ) -> Gradients<F> {
         let steps = std::mem::take(&mut self.recording().steps);
         for step in steps.into_iter().rev() {
-            step(self, &mut gradients);
+            match step {
+                Step::Back(step) => step(self, &mut gradients),
+                Step::Mark(part) => finished(part),
+            }
         }
         self.recording().on = false;
         gradients
@@ -153,12 +206,12 @@ impl<F: Real> Tape<F> {
         let ids = recording.values..recording.values + made.len();
         recording.values = ids.end;
         let of = ids.clone();
-        recording.steps.push(Box::new(move |tape, gradients| {
+        recording.steps.push(Step::Back(Box::new(move |tape, gradients| {
             let d: Vec<_> = of.map(|id| gradients.take_id(id)).collect();
             if d.iter().any(Option::is_some) {
                 back(tape, gradients, d);
             }
-        }));
+        })));
         made.into_iter().zip(ids).map(|(value, id)| Var::Value(value, Some(id))).collect()
     }
 

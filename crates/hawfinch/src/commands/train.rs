@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -11,19 +12,20 @@ use hawfinch_model::{Checkpoint, Cpu, metadata};
 use hawfinch_tokenizer::Tokenizer;
 use hawfinch_train::batches::Batches;
 use hawfinch_train::checkpoint;
+use hawfinch_train::collective::Collective;
 use hawfinch_train::config::{Operands, RunConfig};
 use hawfinch_train::init::{self, Options, Sizes};
-use hawfinch_train::trainer::{Data, End, Trainer};
+use hawfinch_train::trainer::{Data, End, Observer, Trainer};
 use hawfinch_train::tuning::Method;
 
 use crate::commands::data::watch::failed;
 use crate::fail::usage;
 use crate::model_args::{check_environment, open_checkpoint};
-use crate::output::note;
 use crate::signal;
 use crate::tokenizer_args::{named, of_checkpoint};
 use crate::train::data;
 use crate::train::keys::{Keys, resolve};
+use crate::train::ranks;
 use crate::train::view::View;
 
 /// Arguments of `train`.
@@ -36,12 +38,16 @@ The run is kept in its folder: checkpoints step-N (model.safetensors in them is 
 command opens), metrics, curves. Given again, the same command goes on from the last checkpoint, to
 the bit as if it had never stopped. Ctrl-C saves and ends; the same command goes on.
 
+Started by mpirun or srun (built with --features mpi), all processes train one model: `batch` and
+`accumulate` are those of all together, so the result is that of one process.
+
 Examples:
   hawfinch train recipes/tiny.toml
   hawfinch train --text 'books/*.txt' --tokenizer bytes --layers 4 --width 256 --epochs 2 -o runs/books
   hawfinch chat runs/tiny/step-00000500/model.safetensors
   hawfinch train --from model.pth --method lora --data mine --epochs 1 --lr 1e-4 -o runs/mine
-  hawfinch chat model.pth --lora runs/mine/step-00000500/adapter.safetensors"
+  hawfinch chat model.pth --lora runs/mine/step-00000500/adapter.safetensors
+  mpirun -n 4 hawfinch train recipes/tiny.toml --accumulate 4"
 )]
 pub struct Args {
     /// The settings of the run
@@ -53,6 +59,19 @@ pub struct Args {
 
 /// Trains, or goes on.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let ranks = ranks::join()?;
+    let result = train(args, ranks.clone());
+    ranks::leave(&*ranks, result)
+}
+
+fn train(args: &Args, ranks: Arc<dyn Collective>) -> anyhow::Result<ExitCode> {
+    // Only the first writes and talks.
+    let first = ranks.rank() == 0;
+    let note = |line: std::fmt::Arguments<'_>| {
+        if first {
+            crate::output::note(line);
+        }
+    };
     check_environment()?;
     let mut config = resolve(args.config.as_deref(), &args.keys)?;
     config.check().map_err(|e| usage(e.to_string()))?;
@@ -65,13 +84,20 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         _ => None,
     };
     let tokenizer = tokenizer(&config, beginning.as_ref())?;
+    // Texts become tokens once; the others find what the first has made.
+    if !first {
+        ranks.barrier()?;
+    }
     let names = match data::find(&config, &tokenizer) {
         // Ctrl-C while texts become tokens.
-        Err(e) if matches!(e.downcast_ref(), Some(hawfinch_data::Error::Stopped)) => {
+        Err(e) if matches!(e.downcast_ref(), Some(hawfinch_data::Error::Stopped)) && ranks.size() == 1 => {
             return failed(hawfinch_data::Error::Stopped, data::kept(&config).as_deref());
         }
         names => names?,
     };
+    if first {
+        ranks.barrier()?;
+    }
     let train = Batches::open(&names.train, config.order, config.ctx, config.seed)?;
     let validation = match &names.validation {
         Some(name) => Some(Batches::in_order(name, config.ctx)?),
@@ -95,7 +121,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 same_shape(&config, &loaded.model)?;
             }
             let base = beginning.as_ref().filter(|_| beside);
-            let trainer = Trainer::resume(config.clone(), base, &loaded, cpu, data)?;
+            let trainer = Trainer::resume_among(ranks.clone(), config.clone(), base, &loaded, cpu, data)?;
             note(format_args!("going on from {}", found.path.display()));
             trainer
         }
@@ -117,14 +143,16 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             if let Some(carried) = tokenizer.carried() {
                 weights.metadata.insert(metadata::TOKENIZER.into(), carried);
             }
-            Trainer::new(config.clone(), &weights, cpu, data)?
+            Trainer::new_among(ranks.clone(), config.clone(), &weights, cpu, data)?
         }
     };
     let out = &config.out;
-    std::fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
-    let resolved = toml::to_string(&config).context("the settings as TOML")?;
-    let path = out.join("config.toml");
-    std::fs::write(&path, resolved).with_context(|| format!("cannot write {}", path.display()))?;
+    if first {
+        std::fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
+        let resolved = toml::to_string(&config).context("the settings as TOML")?;
+        let path = out.join("config.toml");
+        std::fs::write(&path, resolved).with_context(|| format!("cannot write {}", path.display()))?;
+    }
 
     let model = trainer.learner().model();
     // Three products a weight: forward, to what went in, to the weight if it is trained.
@@ -144,16 +172,20 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         method => format!("{} of {trained:.2} M parameters beside {:.2} M", method.title(), all - trained),
     };
     let (steps, step) = (trainer.length().steps, trainer.progress().step);
+    let several = if ranks.size() > 1 { format!(" of {} ranks each", ranks.size()) } else { String::new() };
     note(format_args!(
-        "{}, {parameters}, {} tokens a step, {} steps, {} on {} threads",
+        "{}, {parameters}, {} tokens a step, {} steps, {} on {} threads{several}",
         model.config().version,
         config.tokens_per_step(),
         steps,
         isa,
         pool.threads()
     ));
-    let mut view = View::new(out, (steps, step), &config.prompt, &tokenizer, (work, 2.0 * best))?;
+    let most = 2.0 * best * ranks.size() as f64;
+    let view = first.then(|| View::new(out, (steps, step), &config.prompt, &tokenizer, (work, most)));
+    let mut view = view.transpose()?;
     signal::catch(1);
+    signal::catch_requests_to_end();
     let stop = AtomicBool::new(false);
     let done = AtomicBool::new(false);
     let end = std::thread::scope(|s| {
@@ -163,11 +195,15 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 std::thread::sleep(Duration::from_millis(50));
             }
         });
-        let end = trainer.run(&mut view, &stop);
+        let mut nobody = ();
+        let observer: &mut dyn Observer = view.as_mut().map_or(&mut nobody, |view| view);
+        let end = trainer.run(observer, &stop);
         done.store(true, Ordering::Relaxed);
         end
     });
-    view.finish();
+    if let Some(view) = &mut view {
+        view.finish();
+    }
     let end = end?;
     let found = checkpoint::list(out)?.pop();
     let model = found.map_or(String::new(), |f| f.model().display().to_string());

@@ -244,6 +244,7 @@ mod tests {
             seconds: 2.0 * (n as f64 + 1.0),
             tokens_per_second: 5.0,
             skipped: false,
+            communication: None,
         };
         let steps = losses.iter().enumerate().map(|(n, l)| step(n, *l)).collect();
         let eval = |step: u64| Eval { step, tokens: 10 * step, loss: step as f64, ..Eval::default() };

@@ -159,6 +159,19 @@ pub struct Keys {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Machine")]
     pub recompute: Option<bool>,
 
+    /// Ranks that share each micro-batch along its texts, with `segment`: for texts longer than one machine's memory
+    #[arg(long, value_name = "N", help_heading = "Several machines")]
+    pub sequence_ranks: Option<usize>,
+    /// How gradients travel between machines: f32, or bf16 (half the bytes, rounded)
+    #[arg(long, value_name = "TYPE", help_heading = "Several machines")]
+    pub wire: Option<String>,
+    /// 1 shares the optimiser's moments out among the ranks: each keeps its part of them; the same results
+    #[arg(long, value_name = "0|1", help_heading = "Several machines")]
+    pub zero: Option<u8>,
+    /// Megabytes of gradients that are sent at a time, while the way back goes on
+    #[arg(long, value_name = "MB", help_heading = "Several machines")]
+    pub bucket: Option<f64>,
+
     /// Steps between checkpoints
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub save_every: Option<u64>,

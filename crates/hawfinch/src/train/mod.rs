@@ -2,4 +2,5 @@
 
 pub mod data;
 pub mod keys;
+pub mod ranks;
 pub mod view;

@@ -194,6 +194,7 @@ impl Observer for View {
             seconds: r.seconds,
             tokens_per_second: r.tokens_per_second,
             skipped: r.skipped,
+            communication: r.communication,
         }));
         self.bar.set_position(r.step);
         self.bar.set_message(line.clone());

@@ -39,7 +39,8 @@ Examples:
   hawfinch data build corpus.jsonl -o corpus
   hawfinch data build en=wiki/en:70% world=wiki/other:15% code='src/**/*.rs':15% -o mixed --dedup
   zstdcat pile.jsonl.zst | hawfinch data build - -o pile --held-out 0.1%
-  hawfinch data build 'web/*.jsonl.zst' -o web --shard 2/8"
+  hawfinch data build 'web/*.jsonl.zst' -o web --shard 2/8
+  srun -n 64 hawfinch data build 'web/*.jsonl.zst' -o web --shard auto"
 )]
 pub struct Args {
     // (As a doc comment this would be a link.)
@@ -90,8 +91,8 @@ pub struct Args {
     /// Lines that are no JSON document: end with an error, or leave them out
     #[arg(long, value_name = "WHAT", default_value = "fail")]
     bad_lines: Bad,
-    /// Do only this share of the work, I of N
-    #[arg(long, value_name = "I/N", value_parser = |s: &str| Shard::parse(s))]
+    /// Do only this share of the work, I of N; auto: that of this task of Slurm or rank of mpirun
+    #[arg(long, value_name = "I/N|auto", value_parser = shard)]
     shard: Option<Shard>,
     /// Threads that tokenise [default: HAWFINCH_THREADS, or as many as the machine has]
     #[arg(long, value_name = "N")]
@@ -131,6 +132,13 @@ enum InvalidText {
 enum Bad {
     Fail,
     Skip,
+}
+
+fn shard(text: &str) -> hawfinch_data::Result<Shard> {
+    match text {
+        "auto" => Shard::of_environment(|name| std::env::var(name).ok()),
+        _ => Shard::parse(text),
+    }
 }
 
 fn held_out(text: &str) -> Result<HeldOut, String> {
