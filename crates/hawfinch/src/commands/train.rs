@@ -196,7 +196,10 @@ fn train(args: &Args, ranks: Arc<dyn Collective>) -> anyhow::Result<ExitCode> {
             }
         });
         let mut nobody = ();
-        let observer: &mut dyn Observer = view.as_mut().map_or(&mut nobody, |view| view);
+        let observer: &mut dyn Observer = match &mut view {
+            Some(view) => view,
+            None => &mut nobody,
+        };
         let end = trainer.run(observer, &stop);
         done.store(true, Ordering::Relaxed);
         end
