@@ -59,6 +59,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let last = checkpoint::list(&config.out)?.pop();
     // What the run began with decides the tokenizer; a new one has what was asked for.
     let beside = config.method != Method::Full;
+    if let Some(found) = &last {
+        same_method(&config, &hawfinch_model::format::open(&found.model())?)?;
+    }
     let beginning = match (&last, &config.from) {
         (Some(found), _) if !beside => Some(open_checkpoint(&found.model())?),
         (_, Some(from)) => Some(open_checkpoint(from)?),
@@ -90,7 +93,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut trainer = match &last {
         Some(found) => {
             let loaded = checkpoint::load(found)?;
-            same_method(&config, &loaded.model)?;
             if !beside {
                 same_shape(&config, &loaded.model)?;
             }
