@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{Report, max_abs, run, worse};
 use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::ops::Ops;
-use crate::{Cpu, Error, Lora, Model, OpenOptions, Result, State, format};
+use crate::{Cpu, Error, Lora, Model, OpenOptions, Result, State, format, log_sum_exp};
 
 /// Every folder at or below `dir`, in order of path. Links to folders are followed, each folder is listed once.
 ///
@@ -379,9 +379,7 @@ fn compare_loss(
 
 /// -log softmax(row)[target]; NaN when there is no such target.
 pub(crate) fn cross_entropy(row: &[f32], target: usize) -> f64 {
-    let max = row.iter().fold(f64::NEG_INFINITY, |m, &v| m.max(f64::from(v)));
-    let sum: f64 = row.iter().map(|&v| (f64::from(v) - max).exp()).sum();
-    row.get(target).map_or(f64::NAN, |&v| max + sum.ln() - f64::from(v))
+    row.get(target).map_or(f64::NAN, |&v| log_sum_exp(row) - f64::from(v))
 }
 
 /// A state given as tensors `PREFIX.L.field`; `None` when the case has none.
