@@ -480,8 +480,9 @@ impl Trainer {
         observer.note(
             found.step,
             &format!(
-                "the run diverged at step {step}: it goes on from step {}, at {factor} of its learning rate",
-                found.step
+                "the run diverged at step {step}: it goes on from step {}, at {} of its learning rate",
+                found.step,
+                short(factor)
             ),
         );
         Ok(())
@@ -507,4 +508,24 @@ impl Trainer {
 /// As [`checkpoint::list`].
 pub fn last(run: &Path) -> Result<Option<Found>> {
     Ok(checkpoint::list(run)?.pop())
+}
+
+/// A number in three significant digits at most.
+fn short(number: f64) -> String {
+    let rounded: f64 = format!("{number:.2e}").parse().unwrap_or(number);
+    if rounded.abs() >= 1e-3 { rounded.to_string() } else { format!("{rounded:e}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short;
+
+    /// Of repeated rewinds: 1e-17 twice would be a zero, a point and 34 digits, 0.9 five times 0.5904900000000001.
+    #[test]
+    fn factors_are_short() {
+        let factors =
+            [0.5, 0.0625, 0.9f64.powi(5), 0.1f64.powi(3), 1.0 / 3.0, 0.5f64.powi(11), 1e-17 * 1e-17];
+        let want = ["0.5", "0.0625", "0.59", "0.001", "0.333", "4.88e-4", "1e-34"];
+        assert_eq!(factors.map(short), want);
+    }
 }

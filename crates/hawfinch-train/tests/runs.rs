@@ -239,6 +239,7 @@ fn a_run_that_diverges_goes_back_and_says_so() {
     let (end, seen) = run(&mut trainer, 0);
     assert_eq!((end, &seen.rewound[..]), (End::Done, &[0u64, 0][..1.max(seen.rewound.len())]));
     assert!(seen.notes[0].contains("diverged") && !seen.rewound.is_empty(), "{:?}", seen.notes);
+    assert!(seen.notes[0].ends_with("at 1e-17 of its learning rate"), "{:?}", seen.notes);
     assert!(trainer.weights().tensors.values().all(|t| t.first_non_finite().is_none()));
     // One that cannot be saved gives up with a sentence.
     let config = RunConfig { rewind_rate: 1.0, out: dir.path().join("again"), ..config };

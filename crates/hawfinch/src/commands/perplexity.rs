@@ -1,5 +1,6 @@
 //! `hawfinch perplexity`: how well a model foretells texts.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -142,7 +143,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         "{:<longest$}  {:>7}  {:>12}  {:>12}  {:>9}  {:>10}\n",
         "file", "texts", "bytes", "tokens", "bits/byte", "perplexity"
     );
-    use std::io::Write;
     out.write_all(head.as_bytes())?;
     for (name, sum) in &sums {
         out.write_all(sum.row(name, longest).as_bytes())?;

@@ -3,7 +3,7 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::util::{Place, Run};
+use crate::util::{Place, Run, TINY};
 
 const CONFIG: &str = r#"
 version = "7"
@@ -196,21 +196,8 @@ fn what_is_wrong_is_said_before_anything_is_done() {
     empty.fails(1, &["nothing to learn from"]);
     // One line is little, but a text.
     place.write("line.txt", "one line");
-    let sizes = [
-        "--layers",
-        "1",
-        "--width",
-        "32",
-        "--head-size",
-        "16",
-        "--batch",
-        "1",
-        "--steps",
-        "2",
-        "--warmup-steps",
-        "0",
-    ];
-    let line = [&["train", "--text", "line.txt", "--tokenizer", "bytes", "-o", "line"][..], &sizes].concat();
+    let line = ["train", "--text", "line.txt", "--tokenizer", "bytes", "--steps", "2", "-o", "line"];
+    let line = [&line[..], &TINY].concat();
     place.run(&line).ok();
     // A run of another shape is not gone on with.
     train(&place, &["--steps", "4"]).ok();
@@ -233,22 +220,8 @@ fn a_cut_vocabulary_goes_with_the_model() {
     assert!(cut.err.contains("288 ids") && cut.err.contains("bytes a token"), "{}", cut.err);
     place.run(&["data", "vocab", "world", "--size", "288", "-o", "again.txt", "--threads", "1"]).ok();
     assert_eq!(place.read("vocab.txt"), place.read("again.txt"));
-    let shape = [
-        "--layers",
-        "1",
-        "--width",
-        "32",
-        "--head-size",
-        "16",
-        "--ctx",
-        "16",
-        "--batch",
-        "1",
-        "--warmup-steps",
-        "0",
-    ];
     let new = ["train", "--text", "text.jsonl", "--tokenizer", "vocab.txt", "-o", "runs/cut"];
-    place.run(&[&new[..], &shape, &["--steps", "2"]].concat()).ok();
+    place.run(&[&new[..], &TINY, &["--steps", "2"]].concat()).ok();
     let model = "runs/cut/step-00000002/model.safetensors";
     // Without the file that it came from, in every format.
     let vocabulary = place.read("vocab.txt");
@@ -283,7 +256,7 @@ fn a_cut_vocabulary_goes_with_the_model() {
     let on = "runs/on/step-00000001/model.safetensors";
     assert_eq!(place.run(&["tokenize", "--text", text, "--model", on]).ok().text(), ids);
     place.write("vocab.txt", vocabulary);
-    place.run(&[&new[..], &shape, &["--steps", "3"]].concat()).ok();
+    place.run(&[&new[..], &TINY, &["--steps", "3"]].concat()).ok();
     let on = "runs/cut/step-00000003/model.safetensors";
     assert_eq!(place.run(&["tokenize", "--text", text, "--model", on]).ok().text(), ids);
 }
