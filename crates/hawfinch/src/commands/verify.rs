@@ -113,7 +113,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             }
             for file in &files {
                 note(format_args!("verifying {}", file.display()));
-                let report = training::check_file(file).unwrap_or_else(|e| Report::unreadable(&e));
+                let report =
+                    training::check_file(ops.pool(), file).unwrap_or_else(|e| Report::unreadable(&e));
                 reports.push((file.display().to_string(), report));
             }
             let absent = if args.training { training::kinds_absent(&files) } else { Vec::new() };
