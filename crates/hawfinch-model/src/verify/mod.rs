@@ -1,8 +1,9 @@
 //! Proof that a model is computed right: against itself (any division of a text gives the same bits,
 //! states survive a round trip, no weight is NaN) and, in [`parity`], against what an independent
-//! implementation computed.
+//! implementation computed, in [`pth`] what one wrote.
 
 pub mod parity;
+pub mod pth;
 
 use std::path::Path;
 
