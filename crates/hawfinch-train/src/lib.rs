@@ -32,4 +32,4 @@ pub mod verify;
 pub use error::{Error, Result};
 pub use learner::{Learned, Learner, Lesson};
 pub use parameters::{Parameter, Parameters};
-pub use tape::{Gradients, Losses, Matrix, States, Tape, Var};
+pub use tape::{Channels, Gradients, Losses, Matrix, States, Tape, Var};

@@ -3,6 +3,8 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use hawfinch_model::{StoredTensor, format};
+
 use crate::util::{Place, Run, TINY};
 
 const CONFIG: &str = r#"
@@ -120,6 +122,40 @@ fn a_run_gives_a_model_that_every_command_opens() {
     assert!(more.err.contains("done: second/"), "{}", more.err);
     let first = losses(&place, "second")[0].1.parse::<f64>().unwrap();
     assert!(first < number(0) - 0.5, "{first}");
+}
+
+/// A model most of whose channel mix does nothing is told of, and written down; one that is well is not.
+#[test]
+fn dead_channels_are_told() {
+    let place = place();
+    let evals = |run: &str| -> Vec<f64> {
+        let lines = String::from_utf8(place.read(&format!("{run}/metrics.jsonl"))).unwrap();
+        let records = lines.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        records.filter(|r| r["kind"] == "eval").map(|r| r["dead_channels"].as_f64().unwrap()).collect()
+    };
+    let well = train(&place, &["--steps", "6"]).ok();
+    assert!(!well.err.contains("never fired") && evals("runs/run")[0] < 0.5, "{}", well.err);
+    let mut model = format::open(&place.path("runs/run/step-00000006/model.safetensors")).unwrap();
+    for layer in 0..2 {
+        let bias = format!("blocks.{layer}.ln2.bias");
+        model.tensors[&bias] = StoredTensor::from_f32(&[32], &[20.0; 32]);
+        let mix = format!("blocks.{layer}.ffn.x_k");
+        model.tensors[&mix] = StoredTensor::from_f32(&model.tensors[&mix].shape.clone(), &[0.5; 32]);
+        let key: Vec<f32> = (0..128 * 32).map(|i| if i / 32 < 77 { -1.0 } else { 1.0 }).collect();
+        model.tensors[&format!("blocks.{layer}.ffn.key.weight")] = StoredTensor::from_f32(&[128, 32], &key);
+    }
+    let options = format::SaveOptions {
+        format: format::SaveFormat::Safetensors,
+        dtype: None,
+        vocabulary: None,
+        progress: None,
+    };
+    format::save(&place.path("dead.safetensors"), &model, options).unwrap();
+    let run =
+        train(&place, &["--from", "dead.safetensors", "-o", "dead", "--steps", "6", "--lr", "1e-9"]).ok();
+    let said = "60% of the channel mix's channels never fired: the learning rate is probably too high";
+    assert_eq!(run.err.matches(said).count(), 1, "{}", run.err);
+    assert_eq!(evals("dead"), [77.0 / 128.0]);
 }
 
 /// Where the plot cannot be, the run goes on and says so once.
