@@ -38,4 +38,4 @@ pub use error::{Error, Result};
 pub use learner::{Learned, Learner, Lesson};
 pub use parameters::{Parameter, Parameters};
 pub use segments::Segments;
-pub use tape::{Gradients, Losses, Matrix, States, Tape, Var};
+pub use tape::{Channels, Gradients, Losses, Matrix, States, Tape, Var};

@@ -56,8 +56,21 @@ pub struct EvalReport {
     pub bits_per_byte: Option<f64>,
     /// Share of the probe's last words that the model guesses, token by token.
     pub probe: Option<f64>,
+    /// Share of the channel mix's channels that relu² left at zero for every token; `None` without relu².
+    pub dead_channels: Option<f64>,
     /// Whether it is the best so far.
     pub best: bool,
+}
+
+/// What a model makes of the validation set.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Evaluation {
+    /// Mean loss, nats a token.
+    pub loss: f64,
+    /// As [`EvalReport::bits_per_byte`].
+    pub bits_per_byte: Option<f64>,
+    /// As [`EvalReport::dead_channels`].
+    pub dead_channels: Option<f64>,
 }
 
 /// A text whose end is to be guessed.
@@ -414,11 +427,19 @@ impl Trainer {
         }
     }
 
-    /// The mean loss over the validation set.
+    /// What the model makes of the validation set; `None` without one.
     ///
     /// # Errors
     /// Data that cannot be read.
-    pub fn evaluate(&self) -> Result<Option<(f64, Option<f64>)>> {
+    pub fn evaluate(&self) -> Result<Option<Evaluation>> {
+        self.learner.tape().watch_channels();
+        let losses = self.validation_loss();
+        let dead_channels = self.learner.tape().channels().dead_share();
+        Ok(losses?.map(|(loss, bits_per_byte)| Evaluation { loss, bits_per_byte, dead_channels }))
+    }
+
+    /// The mean loss over the validation set, and that in bits a byte.
+    fn validation_loss(&self) -> Result<Option<(f64, Option<f64>)>> {
         let Some(set) = &self.data.validation else { return Ok(None) };
         let per = (self.config.ctx * self.config.batch) as u64;
         let (mut loss, mut counted, mut bytes, mut first) = (0.0, 0u64, 0u64, 0u64);
@@ -471,7 +492,9 @@ impl Trainer {
     }
 
     fn validate(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let Some((loss, bits_per_byte)) = self.evaluate()? else { return Ok(()) };
+        let Some(Evaluation { loss, bits_per_byte, dead_channels }) = self.evaluate()? else {
+            return Ok(());
+        };
         let probe = self.probe()?;
         let p = &mut self.progress;
         let best = loss.is_finite() && p.best.is_none_or(|(least, _)| loss < least);
@@ -481,7 +504,7 @@ impl Trainer {
             p.since_best += 1;
         }
         let (step, tokens) = (p.step, p.tokens);
-        observer.evaluated(&EvalReport { step, tokens, loss, bits_per_byte, probe, best });
+        observer.evaluated(&EvalReport { step, tokens, loss, bits_per_byte, probe, dead_channels, best });
         if best && !step.is_multiple_of(self.config.save_every) {
             // So that the best weights can be had.
             self.save(observer)?;
@@ -533,8 +556,9 @@ impl Trainer {
         observer.note(
             found.step,
             &format!(
-                "the run diverged at step {step}: it goes on from step {}, at {factor} of its learning rate",
-                found.step
+                "the run diverged at step {step}: it goes on from step {}, at {} of its learning rate",
+                found.step,
+                short(factor)
             ),
         );
         Ok(())
@@ -560,4 +584,24 @@ impl Trainer {
 /// As [`checkpoint::list`].
 pub fn last(run: &Path) -> Result<Option<Found>> {
     Ok(checkpoint::list(run)?.pop())
+}
+
+/// A number in three significant digits at most.
+fn short(number: f64) -> String {
+    let rounded: f64 = format!("{number:.2e}").parse().unwrap_or(number);
+    if rounded.abs() >= 1e-3 { rounded.to_string() } else { format!("{rounded:e}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short;
+
+    /// Of repeated rewinds: 1e-17 twice would be a zero, a point and 34 digits, 0.9 five times 0.5904900000000001.
+    #[test]
+    fn factors_are_short() {
+        let factors =
+            [0.5, 0.0625, 0.9f64.powi(5), 0.1f64.powi(3), 1.0 / 3.0, 0.5f64.powi(11), 1e-17 * 1e-17];
+        let want = ["0.5", "0.0625", "0.59", "0.001", "0.333", "4.88e-4", "1e-34"];
+        assert_eq!(factors.map(short), want);
+    }
 }

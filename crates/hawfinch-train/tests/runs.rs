@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicBool;
 use hawfinch_kernels::{DType, Isa, Pool};
 use hawfinch_model::checkpoint::Checkpoint;
 use hawfinch_model::cpu::Cpu;
-use hawfinch_model::{Version, synthetic};
+use hawfinch_model::{StoredTensor, Version, synthetic};
+use hawfinch_train::Channels;
 use hawfinch_train::batches::Batches;
 use hawfinch_train::checkpoint::{self, Found};
 use hawfinch_train::config::{Operands, Order, RunConfig};
@@ -223,6 +224,43 @@ fn a_probe_asks_for_last_tokens() {
     assert_eq!(seen.evals[2].probe, Some(0.5), "{:?}", seen.evals);
 }
 
+/// Channels whose key points away from all that comes are dead, the others are not; a baseline without relu² has neither.
+#[test]
+fn dead_channels_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = corpus(dir.path());
+    let versions = [Version::V4, Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7];
+    for version in versions.into_iter().chain([Version::Attention]) {
+        let mut model = weights(version);
+        let mut channels = 0;
+        for (layer, dead) in [(0, 5), (1, 12)] {
+            // All that comes is positive, and so is the row before it.
+            let bias = format!("blocks.{layer}.ln2.bias");
+            model.tensors[&bias] = StoredTensor::from_f32(&[32], &[20.0; 32]);
+            for name in ["time_mix_k", "time_maa_k", "x_k"] {
+                if let Some(mix) = model.tensors.get_mut(&format!("blocks.{layer}.ffn.{name}")) {
+                    *mix = StoredTensor::from_f32(&mix.shape, &[0.5; 32]);
+                }
+            }
+            let key = &mut model.tensors[&format!("blocks.{layer}.ffn.key.weight")];
+            let rows = key.shape[0];
+            let values = (0..rows * 32).map(|i| if i / 32 < dead { -1.0 } else { 1.0 }).collect::<Vec<_>>();
+            *key = StoredTensor::from_f32(&[rows, 32], &values);
+            channels += rows;
+        }
+        let config = RunConfig { lr: 0.0, lr_final: Some(0.0), ..config(&dir.path().join(version.number())) };
+        let set = data(&name, &config);
+        let mut trainer = Trainer::new(config, &model, cpu(2), set).unwrap();
+        let want = (version != Version::Attention).then(|| 17.0 / channels as f64);
+        assert_eq!(trainer.evaluate().unwrap().unwrap().dead_channels, want, "{version}");
+        // Batches of training and the probe's are not looked at.
+        trainer.step().unwrap();
+        trainer.probe().unwrap();
+        assert_eq!(trainer.evaluate().unwrap().unwrap().dead_channels, want, "{version}");
+        assert_eq!(trainer.learner().tape().channels(), Channels::default());
+    }
+}
+
 #[test]
 fn a_run_that_diverges_goes_back_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
@@ -240,6 +278,7 @@ fn a_run_that_diverges_goes_back_and_says_so() {
     let (end, seen) = run(&mut trainer, 0);
     assert_eq!((end, &seen.rewound[..]), (End::Done, &[0u64, 0][..1.max(seen.rewound.len())]));
     assert!(seen.notes[0].contains("diverged") && !seen.rewound.is_empty(), "{:?}", seen.notes);
+    assert!(seen.notes[0].ends_with("at 1e-17 of its learning rate"), "{:?}", seen.notes);
     assert!(trainer.weights().tensors.values().all(|t| t.first_non_finite().is_none()));
     // One that cannot be saved gives up with a sentence.
     let config = RunConfig { rewind_rate: 1.0, out: dir.path().join("again"), ..config };
