@@ -224,7 +224,11 @@ impl Format {
             if turn.role == Role::Assistant && !self.assistant.is_empty() {
                 out.text.push(' ');
             }
-            if self.end.is_empty() { out.text += &content } else { out.text += &normalise(&content) }
+            if self.end.is_empty() {
+                out.text += &content
+            } else {
+                out.text += &normalise(&content)
+            }
             let last = i + 1 == turns.len();
             if !last {
                 out.text += self.end;
@@ -254,7 +258,9 @@ impl Format {
                 return content.into();
             }
             // Data that has it within the content.
-            (_, None) => thought(content).map_or((None, content), |(thought, answer)| (Some(thought), answer)),
+            (_, None) => {
+                thought(content).map_or((None, content), |(thought, answer)| (Some(thought), answer))
+            }
             (_, given) => (given, content),
         };
         let thought = thought.map(str::trim).filter(|t| !t.is_empty());
@@ -316,7 +322,8 @@ mod tests {
         assert_eq!(replies("world", &turns), (world.into(), want(&[" a\n\n", " 你好 🦜∎"]), 0));
         let raven = "Be kind.\n\nBob: q\nmore\n\nAlice: a\n\nBob: 5\n\nAlice: 你好 🦜∎";
         assert_eq!(replies("raven", &turns).0, raven);
-        let instruct = "Instruction: Be kind.\n\nInput: q\nmore\n\nResponse: a\n\nInput: 5\n\nResponse: 你好 🦜∎";
+        let instruct =
+            "Instruction: Be kind.\n\nInput: q\nmore\n\nResponse: a\n\nInput: 5\n\nResponse: 你好 🦜∎";
         assert_eq!(replies("instruct", &turns).0, instruct);
         let (text, said, _) = replies("completion", &turns);
         assert_eq!((&*text, said), ("Be kind. q\r\n\r\nmore a5 你好 🦜\n∎", want(&["a", " 你好 🦜\n∎"])));
