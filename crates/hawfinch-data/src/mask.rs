@@ -34,7 +34,10 @@ impl Mask {
     pub fn open(data: &Reader) -> Result<Option<Mask>> {
         let name = mask_name(data.path());
         let (bin, idx) = binidx::paths(&name);
-        if !bin.exists() && !idx.exists() {
+        // What cannot be looked at, or leads nowhere, must not pass for a data set without a mask.
+        let absent =
+            |path: &Path| path.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+        if absent(&bin) && absent(&idx) {
             return Ok(None);
         }
         let reader = Reader::open(&name)?;

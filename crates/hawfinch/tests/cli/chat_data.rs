@@ -139,7 +139,7 @@ fn from_a_chat_file_to_a_model() {
     // By hand: ` b` `\n\n`, ` d` `\n` `e` and the end; `plain` and its end; ` x` and the end.
     for said in [
         "wrote world.bin and .idx: 3 documents",
-        "left out: 1 conversation without a reply to learn, 1 reasoning that the template has no place for",
+        "left out: 1 conversation without a reply to learn, 1 message's reasoning, for which the template has no place",
         "of the tokens are learned, of conversations the assistant's alone: world.mask.bin and .idx; --loss-on all",
     ] {
         assert!(run.err.contains(said), "`{said}` in: {}", run.err);

@@ -131,8 +131,8 @@ fn left_out(s: &Summary) -> Vec<String> {
         ),
         (
             s.reasoning_left_out,
-            "reasoning that the template has no place for",
-            "reasonings that the template has no place for",
+            "message's reasoning, for which the template has no place",
+            "messages' reasoning, for which the template has no place",
         ),
     ];
     let some = all.into_iter().filter(|(n, ..)| *n > 0);
