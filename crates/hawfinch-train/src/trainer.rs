@@ -346,25 +346,20 @@ impl Trainer {
     pub fn step(&mut self) -> Result<StepReport> {
         let began = Instant::now();
         let point = self.schedule.at(&self.length, self.progress.step, self.since_start);
-        let micro: Vec<Batch> = (0..self.config.accumulate)
-            .map(|n| {
-                let first = self.progress.sample + (n * self.config.batch) as u64;
-                self.data.train.batch(first, self.config.batch)
-            })
-            .collect::<Result<_>>()?;
-        // Every token of the whole step counts the same.
+        let micro = self.micro_batches()?;
+        // Every token of the whole step that counts does so the same.
         let counted: usize = micro.iter().map(Batch::counted).sum();
-        let weight = 1.0 / counted.max(1) as f32;
+        let weight = 1.0 / counted as f32;
         self.learner.tape().parameters_mut().clear_gradients();
         let mut loss = 0.0;
-        for batch in &micro {
+        for batch in micro.iter().filter(|b| b.counted() > 0) {
             let weights: Vec<f32> = batch.counts.iter().map(|c| if *c { weight } else { 0.0 }).collect();
             let targets = Targets { ids: &batch.targets, weights: &weights, l2wrap: self.config.l2wrap };
             let lengths = &batch.lengths;
             let lesson = Lesson { lengths, tokens: &batch.tokens, targets, initial: None, d_last: None };
             let learned = self.learner.learn_in_segments(&lesson, self.config.segments())?;
             let counting = learned.losses.each.iter().zip(&batch.counts).filter(|(_, c)| **c);
-            loss += counting.map(|(l, _)| l).sum::<f64>() / counted.max(1) as f64;
+            loss += counting.map(|(l, _)| l).sum::<f64>() / counted as f64;
         }
         let lr = point.lr * self.progress.rate_factor;
         let updated = if loss.is_finite() { self.update(lr, point.weight_decay)? } else { None };
@@ -399,6 +394,26 @@ impl Trainer {
             tokens_per_second: tokens as f64 / took,
             skipped,
         })
+    }
+
+    /// The micro-batches of the next step. Where a mask leaves nothing to learn of all of them they are passed over, since a
+    /// step without a gradient would change weights all the same (by their moments and decay).
+    fn micro_batches(&mut self) -> Result<Vec<Batch>> {
+        let per_step = (self.config.accumulate * self.config.batch) as u64;
+        let pass = self.data.train.samples();
+        for _ in 0..=pass.div_ceil(per_step) {
+            let first = |n| self.progress.sample + (n * self.config.batch) as u64;
+            let micro =
+                (0..self.config.accumulate).map(|n| self.data.train.batch(first(n), self.config.batch));
+            let micro = micro.collect::<Result<Vec<Batch>>>()?;
+            if micro.iter().any(|b| b.counted() > 0) {
+                return Ok(micro);
+            }
+            self.progress.sample += per_step;
+        }
+        Err(Error::request(
+            "a whole pass over the data has no token to learn behind another: what the mask marks stands where samples begin",
+        ))
     }
 
     /// Lets the optimiser make a step; the length of the gradient, or nothing if it was not finite.
@@ -442,11 +457,16 @@ impl Trainer {
     fn validation_loss(&self) -> Result<Option<(f64, Option<f64>)>> {
         let Some(set) = &self.data.validation else { return Ok(None) };
         let per = (self.config.ctx * self.config.batch) as u64;
-        let (mut loss, mut counted, mut bytes, mut first) = (0.0, 0u64, 0u64, 0u64);
-        while counted < self.config.eval_tokens.max(per) && first < set.samples() {
+        let (mut loss, mut counted, mut bytes, mut first, mut read) = (0.0, 0u64, 0u64, 0u64, 0u64);
+        // Where a mask leaves nothing of what may be read, on until something counts.
+        while (read < self.config.eval_tokens.max(per) || counted == 0) && first < set.samples() {
             let take = self.config.batch.min((set.samples() - first) as usize);
             let batch = set.batch(first, take)?;
             first += take as u64;
+            read += batch.tokens.len() as u64;
+            if batch.counted() == 0 {
+                continue;
+            }
             let weights = vec![0.0; batch.tokens.len()];
             let targets = Targets { ids: &batch.targets, weights: &weights, l2wrap: 0.0 };
             let lengths = &batch.lengths;

@@ -16,6 +16,7 @@ use hawfinch_train::init::{self, Options, Sizes};
 use hawfinch_train::trainer::{Data, End, Trainer};
 use hawfinch_train::tuning::Method;
 
+use crate::commands::data::report::share;
 use crate::commands::data::watch::failed;
 use crate::fail::usage;
 use crate::model_args::{check_environment, open_checkpoint};
@@ -81,6 +82,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None => None,
     };
     config.length(train.tokens()).map_err(|e| usage(e.to_string()))?;
+    let masked = masked(&train, validation.as_ref());
     let data = Data {
         fingerprint: train.fingerprint()?,
         train,
@@ -154,6 +156,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         isa,
         pool.threads()
     ));
+    if let Some(masked) = masked {
+        note(masked);
+    }
     let mut view = View::new(out, (steps, step), &config.prompt, &tokenizer, (work, 2.0 * best))?;
     signal::catch(1);
     let stop = AtomicBool::new(false);
@@ -203,6 +208,18 @@ fn same_method(config: &RunConfig, there: &Checkpoint) -> anyhow::Result<()> {
         config.out.display(),
         config.method.name()
     )))
+}
+
+/// What a run learns of its data where that is not all.
+fn masked(train: &Batches, validation: Option<&Batches>) -> Option<String> {
+    let of = |set: &Batches| share(set.learned(), set.tokens());
+    let differs = |set: &Batches| set.is_masked().then(|| of(set));
+    match (differs(train), validation.map(|v| (differs(v), of(v)))) {
+        (Some(share), None) => Some(format!("loss on {share} of tokens")),
+        (Some(share), Some((_, of))) => Some(format!("loss on {share} of tokens, in validation on {of}")),
+        (None, Some((Some(of), _))) => Some(format!("loss on all tokens, in validation on {of}")),
+        (None, _) => None,
+    }
 }
 
 /// Refuses to go on with a run under settings of another model.
