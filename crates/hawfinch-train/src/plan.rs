@@ -197,7 +197,7 @@ impl Job {
         let narrower = (c.width / 128).max(1);
         let times = narrower as f64;
         let peak = |layers: usize, tokens: usize| -> Result<f64> {
-            let mut small = c.clone();
+            let mut small = *c;
             small.layers = layers;
             small.width = c.width / narrower;
             if c.heads > 1 {
