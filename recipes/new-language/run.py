@@ -95,7 +95,7 @@ class Recipe:
         data = folder / "data"
         if not data.with_suffix(".idx").exists():
             write(folder / "train.jsonl", documents(train, args.lines))
-            run([args.hawfinch, "data", "build", folder / "train.jsonl", "--tokenizer", args.model, "--held-out", args.keep, "-o", data])
+            run([args.hawfinch, "data", "build", folder / "train.jsonl", "--tokenizer", args.model, "--held-out", f"{100 * args.keep:g}%", "-o", data])
         found = {}
         for method in METHODS:
             out = folder / method
