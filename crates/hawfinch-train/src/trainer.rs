@@ -401,7 +401,8 @@ impl Trainer {
     fn micro_batches(&mut self) -> Result<Vec<Batch>> {
         let per_step = (self.config.accumulate * self.config.batch) as u64;
         let pass = self.data.train.samples();
-        for _ in 0..=pass.div_ceil(per_step) {
+        // From a sample's place in one pass to that in the next it is less than two.
+        for _ in 0..=2 * pass.div_ceil(per_step) {
             let first = |n| self.progress.sample + (n * self.config.batch) as u64;
             let micro =
                 (0..self.config.accumulate).map(|n| self.data.train.batch(first(n), self.config.batch));
@@ -412,7 +413,7 @@ impl Trainer {
             self.progress.sample += per_step;
         }
         Err(Error::request(
-            "a whole pass over the data has no token to learn behind another: what the mask marks stands where samples begin",
+            "two passes over the data have no token to learn: what its mask marks is no target of any sample (it is the first token, or stands behind the last whole sample); mark more, or shorten `ctx`",
         ))
     }
 

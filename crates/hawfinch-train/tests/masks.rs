@@ -168,6 +168,7 @@ fn windows_without_anything_to_learn_are_passed_over() {
         batch: 1,
         accumulate: 2,
         steps: Some(4),
+        warmup_steps: 0,
         eval_tokens: 16,
         precision: Operands::F32,
         ..RunConfig::default()
@@ -223,6 +224,7 @@ fn the_loss_of_a_step_is_of_what_counts() {
         batch: 2,
         precision: Operands::F32,
         steps: Some(1),
+        warmup_steps: 0,
         ..RunConfig::default()
     };
     let train = Batches::open(&name, config.order, config.ctx, config.seed).unwrap();

@@ -14,20 +14,25 @@ use crate::way::{Random, Way, bytes, everything, gzip, texts};
 fn chats() -> (TempDir, Vec<String>) {
     let place = tempfile::tempdir().unwrap();
     let mut random = Random(11);
+    // No turn is empty: what the test takes for a border is one.
+    let said = |random: &mut Random| format!("x{}", random.text());
     let mut lines = |n: usize, text: u64| {
         let mut out = String::new();
         for _ in 0..n {
             let line = match random.below(10) {
-                0 => serde_json::json!({"instruction": random.text(), "output": random.text()}),
+                0 => serde_json::json!({"instruction": said(&mut random), "output": said(&mut random)}),
                 // Of nobody who answers.
-                1 => serde_json::json!({"messages": [{"role": "user", "content": random.text()}]}),
+                1 => serde_json::json!({"messages": [{"role": "user", "content": said(&mut random)}]}),
                 k if k < 2 + text => serde_json::json!({"text": random.text()}),
                 _ => {
                     let roles = ["system", "user", "assistant", "tool"];
                     let turns = 1 + random.below(6);
-                    let turn = |random: &mut Random| serde_json::json!({"role": roles[random.below(4) as usize], "content": random.text()});
+                    let turn = |random: &mut Random| {
+                        let role = roles[random.below(4) as usize];
+                        serde_json::json!({"role": role, "content": said(random)})
+                    };
                     let mut turns: Vec<_> = (0..turns).map(|_| turn(&mut random)).collect();
-                    turns.push(serde_json::json!({"role": "assistant", "content": random.text()}));
+                    turns.push(serde_json::json!({"role": "assistant", "content": said(&mut random)}));
                     serde_json::json!({"messages": turns})
                 }
             };
@@ -38,7 +43,7 @@ fn chats() -> (TempDir, Vec<String>) {
     let write = |name: &str, bytes: &[u8]| std::fs::write(place.path().join(name), bytes).unwrap();
     write("chats.jsonl", lines(300, 0).as_bytes());
     write("mixed.jsonl.gz", &gzip(lines(200, 4).as_bytes()));
-    write("notes.txt", Random(5).text().repeat(30).as_bytes());
+    write("notes.txt", Random(5).text().repeat(3).as_bytes());
     let path = |name: &str| place.path().join(name).display().to_string();
     let sources = vec![path("chats.jsonl"), path("mixed.jsonl.gz"), path("notes.txt")];
     (place, sources)

@@ -195,12 +195,13 @@ fn a_run_on_a_chat_file() {
     place.write("chats.jsonl", lines(&talks()).repeat(4));
     let build = ["data", "build", "chats.jsonl", "--tokenizer", "bytes", "-o", "chats", "--force"];
     place.run(&build).ok();
-    let train = |more: &[&str]| {
+    let train = |out: &str, steps: &str, more: &[&str]| {
         let sizes = ["--version", "7", "--layers", "1", "--width", "32", "--head-size", "16", "--ctx", "32"];
-        let rest = ["--tokenizer", "bytes", "--batch", "2", "--steps", "2", "--save-every", "1", "-o", "run"];
-        place.run(&[&["train"], &sizes[..], &rest, more].concat())
+        let rest = ["--tokenizer", "bytes", "--batch", "2", "--warmup-steps", "0", "--save-every", "1"];
+        place.run(&[&["train", "--steps", steps, "-o", out], &sizes[..], &rest, more].concat())
     };
-    let run = train(&["--data", "chats", "--order", "packed", "--validation", "chats"]).ok();
+    let data = ["--data", "chats", "--order", "packed"];
+    let run = train("run", "2", &[&data[..], &["--validation", "chats"]].concat()).ok();
     let facts = place.run(&["data", "inspect", "chats", "--json"]).ok().json();
     let share = 100.0 * facts["learned"].as_f64().unwrap() / facts["tokens"].as_f64().unwrap();
     let said = format!("loss on {share:.0}% of tokens, in validation on {share:.0}%\n");
@@ -211,25 +212,25 @@ fn a_run_on_a_chat_file() {
     let (mut mask, table) = (place.read(bin), place.read(idx));
     mask[0] ^= 1;
     place.write(bin, &mask);
-    train(&["--data", "chats", "--order", "packed", "--steps", "3"]).fails(1, &["other data"]);
+    train("run", "3", &data).fails(1, &["other data"]);
     mask[0] ^= 1;
     place.write(bin, &mask[1..]);
-    train(&["--data", "chats"]).fails(1, &["chats.mask.bin"]);
+    train("run", "3", &data).fails(1, &["chats.mask.bin"]);
     place.write(bin, mask.iter().map(|_| 0).collect::<Vec<u8>>());
-    train(&["--data", "chats"]).fails(1, &["chats.mask.bin", "no token is to be learned"]);
+    train("run", "3", &data).fails(1, &["chats.mask.bin", "no token is to be learned"]);
     std::fs::remove_file(place.path(bin)).unwrap();
-    train(&["--data", "chats"]).fails(1, &["chats.mask.bin"]);
+    train("run", "3", &data).fails(1, &["chats.mask.bin"]);
     std::fs::remove_file(place.path(idx)).unwrap();
-    train(&["--data", "chats", "--order", "packed", "--steps", "3"]).fails(1, &["other data"]);
+    train("run", "3", &data).fails(1, &["other data"]);
     // The mask of other documents.
     place.write(bin, &mask);
     place.write(idx, &table);
     place.run(&[&build[..], &["--template", "raven"]].concat()).ok();
     place.write(bin, &mask);
     place.write(idx, &table);
-    train(&["--data", "chats"]).fails(1, &["chats.mask.idx", "it is a mask of", "build the data set again"]);
+    train("run", "3", &data).fails(1, &["chats.mask.idx", "it is a mask of", "build the data set again"]);
     // `text` is made into a data set as `data build` does.
-    let run = train(&["--text", "chats.jsonl", "-o", "text", "--held-out", "0"]).ok();
+    let run = train("text", "1", &["--text", "chats.jsonl", "--held-out", "0"]).ok();
     assert!(run.err.contains("the assistant's alone") && run.err.contains("loss on "), "{}", run.err);
 }
 
