@@ -11,7 +11,7 @@ use hawfinch_kernels::gemm::Precision;
 use hawfinch_kernels::{DType, Isa, Pool};
 use hawfinch_model::cpu::Cpu;
 use hawfinch_model::names::{self, Param, Role};
-use hawfinch_model::{Config, synthetic};
+use hawfinch_model::{Config, StateLayout, synthetic};
 
 use crate::tuning::{LoraSettings, Method, Tuning};
 use crate::{Error, Learner, Lesson, Result};
@@ -170,11 +170,12 @@ impl Job {
         let c = &self.config;
         match self.method {
             Method::Full => c.parameters(true),
-            Method::State if c.version.has_state() && c.state_len() > 0 => {
-                // But for the token shift's part.
-                (c.state_len() - 2 * c.layers * c.width) as u64
+            Method::State => {
+                let layout = StateLayout::new(c);
+                // But for the token shift's part and the exponent.
+                let tuned = layout.fields.iter().filter(|f| !["att_x", "ffn_x", "pp"].contains(&f.name));
+                (c.layers * tuned.map(|f| f.shape.iter().product::<usize>()).sum::<usize>()) as u64
             }
-            Method::State => 0,
             Method::Lora => {
                 let r = self.lora.rank as u64;
                 let chosen = |name: &str| {

@@ -18,14 +18,15 @@ use crate::shapes;
 /// Arguments of `plan`.
 #[derive(clap::Args, Debug)]
 #[command(
-    after_help = "Weights, gradients, moments and traffic are counted; what a step keeps of its tokens is measured on small
-models of the same proportions. Memory is that of one rank, of which a machine may hold several.
+    after_help = "Weights, gradients, moments and traffic are counted; what a step keeps of its tokens is measured
+on small models of the same proportions. Memory is that of one rank, of which a machine may hold
+several. (Several ranks are arithmetic so far: `train` runs on one machine.)
 
 Examples:
   hawfinch plan --shape goose-1.5b --method lora --ctx 1024
   hawfinch plan model.gguf --method state --ctx 512 --recompute
-  hawfinch plan --shape goose-7.2b --ctx 4096 --batch 4 --accumulate 64 --ranks 64 --zero --wire bf16 \\
-      --recompute --flops 400 --bandwidth 25 --memory 80
+  hawfinch plan --shape goose-7.2b --ctx 4096 --batch 4 --accumulate 64 --ranks 64 --zero \\
+      --wire bf16 --recompute --flops 400 --bandwidth 25 --memory 80
 
 Shapes: those of `bench --shape`."
 )]
@@ -175,7 +176,7 @@ impl Times {
 fn text(name: &str, job: &Job, plan: &Plan, times: &Times) -> String {
     let mut out = format!("{name}: {}, {}\n", job.config.version, job.method.name());
     let mut line = |what: &str, value: String| {
-        let _ = writeln!(out, "  {what:<22}{value}");
+        let _ = writeln!(out, "  {what:<24}{value}");
     };
     line("trained", format!("{} of {} numbers", thousands(plan.trained), thousands(plan.parameters)));
     line("a step", format!("{} tokens, {:.3e} operations a rank", thousands(plan.tokens), plan.operations));

@@ -221,7 +221,7 @@ impl Observer for View {
         let best = if r.best { ", the best so far" } else { "" };
         let probe = r.probe.map_or(String::new(), |p| format!(", {:.1}% of last words", 100.0 * p));
         self.say(&format!("step {}: validation loss {:.4}{bits}{probe}{best}", r.step, r.loss));
-        if let Some(dead) = r.dead_channels.filter(|share| *share > MANY_DEAD) {
+        if let Some(dead) = r.dead_channels.filter(|share| r.step > 0 && *share > MANY_DEAD) {
             self.say(&format!(
                 "step {}: {:.0}% of the channel mix's channels never fired: the learning rate is probably too high",
                 r.step,
