@@ -275,6 +275,27 @@ mod tests {
         assert_eq!(tokens_within(&bytes, "a:\"b", &ids, std::slice::from_ref(&(2..5))), [[2, 5]]);
     }
 
+    /// NeoX's tokenizer composes characters, so that places in the text are none in the tokens.
+    #[test]
+    fn a_tokenizer_that_changes_the_text_moves_no_border() {
+        let file = include_bytes!("../../hawfinch-tokenizer/tests/data/small_tokenizer.json");
+        let bpe = Tokenizer::from_bytes(file).unwrap().unwrap();
+        let said = |role, said: &'static str| Turn::new(role, said);
+        let turns = [
+            said(Role::User, "cafe\u{301} e\u{301}"),
+            said(Role::Assistant, "e\u{301}!"),
+            said(Role::User, "o\u{308}"),
+            said(Role::Assistant, "u\u{308} ok"),
+        ];
+        let written = Format::named("world").unwrap().write(&turns);
+        let ids = bpe.encode(written.text.as_bytes());
+        assert_ne!(bpe.decode(&ids).unwrap(), written.text.as_bytes());
+        let spans = tokens_within(&bpe, &written.text, &ids, &written.replies);
+        let text = |s: &[u32; 2]| bpe.decode_lossy(&ids[s[0] as usize..ids.len().min(s[1] as usize)]);
+        assert_eq!(spans.iter().map(text).collect::<Vec<_>>(), [" \u{e9}!\n\n", " \u{fc} ok"]);
+        assert_eq!(spans[1][1] as usize, ids.len() + 1, "the end of the document is learned");
+    }
+
     fn written(place: &Path, data: &[&[u16]], mask: &[&[u8]]) -> Result<Option<u64>> {
         let name = place.join("x");
         let mut writer = Writer::create(&name).unwrap();
