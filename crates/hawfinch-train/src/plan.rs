@@ -1,7 +1,7 @@
 //! What a run will need before it is begun: memory of each rank, bytes between ranks, operations of a step.
 //!
 //! Weights, gradients, moments and what goes over the wire are counted. What a step keeps of its tokens is measured: steps of
-//! models of the same proportions, 64 or 128 channels wide and two and four layers deep, are run and the bytes of their
+//! models of the same proportions, 128 to 255 channels wide and two and four layers deep, are run and the bytes of their
 //! tensors taken, which grow with width, layers and tokens alone.
 
 use std::sync::Arc;
