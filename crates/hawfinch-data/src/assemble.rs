@@ -5,10 +5,11 @@ use std::collections::{BinaryHeap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::path::{Path, PathBuf};
 
-use crate::binidx::Writer;
+use crate::binidx::{self, Writer};
 use crate::control::{Control, Phase};
 use crate::error::{Error, Result};
 use crate::feed::parts_of_stream;
+use crate::mask::{MaskWriter, mask_name};
 use crate::part::{Counts, Part, Record};
 use crate::plan::{HeldOut, PartId, Plan, Unit};
 use crate::sampler::{mix, permute};
@@ -169,6 +170,25 @@ impl Documents<'_> {
         self.plan.file(record.file as usize).source
     }
 
+    /// Whether some documents are not learned whole.
+    ///
+    /// # Errors
+    /// Nothing at all is to be learned.
+    fn masked(&self, fates: &[Fate], counts: &Counts) -> Result<bool> {
+        if counts.unlearned > 0 && fates.is_empty() {
+            return Err(Error::request(format!(
+                "nothing is to be learned: of {} conversations none has a reply of an assistant; --loss-on all learns all their words",
+                counts.unlearned
+            )));
+        }
+        let mut masked = false;
+        self.each(|&Document { record, .. }| {
+            masked |= record.learned < record.tokens;
+            Ok(())
+        })?;
+        Ok(masked)
+    }
+
     /// The key up to which texts are held out; `None` if none is.
     fn held_out_limit(&self) -> Result<Option<u64>> {
         match self.plan.mixing.held_out {
@@ -269,6 +289,42 @@ impl Documents<'_> {
     }
 }
 
+/// A data set on its way, with its mask if it needs one.
+struct DataSet {
+    name: PathBuf,
+    tokens: Writer,
+    mask: Option<MaskWriter>,
+}
+
+impl DataSet {
+    fn create(name: &Path, masked: bool) -> Result<DataSet> {
+        let mask = masked.then(|| MaskWriter::create(name)).transpose()?;
+        Ok(DataSet { name: name.into(), tokens: Writer::create(name)?, mask })
+    }
+
+    fn push(&mut self, part: &Part, record: &Record) -> Result<()> {
+        if let Some(mask) = &mut self.mask {
+            mask.push(&part.mask(record))?;
+        }
+        self.tokens.push(part.tokens(record))
+    }
+
+    /// Puts the files in their places. A data set that is there is taken away first: at no time does one lie beside a
+    /// mask that is not its own, or without that which it needs.
+    fn finish(self) -> Result<()> {
+        binidx::remove(&binidx::paths(&self.name).1)?;
+        match self.mask {
+            Some(mask) => mask.finish()?,
+            None => {
+                let (bin, idx) = binidx::paths(&mask_name(&self.name));
+                binidx::remove(&idx)?;
+                binidx::remove(&bin)?;
+            }
+        }
+        self.tokens.finish()
+    }
+}
+
 /// Writes the data set, and the held-out one beside it if there is to be one.
 pub(crate) fn assemble(plan: &Plan, parts: &[PathBuf], out: &Path, control: Control) -> Result<Summary> {
     let documents = Documents { plan, parts, stop: control.stop };
@@ -278,9 +334,11 @@ pub(crate) fn assemble(plan: &Plan, parts: &[PathBuf], out: &Path, control: Cont
         counts.add(&documents.part(path)?.counts());
     }
     let fates = documents.fates(&mut summary)?;
+    summary.masked = documents.masked(&fates, &counts)?;
     let times = documents.times(&fates, &mut summary)?;
-    let mut held_out = plan.mixing.held_out.map(|_| Writer::create(&held_out_name(out))).transpose()?;
-    let mut train = Writer::create(out)?;
+    let create = |name: &Path| DataSet::create(name, summary.masked);
+    let mut held_out = plan.mixing.held_out.map(|_| create(&held_out_name(out))).transpose()?;
+    let mut train = create(out)?;
     let most = times.iter().map(|t| t.all + u64::from(t.more_below > 0)).max().unwrap_or(0);
     let total: u64 = match plan.mixing.tokens {
         Some(tokens) => tokens,
@@ -296,7 +354,7 @@ pub(crate) fn assemble(plan: &Plan, parts: &[PathBuf], out: &Path, control: Cont
             let taken = fate == Fate::Taken && times[documents.source(record)].of(record) > round;
             if fate == Fate::HeldOut && round == 0 {
                 if let Some(held_out) = &mut held_out {
-                    held_out.push(part.tokens(record))?;
+                    held_out.push(part, record)?;
                 }
                 summary.labels[label].held_out.add(record, 1);
             } else if taken {
@@ -305,9 +363,13 @@ pub(crate) fn assemble(plan: &Plan, parts: &[PathBuf], out: &Path, control: Cont
                 if plan.mixing.shuffle.is_some() {
                     order.push(at);
                 } else {
-                    train.push(part.tokens(record))?;
+                    train.push(part, record)?;
                     if number % LOOK == 0 {
-                        (control.progress)(Phase::Write, train.tokens(), total.max(train.tokens()));
+                        (control.progress)(
+                            Phase::Write,
+                            train.tokens.tokens(),
+                            total.max(train.tokens.tokens()),
+                        );
                     }
                 }
             }
@@ -330,7 +392,7 @@ fn shuffle(
     documents: &Documents,
     order: &[(u32, u32)],
     seed: u64,
-    train: &mut Writer,
+    train: &mut DataSet,
     total: u64,
     control: Control,
 ) -> Result<()> {
@@ -341,11 +403,11 @@ fn shuffle(
             if (control.stop)() {
                 return Err(Error::Stopped);
             }
-            (control.progress)(Phase::Write, train.tokens(), total.max(train.tokens()));
+            (control.progress)(Phase::Write, train.tokens.tokens(), total.max(train.tokens.tokens()));
         }
         let (part, at) = order[permute(i, n, mix(seed)) as usize];
         let part = &parts[part as usize];
-        train.push(part.tokens(&part.records()[at as usize]))?;
+        train.push(part, &part.records()[at as usize])?;
     }
     Ok(())
 }
@@ -370,6 +432,8 @@ fn total_up(summary: &mut Summary, counts: &Counts) {
     summary.too_short = counts.short;
     summary.too_long = counts.long;
     summary.bad_lines = counts.bad;
+    summary.nothing_to_learn = counts.unlearned;
+    summary.reasoning_left_out = counts.reasoning;
     summary.invalid_utf8 = counts.invalid;
     summary.replaced_utf8 = counts.replaced;
 }

@@ -9,6 +9,7 @@ use crate::assemble::{assemble, find_parts, held_out_name};
 use crate::binidx;
 use crate::control::{Control, Policy};
 use crate::error::{Error, Result};
+use crate::mask::mask_name;
 use crate::plan::{Plan, Shard};
 use crate::summary::Summary;
 use crate::tokenise::tokenise;
@@ -21,10 +22,11 @@ pub fn work_folder(out: &Path) -> PathBuf {
     name.into()
 }
 
-/// The files that a plan writes.
+/// The files that a plan writes or takes away: without a mask of their own, data sets must not lie beside another's.
 pub fn files(plan: &Plan, out: &Path) -> Vec<PathBuf> {
     let mut names = vec![out.to_path_buf()];
     names.extend(plan.mixing.held_out.map(|_| held_out_name(out)));
+    names.extend(names.clone().iter().map(|name| mask_name(name)));
     names.iter().flat_map(|name| <[PathBuf; 2]>::from(binidx::paths(name))).collect()
 }
 

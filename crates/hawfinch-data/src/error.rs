@@ -35,6 +35,18 @@ pub enum Error {
         /// What was expected and what is there.
         what: String,
     },
+    /// A mask that does not go with its data set.
+    #[error(
+        "{}: {}; build the data set again, or remove its mask to learn from every token",
+        shown(path),
+        Printable(what)
+    )]
+    NotMask {
+        /// The file in which it was seen.
+        path: PathBuf,
+        /// What was expected and what is there.
+        what: String,
+    },
     /// A document that cannot be used, where the caller wanted none left out.
     #[error("{place}: {}; {}", Printable(what), advice)]
     Document {

@@ -6,9 +6,12 @@
 //! | `messages`: `role`, `content`; `conversations`: `from`, `value` | a turn each, as below |
 //! | `instruction` (and `input` or `context`), `prompt`, `question` or `query`; `output`, `response`, `completion` or `answer` | a question and an answer |
 //!
-//! Turns are written as RWKV's World models read them: `User: …`, a blank line, `Assistant: …`. Blank lines within a
-//! turn are taken out, since a blank line ends it.
+//! Turns are written by a [`Format`], the World models' if no other is asked for: `User: …`, a blank line, `Assistant: …`.
+//! Blank lines within a turn are taken out, since a blank line ends it.
 
+use std::borrow::Cow;
+
+use hawfinch_tokenizer::chat::{Format, Role, Turn, Written, tool_calls};
 use serde_json::{Map, Value};
 
 /// Fields that make a document, beside one that is asked for.
@@ -34,6 +37,8 @@ pub(crate) const FIELDS: [&str; 13] = [
 pub(crate) enum Line {
     /// A document.
     Text(String),
+    /// A conversation, or a question with its answer.
+    Chat(Written),
     /// Nothing but blanks.
     Blank,
     /// No document, and why.
@@ -41,7 +46,7 @@ pub(crate) enum Line {
 }
 
 /// Reads a line. `field` is the only field that counts, if one was asked for.
-pub(crate) fn line(line: &str, field: Option<&str>) -> Line {
+pub(crate) fn line(line: &str, field: Option<&str>, format: &Format) -> Line {
     let line = line.trim();
     if line.is_empty() {
         return Line::Blank;
@@ -58,16 +63,17 @@ pub(crate) fn line(line: &str, field: Option<&str>) -> Line {
         None if field.is_some() => return Line::Bad(format!("it has no `{name}`")),
         None => {}
     }
-    let text = match (object.get("messages").or_else(|| object.get("conversations")), pair(&object)) {
+    let turns = match (object.get("messages").or_else(|| object.get("conversations")), pair(&object, format))
+    {
         (Some(Value::Array(messages)), _) => turns(messages),
         (Some(_), _) => Err("its `messages` are no list".into()),
-        (None, Some((question, answer))) => Ok(format!("User: {question}\n\nAssistant: {answer}")),
+        (None, Some(turns)) => Ok(turns),
         (None, None) => {
             let names: Vec<&str> = object.keys().take(8).map(String::as_str).collect();
             Err(format!("it has no `text`, `messages` or instruction fields, but {}", quoted(&names)))
         }
     };
-    text.map_or_else(Line::Bad, Line::Text)
+    turns.map_or_else(Line::Bad, |turns| Line::Chat(format.write(&turns)))
 }
 
 fn quoted(names: &[&str]) -> String {
@@ -80,70 +86,73 @@ fn in_line(e: &serde_json::Error) -> String {
     said.replace(" at line 1 column ", " at character ")
 }
 
-/// Question and answer of instruction data.
-fn pair(object: &Map<String, Value>) -> Option<(String, String)> {
+/// Question and answer of instruction data. What an instruction is applied to follows it on a line of its own, unless the
+/// format has a place for it.
+fn pair<'a>(object: &'a Map<String, Value>, format: &Format) -> Option<Vec<Turn<'a>>> {
     let text = |names: &[&str]| names.iter().find_map(|n| object.get(*n)?.as_str());
-    let mut question = text(&["instruction", "prompt", "question", "query"])?.to_owned();
-    let answer = text(&["output", "response", "completion", "answer"])?;
-    if object.contains_key("instruction")
-        && let Some(more) = text(&["input", "context"])
-    {
-        question.push('\n');
-        question += more;
-    }
-    Some((one_turn(&question), one_turn(answer)))
+    let question = text(&["instruction", "prompt", "question", "query"])?;
+    let answer = Turn::new(Role::Assistant, text(&["output", "response", "completion", "answer"])?);
+    let more = object.contains_key("instruction").then(|| text(&["input", "context"])).flatten();
+    let apart = format.user != format.user_after_system;
+    Some(match more {
+        Some(more) if apart && !more.trim().is_empty() => {
+            vec![Turn::new(Role::System, question), Turn::new(Role::User, more), answer]
+        }
+        Some(more) => vec![Turn::new(Role::User, format!("{question}\n{more}")), answer],
+        None => vec![Turn::new(Role::User, question), answer],
+    })
 }
 
-/// The turns of a conversation, with blank lines between them.
-fn turns(messages: &[Value]) -> Result<String, String> {
-    let mut out = String::new();
-    for (i, message) in messages.iter().enumerate() {
+/// The turns of a conversation.
+fn turns(messages: &[Value]) -> Result<Vec<Turn<'_>>, String> {
+    if messages.is_empty() {
+        return Err("its conversation is empty".into());
+    }
+    let mut turns = Vec::with_capacity(messages.len());
+    for (n, message) in (1..).zip(messages) {
         let field = |names: [&str; 2]| names.into_iter().find_map(|n| message.get(n));
-        let role = field(["role", "from"]).and_then(Value::as_str).unwrap_or_default();
-        let name = match role {
-            "user" | "human" => "User: ",
-            "assistant" | "gpt" | "bot" | "model" => "Assistant: ",
-            "system" | "developer" => "System: ",
-            // As the templates of chat write what a function gave.
-            "tool" | "function" | "observation" => "User: Function output:\n",
-            _ => return Err(format!("its message {} has the role `{role}`, which is not known", i + 1)),
+        let role = match field(["role", "from"]) {
+            Some(Value::String(name)) => Role::of_data(name).ok_or_else(|| {
+                let known = Role::NAMES;
+                format!("its message {n} has the role `{name}`, which is not known; known are {known}")
+            })?,
+            _ => return Err(format!("its message {n} says no `role`")),
         };
-        let content = match field(["content", "value"]) {
-            Some(Value::String(text)) => text.clone(),
-            Some(Value::Array(parts)) if parts.iter().all(|p| p["text"].is_string()) => {
-                parts.iter().filter_map(|p| p["text"].as_str()).collect()
+        let calls = message.get("tool_calls").and_then(Value::as_array).filter(|calls| !calls.is_empty());
+        let content: Cow<'_, str> = match (field(["content", "value"]), calls) {
+            (Some(Value::String(text)), None) => text.into(),
+            // Calls stand in place of words.
+            (Some(Value::String(text)), Some(_)) if !text.is_empty() => text.into(),
+            (None | Some(Value::Null | Value::String(_)), Some(calls)) => tool_calls(calls).into(),
+            (Some(Value::Array(parts)), _) if parts.iter().all(|p| p["text"].is_string()) => {
+                parts.iter().filter_map(|p| p["text"].as_str()).collect::<String>().into()
             }
-            _ => return Err(format!("its message {} has no text", i + 1)),
+            _ => return Err(format!("its message {n} has no text")),
         };
-        if !out.is_empty() {
-            out += "\n\n";
-        }
-        out += name;
-        out += &one_turn(&content);
+        let reasoning = field(["reasoning_content", "reasoning"]).and_then(Value::as_str);
+        turns.push(Turn { role, content, reasoning });
     }
-    if out.is_empty() { Err("its conversation is empty".into()) } else { Ok(out) }
-}
-
-/// Without blanks at the ends and without blank lines: they would end the turn. What `chat` does to messages, so that
-/// a model reads when it is used what it read in training.
-fn one_turn(content: &str) -> String {
-    let mut out = String::with_capacity(content.len());
-    for line in content.replace("\r\n", "\n").trim().split('\n').filter(|line| !line.trim().is_empty()) {
-        if !out.is_empty() {
-            out.push('\n');
-        }
-        out += line;
-    }
-    out
+    Ok(turns)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn read(json: &str, field: Option<&str>) -> Line {
+        line(json, field, Format::named("world").unwrap())
+    }
+
+    fn chat(json: &str, format: &str) -> Written {
+        match line(json, None, Format::named(format).unwrap()) {
+            Line::Chat(written) => written,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn text(json: &str) -> String {
-        match line(json, None) {
-            Line::Text(text) => text,
+        match read(json, None) {
+            Line::Text(text) | Line::Chat(Written { text, .. }) => text,
             other => panic!("{other:?}"),
         }
     }
@@ -169,12 +178,12 @@ mod tests {
         }
         let dolly = r#"{"instruction": "q", "context": "c\n\nd", "response": "a"}"#;
         assert_eq!(text(dolly), "User: q\nc\nd\n\nAssistant: a");
-        assert_eq!(line(r#"{"body": "x", "text": "y"}"#, Some("body")), Line::Text("x".into()));
+        assert_eq!(read(r#"{"body": "x", "text": "y"}"#, Some("body")), Line::Text("x".into()));
     }
 
     #[test]
     fn what_is_no_document_is_said() {
-        assert_eq!(line(" \u{3000}\t", None), Line::Blank);
+        assert_eq!(read(" \u{3000}\t", None), Line::Blank);
         for (json, word) in [
             ("{", "no JSON"),
             ("[1]", "no object"),
@@ -185,14 +194,38 @@ mod tests {
             ("{}", "but nothing"),
             (r#"{"messages": []}"#, "empty"),
             (r#"{"messages": 1}"#, "no list"),
-            (r#"{"messages": [{"role": "cat", "content": "x"}]}"#, "role `cat`"),
+            (
+                r#"{"messages": [{"role": "cat", "content": "x"}]}"#,
+                "message 1 has the role `cat`, which is not known; known are system",
+            ),
+            (r#"{"messages": [{"content": "x"}]}"#, "message 1 says no `role`"),
             (r#"{"messages": [{"role": "user", "content": null}]}"#, "message 1 has no text"),
         ] {
-            match line(json, None) {
+            match read(json, None) {
                 Line::Bad(why) => assert!(why.contains(word), "{why}"),
                 other => panic!("{json}: {other:?}"),
             }
         }
-        assert!(matches!(line(r#"{"text": "y"}"#, Some("body")), Line::Bad(w) if w.contains("no `body`")));
+        assert!(matches!(read(r#"{"text": "y"}"#, Some("body")), Line::Bad(w) if w.contains("no `body`")));
+    }
+
+    #[test]
+    fn formats_and_what_else_a_message_holds() {
+        let alpaca = r#"{"instruction": "Translate.", "input": "Haus", "output": "house"}"#;
+        assert_eq!(
+            chat(alpaca, "instruct").text,
+            "Instruction: Translate.\n\nInput: Haus\n\nResponse: house"
+        );
+        let bare = r#"{"instruction": "Sing.", "input": " ", "output": "la"}"#;
+        assert_eq!(chat(bare, "instruct").text, "Instruction: Sing.\n\nResponse: la");
+        assert_eq!(chat(alpaca, "raven").text, "Bob: Translate.\nHaus\n\nAlice: house");
+        let thought = r#"{"messages": [{"role": "user", "content": "q"},
+            {"role": "assistant", "content": "a", "reasoning_content": "hm"}]}"#;
+        assert_eq!(chat(thought, "g1-think").text, "User: q\n\nAssistant: <think>\nhm\n</think>\na");
+        assert_eq!(chat(thought, "world").reasoning_left_out, 1);
+        let calls = r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": null,
+            "tool_calls": [{"function": {"name": "f", "arguments": "{\"z\": 1, \"a\": 2}"}}]}]}"#;
+        let want = "User: q\n\nAssistant: {\"name\": \"f\", \"arguments\": {\"z\": 1, \"a\": 2}}";
+        assert_eq!(text(calls), want);
     }
 }

@@ -4,6 +4,7 @@
 //! - [`Plan`]: these with what decides the bytes of the data set. [`build`] does the work in parts, in one run or in
 //!   shards, in parallel and in memory that does not grow with the corpus (but for some bytes a document).
 //! - [`binidx`]: the reference's `.bin`/`.idx` files, written byte for byte and read where they lie.
+//! - [`Mask`]: which tokens of a data set are to be learned.
 //! - [`sampler`]: in which order training reads them.
 //!
 //! Nothing here knows of models.
@@ -16,6 +17,7 @@ mod cut;
 mod error;
 mod feed;
 mod jsonl;
+mod mask;
 mod new_file;
 mod open;
 mod part;
@@ -32,7 +34,8 @@ pub use assemble::held_out_name;
 pub use control::{BadLines, Control, Invalid, Phase, Policy};
 pub use cut::Split;
 pub use error::{Error, Result};
+pub use mask::{Mask, MaskWriter, mask_name};
 pub use open::{Encoding, Kind};
-pub use plan::{HeldOut, Mixing, Plan, Reading, Shard};
+pub use plan::{HeldOut, LossOn, Mixing, Plan, Reading, Shard};
 pub use source::{InputFile, Inputs, Source};
 pub use summary::{Amount, LabelSummary, SourceSummary, Summary};

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hawfinch_tokenizer::chat::Format;
 use serde::{Deserialize, Serialize};
 
 use crate::cut::Split;
@@ -10,7 +11,7 @@ use crate::open::{Encoding, Kind};
 use crate::source::{InputFile, Inputs};
 
 /// Version of the plan and of the parts; another version begins anew.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// How documents are read and turned into tokens. Parts that were made with other settings are no use.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,14 +24,37 @@ pub struct Reading {
     pub min_tokens: u64,
     /// Documents of more tokens are left out.
     pub max_tokens: Option<u64>,
+    /// How conversations are written: the name of a [`Format`].
+    pub template: String,
+    /// What a model is to learn of conversations.
+    pub loss_on: LossOn,
     /// Bytes of a part: what is lost at most when a run ends before its time.
     pub part_bytes: u64,
 }
 
 impl Default for Reading {
     fn default() -> Self {
-        Reading { split: Split::None, field: None, min_tokens: 1, max_tokens: None, part_bytes: 64 << 20 }
+        Reading {
+            split: Split::None,
+            field: None,
+            min_tokens: 1,
+            max_tokens: None,
+            template: Format::all()[0].name.into(),
+            loss_on: LossOn::All,
+            part_bytes: 64 << 20,
+        }
     }
+}
+
+/// Which tokens of conversations a model is to learn to foretell. Documents of plain text are learned whole in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossOn {
+    /// Those of replies, and what ends them; a mask beside the data set says which. Conversations without a reply are left
+    /// out.
+    Assistant,
+    /// All: as the reference does. There is no mask.
+    All,
 }
 
 /// How large the held-out part is.
@@ -182,7 +206,7 @@ impl Plan {
     /// A plan over these files.
     ///
     /// # Errors
-    /// The tokenizer has ids that 16 bits do not hold; a setting makes no sense; a Parquet file is damaged or has none of
+    /// The tokenizer has ids that 16 bits do not hold; there is no such template; a setting makes no sense; a Parquet file is damaged or has none of
     /// the columns that make a document.
     pub fn new(
         inputs: Inputs,
@@ -209,6 +233,13 @@ impl Plan {
         }
         if reading.max_tokens.is_some_and(|max| max < reading.min_tokens) {
             return Err(Error::request("the most tokens of a document are fewer than the fewest"));
+        }
+        if Format::named(&reading.template).is_none() {
+            return Err(Error::request(format!(
+                "there is no template `{}` to write conversations with: choose one of {}",
+                reading.template,
+                Format::names()
+            )));
         }
         if reading.part_bytes == 0 {
             return Err(Error::request("parts of 0 bytes hold nothing"));
@@ -279,10 +310,15 @@ impl Plan {
     pub(crate) fn load(work: &Path) -> Result<Option<Plan>> {
         let path = Plan::path(work);
         match std::fs::read(&path) {
-            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok().filter(|p: &Plan| p.version == VERSION)),
+            Ok(bytes) => Ok(serde_json::from_slice(&bytes).ok().filter(Plan::is_ours)),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::read(&path, e)),
         }
+    }
+
+    /// Whether this version can go on with it.
+    fn is_ours(&self) -> bool {
+        self.version == VERSION && Format::named(&self.reading.template).is_some()
     }
 
     /// Writes the plan into a work folder.
@@ -314,6 +350,12 @@ impl Plan {
             plan
         };
         bare(self) == bare(other)
+    }
+
+    /// How conversations are written.
+    pub(crate) fn format(&self) -> &'static Format {
+        // A plan that was read from a file may name another; then what it plans is refused ([`Plan::load`]).
+        Format::named(&self.reading.template).unwrap_or(&Format::all()[0])
     }
 
     /// A file by its index.
@@ -433,6 +475,7 @@ mod tests {
         assert!(with(Reading::default(), held_out(0.01)));
         assert!(!with(Reading::default(), held_out(0.0)) && !with(Reading::default(), held_out(1.0)));
         assert!(!with(Reading { max_tokens: Some(0), ..Reading::default() }, Mixing::default()));
+        assert!(!with(Reading { template: "qwen".into(), ..Reading::default() }, Mixing::default()));
         assert!(!with(Reading { part_bytes: 0, ..Reading::default() }, Mixing::default()));
     }
 }

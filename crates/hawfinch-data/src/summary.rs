@@ -9,6 +9,8 @@ pub struct Amount {
     pub documents: u64,
     /// Tokens, end tokens included.
     pub tokens: u64,
+    /// Those of them that are to be learned.
+    pub learned: u64,
     /// Bytes of text.
     pub bytes: u64,
     /// Characters of text.
@@ -19,6 +21,7 @@ impl Amount {
     pub(crate) fn add(&mut self, record: &crate::part::Record, times: u64) {
         self.documents += times;
         self.tokens += times * u64::from(record.tokens);
+        self.learned += times * u64::from(record.learned);
         self.bytes += times * u64::from(record.bytes);
         self.characters += times * u64::from(record.chars);
     }
@@ -27,6 +30,7 @@ impl Amount {
     pub fn join(&mut self, other: &Amount) {
         self.documents += other.documents;
         self.tokens += other.tokens;
+        self.learned += other.learned;
         self.bytes += other.bytes;
         self.characters += other.characters;
     }
@@ -85,6 +89,12 @@ pub struct Summary {
     pub bad_lines: u64,
     /// Documents left out because they are not UTF-8.
     pub invalid_utf8: u64,
+    /// Conversations left out because nothing in them is to be learned.
+    pub nothing_to_learn: u64,
+    /// Messages whose reasoning was left out because the template has no place for it.
+    pub reasoning_left_out: u64,
+    /// Whether a mask says which tokens are to be learned, beside the data set and the held-out one.
+    pub masked: bool,
     /// Documents in which U+FFFD stands for what is not UTF-8.
     pub replaced_utf8: u64,
 }

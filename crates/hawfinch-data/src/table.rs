@@ -227,9 +227,14 @@ mod tests {
             ],
         );
         let lines = lines(&file, None).unwrap();
-        let texts: Vec<_> = lines.lines().map(|l| crate::jsonl::line(l, None)).collect();
-        let text = |s: &str| crate::jsonl::Line::Text(s.into());
-        assert_eq!(texts, [text("User: q\n\nAssistant: a"), text("User: p")]);
+        let world = hawfinch_tokenizer::chat::Format::named("world").unwrap();
+        let texts: Vec<_> = (lines.lines())
+            .map(|l| match crate::jsonl::line(l, None, world) {
+                crate::jsonl::Line::Chat(written) => written.text,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(texts, ["User: q\n\nAssistant: a", "User: p"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -11,6 +12,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use hawfinch_tokenizer::Tokenizer;
+use hawfinch_tokenizer::chat::Written;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::control::{BadLines, Control, Invalid, Phase, Policy};
@@ -18,9 +20,10 @@ use crate::cut::documents;
 use crate::error::{Error, Result};
 use crate::feed::{Budget, Event, Feeder, Piece, document_error, end_path};
 use crate::jsonl::{self, Line};
+use crate::mask::tokens_within;
 use crate::new_file::NewFile;
-use crate::part::{Counts, PartWriter, Record};
-use crate::plan::{Plan, Shard};
+use crate::part::{Counts, PartWriter, Record, Span};
+use crate::plan::{LossOn, Plan, Shard};
 
 /// Documents of more bytes are turned into tokens by all threads together.
 const LONG: usize = 4 << 20;
@@ -41,6 +44,7 @@ enum Done {
 #[derive(Default)]
 struct Tokens {
     tokens: Vec<u16>,
+    spans: Vec<Span>,
     records: Vec<Record>,
     counts: Counts,
     /// Bytes of the piece.
@@ -144,7 +148,7 @@ fn write(
                 Done::Tokens(t) => {
                     budget.give_back(t.bytes);
                     if let Some(part) = &mut part {
-                        part.push(&t.tokens, &t.records, &t.counts)?;
+                        part.push(&t.tokens, &t.spans, &t.records, &t.counts)?;
                     }
                 }
                 Done::End => part.take().map_or(Ok(()), PartWriter::finish)?,
@@ -203,12 +207,18 @@ impl Worker<'_> {
         };
         if !piece.json {
             out.counts.replaced += u64::from(replaced);
-            return self.text(piece, &text, out);
+            return self.text(piece, &text, None, out);
         }
-        match jsonl::line(&text, self.plan.reading.field.as_deref()) {
+        match jsonl::line(&text, self.plan.reading.field.as_deref(), self.plan.format()) {
             Line::Text(text) => {
                 out.counts.replaced += u64::from(replaced);
-                self.text(piece, &text, out)
+                self.text(piece, &text, None, out)
+            }
+            Line::Chat(Written { text, replies, reasoning_left_out }) => {
+                out.counts.replaced += u64::from(replaced);
+                out.counts.reasoning += reasoning_left_out;
+                let learned = (self.plan.reading.loss_on == LossOn::Assistant).then_some(&replies[..]);
+                self.text(piece, &text, learned, out)
             }
             Line::Blank => Ok(()),
             Line::Bad(_) if self.policy.bad_lines == BadLines::Skip => {
@@ -219,7 +229,14 @@ impl Worker<'_> {
         }
     }
 
-    fn text(&mut self, piece: &Piece, text: &str, out: &mut Tokens) -> Result<()> {
+    /// A document's text, of which the ranges of bytes in `learned` are to be learned, or all.
+    fn text(
+        &mut self,
+        piece: &Piece,
+        text: &str,
+        learned: Option<&[Range<usize>]>,
+        out: &mut Tokens,
+    ) -> Result<()> {
         self.ids.clear();
         if text.len() > LONG {
             self.ids = self.tokenizer.encode_parallel(text.as_bytes(), self.threads);
@@ -235,16 +252,29 @@ impl Worker<'_> {
             out.counts.long += 1;
             return Ok(());
         }
+        // A document has at most 512 MiB.
+        let tokens = self.ids.len() as u32 + 1;
+        let spans = match learned {
+            Some(ranges) => tokens_within(self.tokenizer, text, &self.ids, ranges),
+            None => vec![[0, tokens]],
+        };
+        if spans.is_empty() {
+            out.counts.unlearned += 1;
+            return Ok(());
+        }
         let hash = xxh3_128(text.as_bytes());
         out.records.push(Record {
             hash: [hash as u64, (hash >> 64) as u64],
             start: out.tokens.len() as u64,
-            // A document has at most 512 MiB.
-            tokens: self.ids.len() as u32 + 1,
+            first_span: out.spans.len() as u64,
+            spans: spans.len() as u32,
+            learned: spans.iter().map(|s| s[1] - s[0]).sum(),
+            tokens,
             bytes: text.len() as u32,
             chars: text.chars().count() as u32,
             file: piece.file as u32,
         });
+        out.spans.extend(spans);
         // The plan has checked that the vocabulary goes into 16 bits.
         out.tokens.extend(self.ids.iter().map(|&id| id as u16));
         out.tokens.push(END);

@@ -1,6 +1,6 @@
 //! How well a model foretells a text: the probability that it gives each token.
 
-use hawfinch_model::{Model, Rows, STEP_TOKENS, Sequence, State};
+use hawfinch_model::{Model, Rows, STEP_TOKENS, Sequence, State, log_sum_exp};
 
 use crate::{Error, Result};
 
@@ -53,14 +53,19 @@ pub fn score(model: &Model, texts: &[Vec<u32>], mut progress: impl FnMut(usize))
             let outputs = model.forward(&mut sequences).map_err(|e| Error::Model(e.to_string()))?;
             progress(sequences.iter().map(|s| s.tokens.len()).sum());
             for ((i, next), output) in of.into_iter().zip(outputs) {
-                for (row, &id) in output.logits.chunks_exact(vocab).zip(next) {
-                    // `forward` knows only the ids that it was given.
-                    let logit = row.get(id as usize).ok_or_else(|| {
-                        Error::Model(format!("token {id} is beyond the model's vocabulary of {vocab}"))
-                    })?;
-                    scores[i].nats += log_sum_exp(row) - f64::from(*logit);
-                    scores[i].tokens += 1;
+                // `forward` knows only the ids that it was given.
+                if let Some(id) = next.iter().find(|&&id| id as usize >= vocab) {
+                    let why = format!("token {id} is beyond the model's vocabulary of {vocab}");
+                    return Err(Error::Model(why));
                 }
+                // An exponential a logit: the threads share the rows.
+                let mut nats = vec![0.0; next.len()];
+                model.ops().pool().split(&mut nats, 1, 1, |n, nats| {
+                    let row = &output.logits[n * vocab..(n + 1) * vocab];
+                    nats[0] = log_sum_exp(row) - f64::from(row[next[n] as usize]);
+                });
+                scores[i].nats += nats.iter().sum::<f64>();
+                scores[i].tokens += nats.len();
             }
         }
     }
@@ -69,13 +74,6 @@ pub fn score(model: &Model, texts: &[Vec<u32>], mut progress: impl FnMut(usize))
         return Err(Error::Model(why.into()));
     }
     Ok(scores)
-}
-
-/// log Σ exp of logits.
-fn log_sum_exp(row: &[f32]) -> f64 {
-    let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row.iter().map(|&v| f64::from((v - most).exp())).sum();
-    f64::from(most) + sum.ln()
 }
 
 #[cfg(test)]

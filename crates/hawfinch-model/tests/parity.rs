@@ -131,6 +131,19 @@ fn folders_are_found_wherever_they_are_and_what_they_lack_is_said() {
     std::fs::copy(fixtures().join("M/v7/meta.json"), deep.join("meta.json")).unwrap();
     let report = parity::check(&deep, false).unwrap();
     assert!(report.passed() && report.absent.iter().any(|a| a == "model-bf16.pth"), "{report:?}");
+    // What lies there says what is missing: that it lacks its model is a failure.
+    for left in ["meta.json", "case.safetensors"] {
+        let without = place.path().join("without").join(left);
+        std::fs::create_dir_all(&without).unwrap();
+        std::fs::copy(deep.join(left), without.join(left)).unwrap();
+        assert!(parity::find(place.path()).unwrap().contains(&without), "{left}");
+        let report = parity::check(&without, false).unwrap();
+        let [check] = &report.checks[..] else { panic!("{report:?}") };
+        assert!(
+            !report.passed() && check.what == "model.pth" && check.note.contains("missing"),
+            "{report:?}"
+        );
+    }
     #[cfg(unix)]
     {
         let links = tempfile::tempdir().unwrap();

@@ -7,6 +7,7 @@
 //! - [`World`]: greedy longest match over a byte trie; the vocabulary of the World models is built in.
 //! - [`Bpe`]: byte-level BPE from a Hugging Face `tokenizer.json`.
 //! - [`Bytes`]: ids are bytes.
+//! - [`chat`]: conversations to text, by the formats of RWKV's chat models.
 //!
 //! ```
 //! use hawfinch_tokenizer::{StreamDecoder, Tokenizer};
@@ -27,6 +28,7 @@
 
 mod bpe;
 mod bytes;
+pub mod chat;
 mod error;
 mod many;
 mod stream;

@@ -42,6 +42,10 @@ impl Tokenizer {
     /// # Errors
     /// What [`World::from_vocabulary`] or [`Bpe::from_tokenizer_json`] says.
     pub fn from_bytes(file: &[u8]) -> Result<Option<Tokenizer>> {
+        // Both are text. A safetensors file begins with a length of eight bytes, the first of which may be a digit.
+        if file.iter().take(8).any(|b| *b == 0) {
+            return Ok(None);
+        }
         let start = file.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(file).trim_ascii_start();
         match start.first() {
             Some(b'{') => Ok(Some(Tokenizer::Bpe(Arc::new(Bpe::from_tokenizer_json(start)?)))),

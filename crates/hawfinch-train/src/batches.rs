@@ -4,6 +4,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use hawfinch_data::Mask;
 use hawfinch_data::binidx::Reader;
 use hawfinch_data::sampler::{Sampler, permutation};
 
@@ -29,19 +30,25 @@ impl Batch {
         self.counts.iter().filter(|c| **c).count()
     }
 
-    /// Adds a sequence: `ids` and each one's successor.
-    fn push(&mut self, ids: &[u32]) {
+    /// Adds a sequence: `ids` and each one's successor, which counts if it is to be `learned` (all are if that is not said).
+    fn push(&mut self, ids: &[u32], learned: Option<&[bool]>) {
         let Some((_, targets)) = ids.split_first().filter(|(_, targets)| !targets.is_empty()) else { return };
         self.lengths.push(targets.len());
         self.tokens.extend(&ids[..targets.len()]);
         self.targets.extend(targets);
-        self.counts.resize(self.tokens.len(), true);
+        match learned {
+            Some(learned) => self.counts.extend(&learned[1..]),
+            None => self.counts.resize(self.tokens.len(), true),
+        }
     }
 }
 
 /// A data set, in an order.
 pub struct Batches {
     reader: Reader,
+    mask: Option<Mask>,
+    /// Tokens that are to be learned.
+    learned: u64,
     ctx: u64,
     kind: Kind,
 }
@@ -71,9 +78,10 @@ impl Batches {
     /// A data set (NAME of NAME.bin and NAME.idx) in an order, in samples of `ctx` tokens.
     ///
     /// # Errors
-    /// Files that are no data set; data that is empty, or too small for the reference's order.
+    /// Files that are no data set; data that is empty, or too small for the reference's order; a mask of other data, or one
+    /// that leaves nothing to learn.
     pub fn open(name: &Path, order: Order, ctx: usize, seed: u64) -> Result<Batches> {
-        let reader = open(name)?;
+        let (reader, mask, learned) = open(name)?;
         let (tokens, ctx) = (reader.tokens(), ctx as u64);
         let kind = match order {
             Order::MagicPrime => Kind::Windows(Sampler::magic_prime(tokens, ctx)?),
@@ -81,7 +89,7 @@ impl Batches {
             Order::Shuffle => Kind::Windows(Sampler::shuffle(tokens, ctx, seed)?),
             Order::Packed => Kind::Packed { seed, tokens: 0, pass: Mutex::default() },
         };
-        let mut batches = Batches { reader, ctx, kind };
+        let mut batches = Batches { reader, mask, learned, ctx, kind };
         if order == Order::Packed {
             let of_pass = batches.pass(0)?.tokens();
             if let Kind::Packed { tokens, .. } = &mut batches.kind {
@@ -102,7 +110,8 @@ impl Batches {
     /// # Errors
     /// As [`Batches::open`].
     pub fn in_order(name: &Path, ctx: usize) -> Result<Batches> {
-        Ok(Batches { reader: open(name)?, ctx: ctx as u64, kind: Kind::InOrder })
+        let (reader, mask, learned) = open(name)?;
+        Ok(Batches { reader, mask, learned, ctx: ctx as u64, kind: Kind::InOrder })
     }
 
     /// Tokens of the data set.
@@ -110,7 +119,18 @@ impl Batches {
         self.reader.tokens()
     }
 
-    /// What tells this data from other data: how much there is, and a checksum of its beginning, middle and end.
+    /// Whether a mask says which tokens are to be learned.
+    pub fn is_masked(&self) -> bool {
+        self.mask.is_some()
+    }
+
+    /// Tokens that are to be learned: those of the mask, or all.
+    pub fn learned(&self) -> u64 {
+        self.learned
+    }
+
+    /// What tells this data from other data: how much there is, how much of it is to be learned, and a checksum of its
+    /// beginning, middle and end, mask included.
     ///
     /// # Errors
     /// Ids that are no token ids.
@@ -122,8 +142,14 @@ impl Batches {
             let mut ids = Vec::new();
             self.reader.read(start, PART.min(tokens - start), &mut ids)?;
             ids.iter().for_each(|id| sum.update(&id.to_le_bytes()));
+            let mut learned = Vec::new();
+            if let Some(mask) = &self.mask {
+                mask.read(start, PART.min(tokens - start), &mut learned)?;
+            }
+            learned.iter().for_each(|l| sum.update(&[u8::from(*l)]));
         }
-        Ok(format!("{tokens} tokens, {documents} documents, {:016x}", sum.digest()))
+        let learned = if self.is_masked() { format!(", {} learned", self.learned) } else { String::new() };
+        Ok(format!("{tokens} tokens, {documents} documents{learned}, {:016x}", sum.digest()))
     }
 
     /// Samples of one pass.
@@ -150,16 +176,11 @@ impl Batches {
     }
 
     fn sample(&self, n: u64, batch: &mut Batch) -> Result<()> {
-        let mut ids = Vec::new();
         match &self.kind {
-            Kind::Windows(sampler) => {
-                self.reader.read(sampler.start(n + 1), self.ctx + 1, &mut ids)?;
-                batch.push(&ids);
-            }
+            Kind::Windows(sampler) => self.sequence(sampler.start(n + 1), self.ctx + 1, batch)?,
             Kind::InOrder => {
                 let start = n % self.samples() * self.ctx;
-                self.reader.read(start, (self.ctx + 1).min(self.tokens() - start), &mut ids)?;
-                batch.push(&ids);
+                self.sequence(start, (self.ctx + 1).min(self.tokens() - start), batch)?;
             }
             Kind::Packed { .. } => {
                 let per_pass = self.samples();
@@ -173,15 +194,24 @@ impl Batches {
                     let (begins, ends) = (pass.before[place], pass.before[place + 1]);
                     if ends > at {
                         let (first, _) = self.reader.span(self.document(pass.number, place as u64))?;
-                        ids.clear();
-                        self.reader.read(first + (at - begins), ends.min(to) - at + 1, &mut ids)?;
-                        batch.push(&ids);
+                        self.sequence(first + (at - begins), ends.min(to) - at + 1, batch)?;
                         at = ends.min(to);
                     }
                     place += 1;
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Adds `len` tokens from `start` on, of which the last is a target alone.
+    fn sequence(&self, start: u64, len: u64, batch: &mut Batch) -> Result<()> {
+        let (mut ids, mut learned) = (Vec::new(), Vec::new());
+        self.reader.read(start, len, &mut ids)?;
+        if let Some(mask) = &self.mask {
+            mask.read(start, len, &mut learned)?;
+        }
+        batch.push(&ids, self.is_masked().then_some(&learned));
         Ok(())
     }
 
@@ -217,13 +247,22 @@ impl Pass {
     }
 }
 
-fn open(name: &Path) -> Result<Reader> {
+/// A data set, the mask beside it and how many tokens are to be learned.
+fn open(name: &Path) -> Result<(Reader, Option<Mask>, u64)> {
     let reader = Reader::open(name)?;
     if reader.tokens() < 2 {
         let (path, tokens) = (reader.path().display(), reader.tokens());
         return Err(Error::request(format!("{path} has {tokens} tokens: there is nothing to learn from")));
     }
-    Ok(reader)
+    let mask = Mask::open(&reader)?;
+    let learned = mask.as_ref().map_or(Ok(reader.tokens()), Mask::count)?;
+    if learned == 0 {
+        let path = mask.as_ref().map_or(reader.path(), Mask::path).display();
+        return Err(Error::request(format!(
+            "{path} says that no token is to be learned: build the data set again, or remove its mask to learn from every token"
+        )));
+    }
+    Ok((reader, mask, learned))
 }
 
 #[cfg(test)]
@@ -309,6 +348,56 @@ mod tests {
         assert!(
             Batches::open(&name, Order::MagicPrime, 16, 1).err().unwrap().to_string().contains("shuffle")
         );
+    }
+
+    /// Writes a mask that follows from the ids, which each stand for their place.
+    fn mask(name: &Path, learned: impl Fn(u32) -> bool) {
+        let reader = Reader::open(name).unwrap();
+        let mut writer = hawfinch_data::MaskWriter::create(name).unwrap();
+        for n in 0..reader.documents() {
+            let ids = reader.document(n).unwrap();
+            writer.push(&ids.iter().map(|id| u8::from(learned(*id))).collect::<Vec<_>>()).unwrap();
+        }
+        writer.finish().unwrap();
+    }
+
+    /// In every order a target counts if the mask says so of itself, not of what comes before it.
+    #[test]
+    fn the_mask_of_the_target_decides() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = data(dir.path(), &[3, 0, 1, 40, 7, 2, 0, 1, 1, 9]);
+        let plain = Batches::open(&name, Order::Packed, 8, 5).unwrap();
+        assert!(!plain.is_masked() && plain.learned() == plain.tokens());
+        let of_plain = plain.fingerprint().unwrap();
+        let learned = |id: u32| id % 3 == 1 || id == 0;
+        mask(&name, learned);
+        let count = (1..=64).filter(|id| learned(*id)).count() as u64 + 10;
+        let mut prints = vec![of_plain];
+        for ctx in [1, 8, 100] {
+            let orders = [Order::Packed, Order::Shuffle].map(|o| Batches::open(&name, o, ctx, 5).unwrap());
+            for b in orders.into_iter().chain([Batches::in_order(&name, ctx).unwrap()]) {
+                assert_eq!((b.is_masked(), b.learned()), (true, count));
+                let batch = b.batch(0, b.samples() as usize).unwrap();
+                assert!(batch.targets.iter().zip(&batch.counts).all(|(id, c)| *c == learned(*id)));
+                assert!(batch.counted() > 0 && batch.counted() < batch.targets.len());
+                prints.push(b.fingerprint().unwrap());
+            }
+        }
+        prints.dedup();
+        assert_eq!(prints.len(), 2, "{prints:?}");
+        // As many learned, but others.
+        mask(&name, |id| id % 3 == 2 || id == 0 || id == 64);
+        let other = Batches::open(&name, Order::Packed, 8, 5).unwrap();
+        assert!(other.learned() == count && other.fingerprint().unwrap() != prints[1]);
+        mask(&name, |_| false);
+        for e in [Batches::open(&name, Order::Packed, 8, 5), Batches::in_order(&name, 8)] {
+            let said = e.err().unwrap().to_string();
+            assert!(said.contains("d.mask.bin") && said.contains("no token is to be learned"), "{said}");
+        }
+        // A mask of other documents.
+        data(dir.path(), &[3, 0, 1]);
+        let said = Batches::in_order(&name, 8).err().unwrap().to_string();
+        assert!(said.contains("d.mask.idx") && said.contains("10 documents"), "{said}");
     }
 
     #[test]

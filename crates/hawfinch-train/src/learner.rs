@@ -119,7 +119,7 @@ impl<F: Real> Learner<F> {
             None => learner.model.new_state(),
         };
         first.tokens = 0;
-        let config = learner.config().clone();
+        let config = *learner.config();
         for layer in 0..config.layers {
             let name = format!("blocks.{layer}.att.time_state");
             let (shape, values) = tuning::in_file(&config, &first, layer);

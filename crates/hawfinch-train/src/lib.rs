@@ -3,6 +3,7 @@
 //! - [`Tape`]: the operations of the architectures, recorded as they run and replayed backwards.
 //! - [`Parameters`]: the values that training changes, and their gradients.
 //! - [`Learner`]: a model on a tape; one call computes losses and gradients of a batch.
+//! - [`plan`]: memory, operations and traffic of a run to be.
 //! - [`Segments`]: texts longer than memory.
 //! - [`groups`], [`schedule`], [`adamw`]: how parameters are updated.
 //! - [`trainer`]: a run, with its [`batches`], [`checkpoint`]s, [`config`]; [`metrics`] and [`tensorboard`] write down how it
@@ -24,6 +25,7 @@ pub mod init;
 mod learner;
 pub mod metrics;
 mod parameters;
+pub mod plan;
 pub mod schedule;
 mod segments;
 mod tape;
@@ -38,4 +40,4 @@ pub use error::{Error, Result};
 pub use learner::{Learned, Learner, Lesson};
 pub use parameters::{Parameter, Parameters};
 pub use segments::Segments;
-pub use tape::{Gradients, Losses, Matrix, Part, States, Tape, Var};
+pub use tape::{Channels, Gradients, Losses, Matrix, Part, States, Tape, Var};

@@ -2,7 +2,7 @@
 //!
 //! ```json
 //! {"kind":"train","step":1,"tokens":512,"loss":11.09,"lr":0.0006,"weight_decay":0.1,"grad_norm":2.5,"seconds":0.8,"tokens_per_second":640.0,"skipped":false}
-//! {"kind":"eval","step":1,"tokens":512,"loss":11.02,"bits_per_byte":3.9}
+//! {"kind":"eval","step":1,"tokens":512,"loss":11.02,"bits_per_byte":3.9,"dead_channels":0.0}
 //! {"kind":"note","step":1,"text":"interrupted"}
 //! ```
 //!
@@ -84,6 +84,10 @@ pub struct Eval {
     /// Share of a probe's questions that the model answered, 0 to 1.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_number")]
     pub probe: Option<f64>,
+    /// Share of the channel mix's channels, over all layers, that relu² left at zero for every held-out token, 0 to 1;
+    /// none for the attention baseline, which has no relu².
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "some_number")]
+    pub dead_channels: Option<f64>,
     /// Texts that the model wrote.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub samples: Vec<String>,
@@ -325,7 +329,12 @@ mod tests {
     #[test]
     fn lines_are_as_documented_and_read_back() {
         let eval = Eval { step: 1, tokens: 512, loss: 4.5, bits_per_byte: Some(1.25), ..Eval::default() };
-        let full = Eval { probe: Some(0.5), samples: vec!["a\n\"b\"".into()], ..eval.clone() };
+        let full = Eval {
+            probe: Some(0.5),
+            dead_channels: Some(0.75),
+            samples: vec!["a\n\"b\"".into()],
+            ..eval.clone()
+        };
         let all = [
             train(1, 11.0),
             Record::Eval(Eval { bits_per_byte: None, ..eval.clone() }),
@@ -349,7 +358,7 @@ mod tests {
              {\"kind\":\"eval\",\"step\":1,\"tokens\":512,\"loss\":4.5}\n\
              {\"kind\":\"eval\",\"step\":1,\"tokens\":512,\"loss\":4.5,\"bits_per_byte\":1.25}\n\
              {\"kind\":\"eval\",\"step\":1,\"tokens\":512,\"loss\":4.5,\"bits_per_byte\":1.25,\"probe\":0.5,\
-             \"samples\":[\"a\\n\\\"b\\\"\"]}\n\
+             \"dead_channels\":0.75,\"samples\":[\"a\\n\\\"b\\\"\"]}\n\
              {\"kind\":\"note\",\"step\":1,\"text\":\"é\"}\n"
         );
         assert_eq!(path_of(folder.path()), writer.path());

@@ -87,7 +87,11 @@ impl Events {
                 ],
             ),
             Record::Eval(r) => {
-                let optional = [("eval/bits_per_byte", r.bits_per_byte), ("eval/probe", r.probe)];
+                let optional = [
+                    ("eval/bits_per_byte", r.bits_per_byte),
+                    ("eval/probe", r.probe),
+                    ("eval/dead_channels", r.dead_channels),
+                ];
                 let optional = optional.into_iter().filter_map(|(tag, value)| Some((tag, value?)));
                 let all: Vec<_> = [("eval/loss", r.loss)].into_iter().chain(optional).collect();
                 self.scalars(r.step, &all)
@@ -329,7 +333,14 @@ mod tests {
         }
         let mut second = Events::resume(&folder, 2).unwrap();
         second.write(&train(3, 9.0)).unwrap();
-        let eval = Eval { step: 3, tokens: 1536, loss: 9.5, bits_per_byte: Some(3.25), ..Eval::default() };
+        let eval = Eval {
+            step: 3,
+            tokens: 1536,
+            loss: 9.5,
+            bits_per_byte: Some(3.25),
+            dead_channels: Some(0.25),
+            ..Eval::default()
+        };
         second.write(&Record::Eval(eval)).unwrap();
         second.write(&Record::Note(Note { step: 3, text: "no number".into() })).unwrap();
 
@@ -344,7 +355,9 @@ mod tests {
         {
             assert!(a[1].windows(tag.len()).any(|w| w == tag.as_bytes()), "{tag}");
         }
-        assert!(b[3].windows(9).any(|w| w == b"eval/loss"));
+        for tag in ["eval/loss", "eval/bits_per_byte", "eval/dead_channels"] {
+            assert!(b[3].windows(tag.len()).any(|w| w == tag.as_bytes()), "{tag}");
+        }
         // Written up to the last byte, though the files are still open.
         assert_eq!(std::fs::metadata(&first.path).unwrap().len(), first.bytes);
     }

@@ -1,6 +1,7 @@
 //! A run: steps, validations, checkpoints, and what happens when something goes wrong.
 
 mod ranks;
+mod validation;
 mod zero;
 
 use std::path::Path;
@@ -8,7 +9,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use hawfinch_kernels::cross_entropy::Targets;
 use hawfinch_model::Lora;
 use hawfinch_model::checkpoint::Checkpoint;
 use hawfinch_model::cpu::Cpu;
@@ -21,8 +21,10 @@ use crate::config::RunConfig;
 use crate::groups::{self, Group};
 use crate::schedule::{Length, Schedule};
 use crate::tuning::{self, Method, Tuning};
-use crate::{Error, Learner, Lesson, Result};
-use ranks::{Ranks, Share, loss};
+use crate::{Error, Learner, Result};
+use ranks::{Ranks, Share};
+
+pub use validation::{EvalReport, Evaluation, Question};
 
 /// One step, as it went.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,32 +53,6 @@ pub struct StepReport {
     pub communication: Option<Communication>,
 }
 
-/// One validation.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct EvalReport {
-    /// After which step.
-    pub step: u64,
-    /// Tokens learned from so far.
-    pub tokens: u64,
-    /// Mean loss, nats a token.
-    pub loss: f64,
-    /// The same in bits a byte of text, where tokens' bytes are known.
-    pub bits_per_byte: Option<f64>,
-    /// Share of the probe's last words that the model guesses, token by token.
-    pub probe: Option<f64>,
-    /// Whether it is the best so far.
-    pub best: bool,
-}
-
-/// A text whose end is to be guessed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Question {
-    /// All of it.
-    pub ids: Vec<u32>,
-    /// Tokens of its end that are asked for; at least one, fewer than all.
-    pub asked: usize,
-}
-
 /// What is told of a run while it goes.
 pub trait Observer {
     /// A step was made.
@@ -96,6 +72,14 @@ pub trait Observer {
 /// Nobody is told.
 impl Observer for () {}
 
+/// What is in a step of all ranks.
+struct Sum {
+    /// Tokens that are learned.
+    counted: f64,
+    /// Tokens that are read.
+    tokens: f64,
+}
+
 /// Why a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -109,8 +93,6 @@ pub enum End {
 
 /// Loss is smoothed by 1 - 1/this a step.
 const SMOOTH: f64 = 50.0;
-/// Questions of a probe at a time.
-const PROBED: usize = 16;
 /// Rewinds after which a run gives up.
 const REWINDS: u32 = 5;
 
@@ -388,22 +370,16 @@ impl Trainer {
     pub fn step(&mut self) -> Result<StepReport> {
         let began = Instant::now();
         let point = self.schedule.at(&self.length, self.progress.step, self.since_start);
-        let shares = self.ranks.shares.clone();
-        let of = |s: &Share| self.data.train.batch(self.progress.sample + s.from, s.count);
-        let micro: Vec<Batch> = shares.iter().map(of).collect::<Result<_>>()?;
-        // Every token of the whole step counts the same.
-        let once = || micro.iter().filter(|_| self.ranks.counts());
-        let counted: usize = once().map(Batch::counted).sum();
-        let tokens: usize = once().map(|b| b.tokens.len()).sum();
-        let [counted, tokens] = self.ranks.sums([counted as f64, tokens as f64])?;
-        let weight = 1.0 / counted.max(1.0) as f32;
+        let (micro, Sum { counted, tokens }) = self.micro_batches()?;
+        // Every token of the whole step that counts does so the same.
+        let weight = 1.0 / counted as f32;
         // Those of all ranks in the order in which one would add them.
         let (groups, group) = self.ranks.groups();
-        let mut losses = vec![0.0; shares.len() * groups];
+        let mut losses = vec![0.0; micro.len() * groups];
         let own = self.learn(&micro, weight)?;
         losses[group..].iter_mut().step_by(groups).zip(own).for_each(|(to, loss)| *to = loss);
         self.ranks.fill(&mut losses)?;
-        let loss = losses.iter().fold(0.0, |sum, loss| sum + loss / counted.max(1.0));
+        let loss = losses.iter().fold(0.0, |sum, loss| sum + loss / counted);
         let lr = point.lr * self.progress.rate_factor;
         let updated = if loss.is_finite() { self.update(lr, point.weight_decay)? } else { None };
         let p = &mut self.progress;
@@ -441,6 +417,30 @@ impl Trainer {
         })
     }
 
+    /// This rank's micro-batches of the next step, and what is in those of all ranks. Where a mask leaves nothing to learn of
+    /// all of them they are passed over, since a step without a gradient would change weights all the same (by their moments
+    /// and decay).
+    fn micro_batches(&mut self) -> Result<(Vec<Batch>, Sum)> {
+        let per_step = (self.config.accumulate * self.config.batch) as u64;
+        let pass = self.data.train.samples();
+        // From a sample's place in one pass to that in the next it is less than two.
+        for _ in 0..=2 * pass.div_ceil(per_step) {
+            let of = |s: &Share| self.data.train.batch(self.progress.sample + s.from, s.count);
+            let micro = self.ranks.shares.iter().map(of).collect::<Result<Vec<Batch>>>()?;
+            let once = || micro.iter().filter(|_| self.ranks.counts());
+            let counted: usize = once().map(Batch::counted).sum();
+            let tokens: usize = once().map(|b| b.tokens.len()).sum();
+            let [counted, tokens] = self.ranks.sums([counted as f64, tokens as f64])?;
+            if counted > 0.0 {
+                return Ok((micro, Sum { counted, tokens }));
+            }
+            self.progress.sample += per_step;
+        }
+        Err(Error::request(
+            "two passes over the data have no token to learn: what its mask marks is no target of any sample (it is the first token, or stands behind the last whole sample); mark more, or shorten `ctx`",
+        ))
+    }
+
     /// Lets the optimiser make a step; the length of the gradient, or nothing if it was not finite.
     fn update(&mut self, lr: f64, weight_decay: f64) -> Result<Option<f64>> {
         if self.is_sharded() {
@@ -468,93 +468,6 @@ impl Trainer {
             Err(Error::Gradient { .. }) => Ok(None),
             Err(e) => Err(e),
         }
-    }
-
-    /// The mean loss over the validation set.
-    ///
-    /// # Errors
-    /// Data that cannot be read.
-    pub fn evaluate(&mut self) -> Result<Option<(f64, Option<f64>)>> {
-        let Some(set) = &self.data.validation else { return Ok(None) };
-        let per = (self.config.ctx * self.config.batch) as u64;
-        let (mut counted, mut bytes, mut first) = (0u64, 0u64, 0u64);
-        // One sum a batch; each rank computes some of them.
-        let mut losses = Vec::new();
-        while counted < self.config.eval_tokens.max(per) && first < set.samples() {
-            let take = self.config.batch.min((set.samples() - first) as usize);
-            let batch = set.batch(first, take)?;
-            first += take as u64;
-            let rows = || batch.targets.iter().zip(&batch.counts).filter(|(_, c)| **c);
-            for (target, _) in rows() {
-                counted += 1;
-                bytes += self.data.token_bytes.as_ref().map_or(0, |b| u64::from(b[*target as usize]));
-            }
-            losses.push(0.0);
-            if !self.ranks.has(losses.len() - 1) {
-                continue;
-            }
-            let weights = vec![0.0; batch.tokens.len()];
-            let targets = Targets { ids: &batch.targets, weights: &weights, l2wrap: 0.0 };
-            let lengths = &batch.lengths;
-            let lesson = Lesson { lengths, tokens: &batch.tokens, targets, initial: None, d_last: None };
-            let learned = self.learner.evaluate_in_segments(&lesson, self.config.segments())?;
-            *losses.last_mut().expect("the one of this batch") = loss(&learned, &batch);
-        }
-        self.ranks.fill(&mut losses)?;
-        let loss = losses.iter().sum::<f64>();
-        if counted == 0 {
-            return Ok(None);
-        }
-        let bits = (bytes > 0).then(|| loss / std::f64::consts::LN_2 / bytes as f64);
-        Ok(Some((loss / counted as f64, bits)))
-    }
-
-    /// The share of the probe's questions that the model answers: each asked token is the likeliest after those before it.
-    /// `None` without questions.
-    ///
-    /// # Errors
-    /// Tokens that the model does not know.
-    pub fn probe(&mut self) -> Result<Option<f64>> {
-        let mut answered = 0;
-        for (n, questions) in self.data.probe.chunks(PROBED).enumerate() {
-            if !self.ranks.has(n) {
-                continue;
-            }
-            let lengths: Vec<usize> = questions.iter().map(|q| q.ids.len() - 1).collect();
-            let tokens: Vec<u32> = questions.iter().flat_map(|q| q.ids[..q.ids.len() - 1].to_vec()).collect();
-            let ids: Vec<u32> = questions.iter().flat_map(|q| q.ids[1..].to_vec()).collect();
-            let weights = vec![0.0; ids.len()];
-            let targets = Targets { ids: &ids, weights: &weights, l2wrap: 0.0 };
-            let lesson = Lesson { lengths: &lengths, tokens: &tokens, targets, initial: None, d_last: None };
-            let right = self.learner.evaluate(&lesson)?.losses.right;
-            let mut end = 0;
-            for (question, len) in questions.iter().zip(&lengths) {
-                end += len;
-                answered += usize::from(right[end - question.asked..end].iter().all(|r| *r));
-            }
-        }
-        let [answered] = self.ranks.sums([answered as f64])?;
-        let asked = self.data.probe.len();
-        Ok((asked > 0).then(|| answered / asked as f64))
-    }
-
-    fn validate(&mut self, observer: &mut dyn Observer) -> Result<()> {
-        let Some((loss, bits_per_byte)) = self.evaluate()? else { return Ok(()) };
-        let probe = self.probe()?;
-        let p = &mut self.progress;
-        let best = loss.is_finite() && p.best.is_none_or(|(least, _)| loss < least);
-        if best {
-            (p.best, p.since_best) = (Some((loss, p.step)), 0);
-        } else {
-            p.since_best += 1;
-        }
-        let (step, tokens) = (p.step, p.tokens);
-        observer.evaluated(&EvalReport { step, tokens, loss, bits_per_byte, probe, best });
-        if best && !step.is_multiple_of(self.config.save_every) {
-            // So that the best weights can be had.
-            self.save(observer)?;
-        }
-        Ok(())
     }
 
     /// Writes a checkpoint and removes old ones.
@@ -605,8 +518,9 @@ impl Trainer {
         observer.note(
             found.step,
             &format!(
-                "the run diverged at step {step}: it goes on from step {}, at {factor} of its learning rate",
-                found.step
+                "the run diverged at step {step}: it goes on from step {}, at {} of its learning rate",
+                found.step,
+                short(factor)
             ),
         );
         Ok(())
@@ -632,4 +546,24 @@ impl Trainer {
 /// As [`checkpoint::list`].
 pub fn last(run: &Path) -> Result<Option<Found>> {
     Ok(checkpoint::list(run)?.pop())
+}
+
+/// A number in three significant digits at most.
+fn short(number: f64) -> String {
+    let rounded: f64 = format!("{number:.2e}").parse().unwrap_or(number);
+    if rounded.abs() >= 1e-3 { rounded.to_string() } else { format!("{rounded:e}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short;
+
+    /// Of repeated rewinds: 1e-17 twice would be a zero, a point and 34 digits, 0.9 five times 0.5904900000000001.
+    #[test]
+    fn factors_are_short() {
+        let factors =
+            [0.5, 0.0625, 0.9f64.powi(5), 0.1f64.powi(3), 1.0 / 3.0, 0.5f64.powi(11), 1e-17 * 1e-17];
+        let want = ["0.5", "0.0625", "0.59", "0.001", "0.333", "4.88e-4", "1e-34"];
+        assert_eq!(factors.map(short), want);
+    }
 }

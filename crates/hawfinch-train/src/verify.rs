@@ -3,6 +3,7 @@
 //! schedules, orders of samples and data sets beside files of expected values.
 
 mod binidx;
+mod first_loss;
 mod given;
 mod init;
 mod optimizer;
@@ -102,7 +103,7 @@ pub fn kinds_absent(found: &[PathBuf]) -> Vec<String> {
 ///
 /// # Errors
 /// The file cannot be read, or something in it is missing or of another kind.
-pub fn check_file(path: &Path) -> Result<Report> {
+pub fn check_file(pool: &Arc<Pool>, path: &Path) -> Result<Report> {
     let mut report = Report::default();
     if path.extension().is_some_and(|e| e == "jsonl") {
         binidx::check(&mut report, path)?;
@@ -111,7 +112,10 @@ pub fn check_file(path: &Path) -> Result<Report> {
     let value = json(path)?;
     let file = given::At::whole(path, &value);
     match path.file_name().and_then(|name| name.to_str()) {
-        Some("init.json") => init::check(&mut report, &file)?,
+        Some("init.json") => {
+            init::check(&mut report, &file)?;
+            first_loss::check(&mut report, &file, pool)?;
+        }
         Some("schedule.json") => schedule::check(&mut report, &file)?,
         Some("sampler.json") => sampler::check(&mut report, &file)?,
         _ => return Err(ModelError::unsupported(path, "it is none of the files of expected values").into()),

@@ -32,8 +32,9 @@ fn check_files(dir: &Path, kinds: &[&str]) {
     for kind in kinds {
         assert!(found.iter().any(|path| path.ends_with(kind)), "{kind} in {}", dir.display());
     }
+    let pool = Arc::new(Pool::new(2));
     for path in found {
-        let report = verify::check_file(&path).unwrap();
+        let report = verify::check_file(&pool, &path).unwrap();
         report.checks.iter().for_each(|c| println!("{}: {c:?}", path.display()));
         assert!(report.passed() && report.absent.is_empty(), "{}: {report:#?}", path.display());
     }

@@ -7,7 +7,8 @@ use std::sync::atomic::AtomicBool;
 use hawfinch_kernels::{DType, Isa, Pool};
 use hawfinch_model::checkpoint::Checkpoint;
 use hawfinch_model::cpu::Cpu;
-use hawfinch_model::{Version, synthetic};
+use hawfinch_model::{StoredTensor, Version, synthetic};
+use hawfinch_train::Channels;
 use hawfinch_train::batches::Batches;
 use hawfinch_train::checkpoint::{self, Found};
 use hawfinch_train::config::{Operands, Order, RunConfig};
@@ -181,18 +182,27 @@ fn accumulation_is_the_large_batch() {
     let dir = tempfile::tempdir().unwrap();
     let name = corpus(dir.path());
     let step = |batch: usize, accumulate: usize, recompute: bool, order: Order| {
-        let config = RunConfig { batch, accumulate, recompute, order, ..config(&dir.path().join("x")) };
+        // A pass has six such samples, of which the last is short if documents are packed.
+        let ctx = 220;
+        let config = RunConfig { batch, accumulate, recompute, order, ctx, ..config(&dir.path().join("x")) };
         let set = data(&name, &config);
+        let short = (0..6).filter(|n| set.train.batch(*n, 1).unwrap().counted() < ctx).count();
+        assert_eq!(short, usize::from(order == Order::Packed));
         let mut trainer = Trainer::new(config, &weights(Version::V6), cpu(2), set).unwrap();
-        let losses: Vec<f64> = (0..3).map(|_| trainer.step().unwrap().loss).collect();
+        let steps: Vec<StepReport> = (0..3).map(|_| trainer.step().unwrap()).collect();
         let values: Vec<f32> = trainer.weights().tensors.values().flat_map(|t| t.to_f32()).collect();
-        (losses, values)
+        (steps.iter().map(|s| s.loss).collect::<Vec<_>>(), steps[0].grad_norm, values)
     };
     // Packed samples have different numbers of tokens: each token counts the same all the same.
     for order in [Order::Shuffle, Order::Packed] {
-        let (losses, values) = step(6, 1, false, order);
+        let (losses, norm, values) = step(6, 1, false, order);
         for (batch, accumulate, recompute) in [(3, 2, false), (1, 6, false), (6, 1, true)] {
-            let (other, moved) = step(batch, accumulate, recompute, order);
+            let (other, other_norm, moved) = step(batch, accumulate, recompute, order);
+            // It shows what each token counts; of the first step, before roundings part the weights.
+            assert!(
+                (norm / other_norm - 1.0).abs() < 1e-5,
+                "{order:?} {batch}x{accumulate}: {norm} {other_norm}"
+            );
             for (a, b) in losses.iter().zip(&other) {
                 assert!((a - b).abs() < 1e-5 * a, "{order:?} {batch}x{accumulate}: {losses:?} {other:?}");
             }
@@ -205,7 +215,7 @@ fn accumulation_is_the_large_batch() {
             );
         }
         // What an accumulation off by one would be.
-        let (fewer, _) = step(3, 1, false, order);
+        let (fewer, ..) = step(3, 1, false, order);
         assert!((fewer[2] - losses[2]).abs() > 1e-3);
     }
 }
@@ -221,6 +231,43 @@ fn a_probe_asks_for_last_tokens() {
     assert_eq!(trainer.probe().unwrap(), Some(0.0));
     let (_, seen) = run(&mut trainer, 0);
     assert_eq!(seen.evals[2].probe, Some(0.5), "{:?}", seen.evals);
+}
+
+/// Channels whose key points away from all that comes are dead, the others are not; a baseline without relu² has neither.
+#[test]
+fn dead_channels_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = corpus(dir.path());
+    let versions = [Version::V4, Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7];
+    for version in versions.into_iter().chain([Version::Attention]) {
+        let mut model = weights(version);
+        let mut channels = 0;
+        for (layer, dead) in [(0, 5), (1, 12)] {
+            // All that comes is positive, and so is the row before it.
+            let bias = format!("blocks.{layer}.ln2.bias");
+            model.tensors[&bias] = StoredTensor::from_f32(&[32], &[20.0; 32]);
+            for name in ["time_mix_k", "time_maa_k", "x_k"] {
+                if let Some(mix) = model.tensors.get_mut(&format!("blocks.{layer}.ffn.{name}")) {
+                    *mix = StoredTensor::from_f32(&mix.shape, &[0.5; 32]);
+                }
+            }
+            let key = &mut model.tensors[&format!("blocks.{layer}.ffn.key.weight")];
+            let rows = key.shape[0];
+            let values = (0..rows * 32).map(|i| if i / 32 < dead { -1.0 } else { 1.0 }).collect::<Vec<_>>();
+            *key = StoredTensor::from_f32(&[rows, 32], &values);
+            channels += rows;
+        }
+        let config = RunConfig { lr: 0.0, lr_final: Some(0.0), ..config(&dir.path().join(version.number())) };
+        let set = data(&name, &config);
+        let mut trainer = Trainer::new(config, &model, cpu(2), set).unwrap();
+        let want = (version != Version::Attention).then(|| 17.0 / channels as f64);
+        assert_eq!(trainer.evaluate().unwrap().unwrap().dead_channels, want, "{version}");
+        // Batches of training and the probe's are not looked at.
+        trainer.step().unwrap();
+        trainer.probe().unwrap();
+        assert_eq!(trainer.evaluate().unwrap().unwrap().dead_channels, want, "{version}");
+        assert_eq!(trainer.learner().tape().channels(), Channels::default());
+    }
 }
 
 #[test]
@@ -240,6 +287,7 @@ fn a_run_that_diverges_goes_back_and_says_so() {
     let (end, seen) = run(&mut trainer, 0);
     assert_eq!((end, &seen.rewound[..]), (End::Done, &[0u64, 0][..1.max(seen.rewound.len())]));
     assert!(seen.notes[0].contains("diverged") && !seen.rewound.is_empty(), "{:?}", seen.notes);
+    assert!(seen.notes[0].ends_with("at 1e-17 of its learning rate"), "{:?}", seen.notes);
     assert!(trainer.weights().tensors.values().all(|t| t.first_non_finite().is_none()));
     // One that cannot be saved gives up with a sentence.
     let config = RunConfig { rewind_rate: 1.0, out: dir.path().join("again"), ..config };

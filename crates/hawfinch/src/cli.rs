@@ -48,6 +48,8 @@ enum Command {
     Data(commands::data::Args),
     /// Train a model, from nothing or from another model
     Train(Box<commands::train::Args>),
+    /// Work out what a training run will need: memory, operations, traffic between machines
+    Plan(commands::plan::Args),
     /// Merge adapters and a tuned state into a model, and prove that it says the same
     Merge(commands::merge::Args),
     /// List adapters and tuned states, show what one is
@@ -84,6 +86,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Chat(args)) => commands::chat::run(&args),
         Some(Command::Inspect(args)) => commands::inspect::run(&args),
         Some(Command::Convert(args)) => commands::convert::run(&args),
+        Some(Command::Plan(args)) => commands::plan::run(&args),
         Some(Command::Merge(args)) => commands::merge::run(&args),
         Some(Command::Adapters(args)) => commands::adapters::run(&args),
         Some(Command::Quantize(args)) => commands::quantize::run(&args),

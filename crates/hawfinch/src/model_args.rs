@@ -8,8 +8,11 @@ use anyhow::Context;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use hawfinch_engine::Error;
 use hawfinch_kernels::Isa;
+use hawfinch_model::lora::with_state;
 use hawfinch_model::quantize::{Unquantized, held_bytes, unquantized};
-use hawfinch_model::{Background, Checkpoint, Config, Cpu, Lora, Model, OpenOptions, Quant, State, format};
+use hawfinch_model::{
+    Background, Checkpoint, Config, Cpu, Lora, Model, OpenOptions, Quant, State, format, hash, metadata,
+};
 
 use crate::built_in;
 use crate::fail::usage;
@@ -68,9 +71,34 @@ impl ModelOptions {
 
     /// As [`ModelOptions::open`], to run so many sequences at once.
     pub fn open_for(&self, path: &Path, sequences: usize) -> anyhow::Result<Model> {
+        self.open_beginning(path, sequences, None)
+    }
+
+    /// As [`ModelOptions::open_for`], with all sequences beginning at a tuned state.
+    pub fn open_beginning(
+        &self,
+        path: &Path,
+        sequences: usize,
+        state: Option<&Path>,
+    ) -> anyhow::Result<Model> {
         self.check()?;
         self.note_threads();
-        let checkpoint = open_checkpoint(path)?;
+        let mut checkpoint = open_checkpoint(path)?;
+        if let Some(state) = state {
+            let file = format::open_state(state)?;
+            let own = hash::identity(&checkpoint, None)?;
+            if let Some(of) = file.metadata.get(metadata::MODEL).filter(|of| **of != own) {
+                anyhow::bail!(
+                    "{} belongs to another model ({of:.19}…) than {} ({own:.19}…)",
+                    state.display(),
+                    path.display()
+                );
+            }
+            let files = checkpoint.files.clone();
+            checkpoint = with_state(&checkpoint, &file)?;
+            checkpoint.files = files;
+            checkpoint.files.push(state.into());
+        }
         let need = memory_need(&checkpoint, &Config::infer(&checkpoint)?, sequences, self.quant);
         self.check_memory(&need)?;
         self.prepare(checkpoint)

@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 pub use read::Reader;
 pub(crate) use read::map;
 pub use write::Writer;
+pub(crate) use write::remove;
 
 /// First bytes of an `.idx`.
 const MAGIC: &[u8; 9] = b"MMIDIDX\0\0";
@@ -31,7 +32,7 @@ const HEADER: u64 = 34;
 /// Number types of token ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dtype {
-    /// 1: bytes.
+    /// 1: bytes, of which a mask is one a token.
     U8,
     /// 2.
     I8,
@@ -57,6 +58,18 @@ impl Dtype {
             8 => Dtype::U16,
             _ => return None,
         })
+    }
+
+    /// The number in the file.
+    fn code(self) -> u8 {
+        match self {
+            Dtype::U8 => 1,
+            Dtype::I8 => 2,
+            Dtype::I16 => 3,
+            Dtype::I32 => 4,
+            Dtype::I64 => 5,
+            Dtype::U16 => 8,
+        }
     }
 
     /// Bytes of an id.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::io::Read;
 use std::path::Path;
 
-use super::{HEADER, MAGIC};
+use super::{Dtype, HEADER, MAGIC};
 use crate::error::{Error, Result};
 use crate::new_file::NewFile;
 
@@ -14,6 +14,7 @@ pub struct Writer {
     bin: NewFile,
     idx: NewFile,
     idx_path: std::path::PathBuf,
+    dtype: Dtype,
     documents: u64,
     tokens: u64,
 }
@@ -24,14 +25,19 @@ impl Writer {
     /// # Errors
     /// The files cannot be created.
     pub fn create(name: &Path) -> Result<Writer> {
+        Writer::of(name, Dtype::U16)
+    }
+
+    /// Of numbers of another type.
+    pub(crate) fn of(name: &Path, dtype: Dtype) -> Result<Writer> {
         let (bin, idx_path) = super::paths(name);
         let (bin, mut idx) = (NewFile::create(&bin)?, NewFile::create(&idx_path)?);
         idx.put(MAGIC)?;
         idx.put(&1u64.to_le_bytes())?;
-        idx.put(&[8])?;
+        idx.put(&[dtype.code()])?;
         // Known at the end.
         idx.put(&[0; 16])?;
-        Ok(Writer { bin, idx, idx_path, documents: 0, tokens: 0 })
+        Ok(Writer { bin, idx, idx_path, dtype, documents: 0, tokens: 0 })
     }
 
     /// Appends a document, its end token included.
@@ -39,16 +45,26 @@ impl Writer {
     /// # Errors
     /// The files cannot be written, or the document has more than 2^31 - 1 tokens.
     pub fn push(&mut self, tokens: &[u16]) -> Result<()> {
-        let size = i32::try_from(tokens.len()).map_err(|_| {
-            let n = tokens.len();
+        debug_assert_eq!(self.dtype, Dtype::U16);
+        self.put(&le_bytes(tokens), tokens.len())
+    }
+
+    /// Appends a document of single bytes.
+    pub(crate) fn push_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        debug_assert_eq!(self.dtype, Dtype::U8);
+        self.put(bytes, bytes.len())
+    }
+
+    fn put(&mut self, bytes: &[u8], tokens: usize) -> Result<()> {
+        let size = i32::try_from(tokens).map_err(|_| {
             Error::request(format!(
-                "a document of {n} tokens is longer than the format holds (2147483647): divide it"
+                "a document of {tokens} tokens is longer than the format holds (2147483647): divide it"
             ))
         })?;
-        self.bin.put(&le_bytes(tokens))?;
+        self.bin.put(bytes)?;
         self.idx.put(&size.to_le_bytes())?;
         self.documents += 1;
-        self.tokens += tokens.len() as u64;
+        self.tokens += tokens as u64;
         Ok(())
     }
 
@@ -78,21 +94,24 @@ impl Writer {
             let mut size = [0; 4];
             sizes.read_exact(&mut size).map_err(|e| Error::read(&self.idx_path, e))?;
             self.idx.put(&offset.to_le_bytes())?;
-            offset += 2 * i64::from(i32::from_le_bytes(size));
+            offset += self.dtype.width() as i64 * i64::from(i32::from_le_bytes(size));
         }
         for i in 0..=self.documents {
             self.idx.put(&i.to_le_bytes())?;
         }
         self.bin.flush()?;
         self.idx.flush()?;
-        match std::fs::remove_file(&self.idx_path) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::write(&self.idx_path, e));
-            }
-            _ => {}
-        }
+        remove(&self.idx_path)?;
         self.bin.complete()?;
         self.idx.complete()
+    }
+}
+
+/// Removes a file if it is there.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::write(path, e)),
+        _ => Ok(()),
     }
 }
 

@@ -1,7 +1,8 @@
-//! The built-in templates: sources, stop strings, reply rules and where each comes from.
+//! The built-in templates: how the formats of [`hawfinch_tokenizer::chat`], whose words they take, run a model.
 
-use super::{Template, python, reply::Rule};
+use super::{Template, reply::Rule};
 use crate::{Error, Result, SamplerConfig, StopRules};
+use hawfinch_tokenizer::chat::{Format, Reasoning};
 use serde_json::Value;
 
 /// World chat, as in `API_DEMO_CHAT.py` and the World model cards: `User: …`, blank line, `Assistant:` without a
@@ -10,134 +11,63 @@ use serde_json::Value;
 const WORLD: &str = r#"
 {%- if tool_lines %}{% set tool_text = "Tools:\n" ~ tool_lines | join("\n") ~ "\nReturn only a JSON function call." %}{% endif %}
 {%- set first_is_system = messages and messages[0].role == "system" %}
-{%- if tool_lines and not first_is_system %}{{ "System: " ~ tool_text ~ "\n\n" }}{% endif %}
+{%- if tool_lines and not first_is_system %}{{ SYSTEM_NAME ~ tool_text ~ "\n\n" }}{% endif %}
 {%- for m in messages %}
 {%- if m.role == "system" %}
-{{- "System: " ~ m.content }}
+{{- SYSTEM_NAME ~ m.content }}
 {%- if loop.first and tool_lines %}{{ "\n" ~ tool_text }}{% endif %}
 {{- "\n\n" }}
 {%- elif m.role == "user" %}
-{{- "User: " ~ m.content ~ "\n\n" }}
+{{- USER_NAME ~ m.content ~ "\n\n" }}
 {%- elif m.role == "tool" %}
-{{- "User: Function output:\n" ~ m.content ~ "\n\n" }}
+{{- TOOL_NAME ~ m.content ~ "\n\n" }}
 {%- else %}
-{{- "Assistant: " ~ m.content ~ "\n\n" }}
+{{- ASSISTANT_NAME ~ " " ~ m.content ~ "\n\n" }}
 {%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}{{ "Assistant:" ~ OPENING }}{% endif -%}
+{%- if add_generation_prompt %}{{ ASSISTANT_NAME ~ OPENING }}{% endif -%}
 "#;
 
-/// Raven (RWKV-4, `v2/benchmark_more.py`): Bob asks, Alice answers. A system message is a paragraph before them.
-const RAVEN: &str = r#"
-{%- if PREAMBLE and not (messages and messages[0].role == "system") %}{{ PREAMBLE }}{% endif %}
-{%- for m in messages %}
-{%- if m.role == "system" %}
-{{- m.content ~ "\n\n" }}
-{%- elif m.role == "assistant" %}
-{{- "Alice: " ~ m.content ~ "\n\n" }}
-{%- else %}
-{{- "Bob: " ~ m.content ~ "\n\n" }}
-{%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}Alice:{% endif -%}
-"#;
-
-/// A Pile model is no chat model; a short scene (in the manner of the reference's prompts, words ours) makes it one.
-const PILE_PREAMBLE: &str = "The following is a detailed conversation between Bob, who asks questions, and his \
-friend Alice, who knows a great deal and answers kindly and exactly.\n\nBob: Hello Alice, do you have a moment?\n\n\
-Alice: Hi Bob! Of course. What would you like to know?\n\n";
-
-/// Instruction tuning format of the World model cards. A system message is the instruction, user messages are its
-/// inputs; without one each user message is an instruction.
-const INSTRUCT: &str = r#"
+/// Raven, Pile and the instruction format: a name before each message.
+const PLAIN: &str = r#"
 {%- set has_system = messages and messages[0].role == "system" %}
+{%- if PREAMBLE and not has_system %}{{ PREAMBLE }}{% endif %}
 {%- for m in messages %}
 {%- if m.role == "system" %}
-{{- "Instruction: " ~ m.content ~ "\n\n" }}
+{{- SYSTEM_NAME ~ m.content ~ "\n\n" }}
 {%- elif m.role == "assistant" %}
-{{- "Response: " ~ m.content ~ "\n\n" }}
+{{- ASSISTANT_NAME ~ " " ~ m.content ~ "\n\n" }}
 {%- elif has_system %}
-{{- "Input: " ~ m.content ~ "\n\n" }}
+{{- INPUT_NAME ~ m.content ~ "\n\n" }}
 {%- else %}
-{{- "Instruction: " ~ m.content ~ "\n\n" }}
+{{- USER_NAME ~ m.content ~ "\n\n" }}
 {%- endif %}
 {%- endfor %}
-{%- if add_generation_prompt %}Response:{% endif -%}
+{%- if add_generation_prompt %}{{ ASSISTANT_NAME }}{% endif -%}
 "#;
 
 /// No roles, no normalisation: the contents as they are, one after the other.
 const COMPLETION: &str = "{% for m in messages %}{{ m.content }}{% endfor %}";
 
-/// One built-in template.
-struct Builtin {
-    name: &'static str,
-    source: &'static str,
-    opening: &'static str,
-    suffix: &'static str,
-    preamble: &'static str,
-    stops: &'static [&'static str],
-    reasoning: bool,
-    sampler: fn() -> SamplerConfig,
-}
-
 const WORLD_STOPS: &[&str] = &["\n\nUser:", "\nUser:"];
 /// The reference's Raven programs end a reply at the first blank line.
 const RAVEN_STOPS: &[&str] = &["\n\n", "\nBob:", "\nAlice:"];
+const INSTRUCT_STOPS: &[&str] = &["\n\nInstruction:", "\n\nInput:", "\n\nResponse:", "\nInstruction:"];
 
-const fn g1(name: &'static str, opening: &'static str, suffix: &'static str) -> Builtin {
-    Builtin {
-        name,
-        source: WORLD,
-        opening,
-        suffix,
-        preamble: "",
-        stops: WORLD_STOPS,
-        reasoning: true,
-        sampler: SamplerConfig::chat,
+/// What a format needs to run a model: source, stop strings, sampler.
+fn running(format: &Format) -> (&'static str, &'static [&'static str], SamplerConfig) {
+    match format.name {
+        "raven" | "pile" => (PLAIN, RAVEN_STOPS, SamplerConfig::raven()),
+        "instruct" => (PLAIN, INSTRUCT_STOPS, SamplerConfig::default()),
+        "completion" => (COMPLETION, &[], SamplerConfig::default()),
+        _ => (WORLD, WORLD_STOPS, SamplerConfig::chat()),
     }
 }
-
-/// G1: the think tag is left unclosed so that the model closes it; after `<think>\n</think` it answers at once.
-const BUILTINS: &[Builtin] = &[
-    Builtin { reasoning: false, ..g1("world", "", "") },
-    g1("g1", " <think>\n</think", ""),
-    g1("g1-think", " <think", ""),
-    g1("g1-think-normal", " <think", " (think)"),
-    g1("g1-think-a-bit", " <think", " (think a bit)"),
-    g1("g1-think-a-lot", " <think", " (think a lot)"),
-    Builtin { sampler: SamplerConfig::raven, stops: RAVEN_STOPS, source: RAVEN, ..PLAIN_RAVEN },
-    Builtin { name: "pile", preamble: PILE_PREAMBLE, ..PLAIN_RAVEN },
-    Builtin {
-        name: "instruct",
-        source: INSTRUCT,
-        stops: &["\n\nInstruction:", "\n\nInput:", "\n\nResponse:", "\nInstruction:"],
-        sampler: SamplerConfig::default,
-        ..PLAIN_RAVEN
-    },
-    Builtin {
-        name: "completion",
-        source: COMPLETION,
-        stops: &[],
-        sampler: SamplerConfig::default,
-        ..PLAIN_RAVEN
-    },
-];
-
-const PLAIN_RAVEN: Builtin = Builtin {
-    name: "raven",
-    source: RAVEN,
-    opening: "",
-    suffix: "",
-    preamble: "",
-    stops: RAVEN_STOPS,
-    reasoning: false,
-    sampler: SamplerConfig::raven,
-};
 
 impl Template {
     /// The names of the built-in templates.
     pub fn builtin_names() -> impl Iterator<Item = &'static str> {
-        BUILTINS.iter().map(|b| b.name)
+        Format::all().iter().map(|f| f.name)
     }
 
     /// A built-in template:
@@ -153,21 +83,29 @@ impl Template {
     /// |`instruct`|Instruction, Input, Response|
     /// |`completion`|no chat: the text goes on|
     pub fn builtin(name: &str) -> Result<Self> {
-        let Some(b) = BUILTINS.iter().find(|b| b.name == name) else {
-            let known: Vec<&str> = Self::builtin_names().collect();
-            return Err(Error::UnknownTemplate { name: name.to_owned(), known: known.join(", ") });
+        let Some(f) = Format::named(name) else {
+            return Err(Error::UnknownTemplate { name: name.to_owned(), known: Format::names() });
         };
-        // The two parameters become literals, so that `source()` is a whole template that works anywhere.
-        let source = b.source.replace("OPENING", &format!("{:?}", b.opening));
-        let source = source.replace("PREAMBLE", &format!("{:?}", b.preamble));
-        let mut t = Self::from_source(b.name, &source)?;
-        let plain = b.name == "completion";
-        t.stops = StopRules { strings: b.stops.iter().map(|s| (*s).to_owned()).collect(), tokens: vec![0] };
-        t.sampler = (b.sampler)();
+        let (source, stops, sampler) = running(f);
+        // The format's words become literals, so that `source()` is a whole template that works anywhere.
+        let words = [
+            ("PREAMBLE", f.preamble),
+            ("SYSTEM_NAME", f.system),
+            ("USER_NAME", f.user),
+            ("INPUT_NAME", f.user_after_system),
+            ("TOOL_NAME", f.tool.unwrap_or(f.user)),
+            ("ASSISTANT_NAME", f.assistant),
+            ("OPENING", f.opening),
+        ];
+        let literal = |source: String, (name, word): (&str, &str)| source.replace(name, &format!("{word:?}"));
+        let mut t = Self::from_source(f.name, &words.into_iter().fold(source.to_owned(), literal))?;
+        let plain = f.end.is_empty();
+        t.stops = StopRules { strings: stops.iter().map(|s| (*s).to_owned()).collect(), tokens: vec![0] };
+        t.sampler = sampler;
         t.normalise = !plain;
-        t.rule = Rule { trim: !plain, reasoning: b.reasoning };
-        t.opening = b.opening.trim_start();
-        t.suffix = b.suffix;
+        t.rule = Rule { trim: !plain, reasoning: f.reasoning != Reasoning::None };
+        t.opening = f.opening.trim_start();
+        t.suffix = f.suffix;
         Ok(t)
     }
 }
@@ -193,28 +131,5 @@ pub(super) fn tool_line(tool: &Value) -> String {
     match text(f.get("description")) {
         d if d.trim().is_empty() => line,
         d => format!("{line}: {}", d.split_whitespace().collect::<Vec<_>>().join(" ")),
-    }
-}
-
-/// The text of function calls: one JSON object, or an array of several.
-pub(super) fn tool_calls(calls: &[Value]) -> String {
-    let plain: Vec<Value> = calls
-        .iter()
-        .map(|call| {
-            let f = call.get("function").unwrap_or(call);
-            let arguments = match f.get("arguments") {
-                // The API writes arguments as a JSON text.
-                Some(Value::String(s)) => {
-                    serde_json::from_str(s).unwrap_or_else(|_| Value::String(s.clone()))
-                }
-                Some(v) => v.clone(),
-                None => Value::Object(Default::default()),
-            };
-            serde_json::json!({ "name": f.get("name").cloned().unwrap_or_default(), "arguments": arguments })
-        })
-        .collect();
-    match &plain[..] {
-        [one] => python::dumps(one),
-        many => python::dumps(&many),
     }
 }

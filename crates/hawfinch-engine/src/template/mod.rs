@@ -16,9 +16,11 @@ mod reply;
 mod tests;
 
 pub use choose::{ModelFacts, VocabKind, choose};
+pub use hawfinch_tokenizer::chat::{Role, normalise};
 pub use reply::{Reply, ReplyStream, Segment, SegmentKind};
 
 use crate::{Error, Result, SamplerConfig, StopRules};
+use hawfinch_tokenizer::chat::tool_calls;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, ErrorKind, Value, context};
@@ -39,22 +41,6 @@ const MAX_OUTPUT: usize = 64 << 20;
 const END_OF_TEXT: &str = "<|rwkv_tokenizer_end_of_text|>";
 /// Stands in for a reply to find where in a rendering it lies; private-use characters, which no text uses.
 const MARK: &str = "\u{f8f0}\u{f8f3}\u{f8f1}reply\u{f8f1}\u{f8f3}\u{f8f0}";
-
-/// Who speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// Instructions for the whole conversation.
-    #[serde(alias = "developer")]
-    System,
-    /// The person.
-    User,
-    /// The model.
-    Assistant,
-    /// The result of a function that the model called.
-    #[serde(alias = "function")]
-    Tool,
-}
 
 /// One message, in the JSON form that Hugging Face templates and the OpenAI API share.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -304,26 +290,12 @@ impl Template {
         let mut m = message.clone();
         if self.normalise {
             if m.content.is_empty() && !m.tool_calls.is_empty() {
-                m.content = builtin::tool_calls(&m.tool_calls);
+                m.content = tool_calls(&m.tool_calls);
             }
             m.content = normalise(&m.content);
         }
         m
     }
-}
-
-/// Content as RWKV's chat data has it: CRLF becomes LF, runs of line breaks (blank lines, also of spaces, between
-/// them) become one, white space at both ends goes. A double line break would read as the end of the turn.
-pub fn normalise(content: &str) -> String {
-    let mut out = String::with_capacity(content.len());
-    let content = content.replace("\r\n", "\n");
-    for line in content.trim().split('\n').filter(|line| !line.trim().is_empty()) {
-        if !out.is_empty() {
-            out.push('\n');
-        }
-        out.push_str(line);
-    }
-    out
 }
 
 /// An error's words, its causes and its line, without line breaks.

@@ -289,3 +289,40 @@ fn each_model_gets_its_template() {
     }
     assert_eq!(builtin("world").stops.strings, ["\n\nUser:", "\nUser:"]);
 }
+
+/// What data sets are written with is what the templates render, for each format and every kind of conversation.
+#[test]
+fn training_data_is_written_as_templates_render() {
+    use hawfinch_tokenizer::chat::{Format, Turn};
+    let message = |(role, content): &(Role, &'static str)| Message::new(*role, *content);
+    let (s, u, a, t) = (Role::System, Role::User, Role::Assistant, Role::Tool);
+    let talks: &[&[(Role, &'static str)]] = &[
+        &[(u, "q"), (a, "a")],
+        &[(s, "Be\r\n\r\nkind. "), (u, " one\n \n\ntwo"), (a, " 你好 🦜\n"), (u, "again"), (a, "b")],
+        &[(u, "q"), (a, "calls"), (t, "{\"sky\": 1}"), (a, "blue"), (u, "thanks")],
+        &[(s, "x"), (u, "q"), (a, "f"), (t, "1"), (a, "c"), (s, "y"), (u, ""), (a, "")],
+        &[(a, "begins"), (a, "again"), (u, "q")],
+    ];
+    for format in Format::all() {
+        let template = builtin(format.name);
+        for talk in talks {
+            let turns: Vec<Turn<'_>> = talk.iter().map(|(role, said)| Turn::new(*role, *said)).collect();
+            let written = format.write(&turns);
+            // As a chat keeps them: what a person says with the suffix, a reply with what the prompt opened.
+            let kept = |m: &(Role, &'static str)| match (m.0, format.opening) {
+                (Role::User, _) => template.user_message(m.1),
+                (Role::Assistant, " <think") => template.reply_message(&format!(">\n</think>\n{}", m.1)),
+                (Role::Assistant, " <think>\n</think") => template.reply_message(&format!(">\n{}", m.1)),
+                _ => message(m),
+            };
+            let messages: Vec<Message> = talk.iter().map(kept).collect();
+            let rendered = template.render(&messages, &[], false).unwrap();
+            assert_eq!(format!("{}{}", written.text, format.end), rendered, "{}: {talk:?}", format.name);
+            // What stands before each reply is the prompt for it.
+            let replies = talk.iter().enumerate().filter(|(_, m)| m.0 == Role::Assistant);
+            let prompts = replies.map(|(n, _)| template.render(&messages[..n], &[], true).unwrap());
+            let before = written.replies.iter().map(|r| written.text[..r.start].to_owned());
+            assert!(prompts.eq(before), "{}: {talk:?}", format.name);
+        }
+    }
+}

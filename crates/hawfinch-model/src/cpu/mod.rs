@@ -65,7 +65,7 @@ impl<F: Real> Cpu<F> {
     /// On a given pool of threads, with a given instruction set.
     pub fn with(pool: Arc<Pool>, isa: Isa) -> Self {
         Cpu {
-            buffers: Arc::new(Buffers { free: Mutex::default(), most: POOLED }),
+            buffers: Buffers::new(POOLED),
             pool,
             isa,
             quant: None,
@@ -93,7 +93,7 @@ impl<F: Real> Cpu<F> {
 
     /// Keeps so many free buffers for further use: as many as one step of training lets go of.
     pub fn keeping(mut self, buffers: usize) -> Self {
-        self.buffers = Arc::new(Buffers { free: Mutex::default(), most: buffers });
+        self.buffers = Buffers::new(buffers);
         self
     }
 
@@ -116,6 +116,11 @@ impl<F: Real> Cpu<F> {
     /// A tensor of the file whose bytes are not those that were written.
     pub fn checked(&self) -> Result<Option<Checked>> {
         self.lent.wait()
+    }
+
+    /// The most bytes of tensors that were there at once since it was made or last asked.
+    pub fn take_peak(&self) -> u64 {
+        self.buffers.peak.swap(self.buffers.used.load(Ordering::Relaxed), Ordering::Relaxed)
     }
 
     /// How it quantises weights that are floats.
@@ -153,6 +158,15 @@ struct Buffers<F> {
     free: Mutex<Vec<Arc<Vec<F>>>>,
     /// Free buffers beyond so many are given back to the system.
     most: usize,
+    /// Bytes of the buffers that tensors use, and the most that were used at once.
+    used: AtomicU64,
+    peak: AtomicU64,
+}
+
+impl<F: Real> Buffers<F> {
+    fn new(most: usize) -> Arc<Self> {
+        Arc::new(Buffers { free: Mutex::default(), most, used: AtomicU64::new(0), peak: AtomicU64::new(0) })
+    }
 }
 
 /// Free buffers that are kept, unless it is said how many.
@@ -166,15 +180,19 @@ impl<F: Real> Buffers<F> {
         let fits = |b: &Vec<F>| b.len() >= len && b.len() / 2 <= len;
         let best =
             free.iter().enumerate().filter(|(_, b)| fits(b)).min_by_key(|(_, b)| b.len()).map(|(i, _)| i);
-        match best {
+        let buffer = match best {
             Some(i) => free.swap_remove(i),
             None => Arc::new(vec![F::ZERO; len]),
-        }
+        };
+        let bytes = (buffer.len() * size_of::<F>()) as u64;
+        self.peak.fetch_max(self.used.fetch_add(bytes, Ordering::Relaxed) + bytes, Ordering::Relaxed);
+        buffer
     }
 
     /// Takes a buffer back, if its handle is the last.
     fn give(&self, mut buffer: Arc<Vec<F>>) {
         if Arc::get_mut(&mut buffer).is_some() {
+            self.used.fetch_sub((buffer.len() * size_of::<F>()) as u64, Ordering::Relaxed);
             let mut free = self.free.lock().unwrap_or_else(|e| e.into_inner());
             if free.len() < self.most {
                 free.push(buffer);

@@ -4,7 +4,7 @@ use hawfinch_kernels::Pool;
 
 use crate::checkpoint::StoredTensor;
 use crate::ops::Ops;
-use crate::{Model, Result, Trace};
+use crate::{Model, Result, Trace, log_sum_exp};
 
 /// What the comparison of two models over a text gives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize)]
@@ -101,27 +101,20 @@ impl<'t, 'm, O: Ops + 'static> Reference<'t, 'm, O> {
     }
 }
 
-/// The index of the largest, and ln Σ e^x.
-fn top_and_log_sum(row: &[f32]) -> (usize, f64) {
-    let mut top = 0;
-    for (i, v) in row.iter().enumerate() {
-        if *v > row[top] {
-            top = i;
-        }
-    }
-    let most = f64::from(row[top]);
-    (top, most + row.iter().map(|&v| (f64::from(v) - most).exp()).sum::<f64>().ln())
+/// The index of the largest, of equal ones the first.
+fn top(row: &[f32]) -> usize {
+    (0..row.len()).fold(0, |top, i| if row[i] > row[top] { i } else { top })
 }
 
 fn compare_row(p: &[f32], q: &[f32], next: Option<u32>) -> Found {
-    let ((top_p, zp), (top_q, zq)) = (top_and_log_sum(p), top_and_log_sum(q));
+    let (zp, zq) = (log_sum_exp(p), log_sum_exp(q));
     let term = |(&p, &q): (&f32, &f32)| {
         let (p, q) = (f64::from(p) - zp, f64::from(q) - zq);
         p.exp() * (p - q)
     };
     let nats = next.map(|id| [zp - f64::from(p[id as usize]), zq - f64::from(q[id as usize])]);
     // It is not negative but for rounding.
-    Found { kl: p.iter().zip(q).map(term).sum::<f64>().max(0.0), same_top: top_p == top_q, nats }
+    Found { kl: p.iter().zip(q).map(term).sum::<f64>().max(0.0), same_top: top(p) == top(q), nats }
 }
 
 fn summed(found: &[Found]) -> Quality {

@@ -1,14 +1,15 @@
 //! Proof that a model is computed right: against itself (any division of a text gives the same bits,
 //! states survive a round trip, no weight is NaN) and, in [`parity`], against what an independent
-//! implementation computed.
+//! implementation computed, in [`pth`] what one wrote.
 
 pub mod parity;
+pub mod pth;
 
 use std::path::Path;
 
 use crate::checkpoint::Checkpoint;
 use crate::ops::Ops;
-use crate::{Cpu, Error, Model, Result, Rows, Sequence, State};
+use crate::{Cpu, Error, Model, Result, Rows, Sequence, State, log_sum_exp};
 
 /// One thing that was checked.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -256,12 +257,8 @@ pub fn divergence(p: &[f32], q: &[f32], vocab: usize) -> f64 {
     if p.len() != q.len() || vocab == 0 {
         return f64::NAN;
     }
-    let log_sum = |row: &[f32]| {
-        let most = row.iter().fold(f64::MIN, |a, &b| a.max(b.into()));
-        most + row.iter().map(|&v| (f64::from(v) - most).exp()).sum::<f64>().ln()
-    };
     let each = p.chunks_exact(vocab).zip(q.chunks_exact(vocab)).map(|(p, q)| {
-        let (zp, zq) = (log_sum(p), log_sum(q));
+        let (zp, zq) = (log_sum_exp(p), log_sum_exp(q));
         let term = |(&p, &q): (&f32, &f32)| {
             let (p, q) = (f64::from(p) - zp, f64::from(q) - zq);
             p.exp() * (p - q)

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{Report, max_abs, run, worse};
 use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::ops::Ops;
-use crate::{Cpu, Error, Lora, Model, OpenOptions, Result, State, format};
+use crate::{Cpu, Error, Lora, Model, OpenOptions, Result, State, format, log_sum_exp};
 
 /// Every folder at or below `dir`, in order of path. Links to folders are followed, each folder is listed once.
 ///
@@ -40,7 +40,8 @@ pub fn folders(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Those of [`folders`] that hold a `case.safetensors` or `peft.safetensors` with a `meta.json` or a `model.pth` beside it.
+/// Those of [`folders`] that look like the results of one model: with a `case.safetensors`, a `meta.json`, or a
+/// `peft.safetensors` beside a `model.pth`.
 ///
 /// # Errors
 /// `dir` cannot be read.
@@ -48,8 +49,7 @@ pub fn find(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = folders(dir)?;
     found.retain(|folder| {
         let has = |name: &str| folder.join(name).is_file();
-        let results = has("case.safetensors") || has("peft.safetensors");
-        results && (has("meta.json") || has("model.pth"))
+        has("case.safetensors") || has("meta.json") || (has("peft.safetensors") && has("model.pth"))
     });
     Ok(found)
 }
@@ -141,7 +141,8 @@ impl Case {
     }
 }
 
-/// Compares everything the folder holds; what it lacks is listed as absent. With `double` the logits are
+/// Compares everything the folder holds; what it lacks is listed as absent, but a missing `model.pth` is a check that
+/// failed: without it nearly nothing is compared. With `double` the logits are
 /// also computed in f64 and compared within the folder's tolerance for that (`f64`), which is the far
 /// stricter proof that the mathematics is the same.
 ///
@@ -157,17 +158,17 @@ pub fn check(folder: &Path, double: bool) -> Result<Report> {
 /// As [`check`].
 pub fn check_on(pool: &Arc<Pool>, folder: &Path, double: bool) -> Result<Report> {
     let mut report = Report::default();
+    let base = folder.join("model.pth");
+    if !base.is_file() {
+        report.add("model.pth", f64::NAN, 0.0, "it is missing beside the results that belong to it");
+    }
     if !folder.join("meta.json").exists() {
         report.absent.push("meta.json (without its tolerances nothing can be compared)".into());
         return Ok(report);
     }
     let tolerances = Tolerances::read(folder)?;
-    let base = folder.join("model.pth");
     let case_path = folder.join("case.safetensors");
     let case = if case_path.is_file() { Some(Case::open(&case_path)?) } else { None };
-    if !base.is_file() {
-        report.absent.push("model.pth".into());
-    }
     match &case {
         None => report.absent.push("case.safetensors".into()),
         Some(case) => {
@@ -379,9 +380,7 @@ fn compare_loss(
 
 /// -log softmax(row)[target]; NaN when there is no such target.
 pub(crate) fn cross_entropy(row: &[f32], target: usize) -> f64 {
-    let max = row.iter().fold(f64::NEG_INFINITY, |m, &v| m.max(f64::from(v)));
-    let sum: f64 = row.iter().map(|&v| (f64::from(v) - max).exp()).sum();
-    row.get(target).map_or(f64::NAN, |&v| max + sum.ln() - f64::from(v))
+    row.get(target).map_or(f64::NAN, |&v| log_sum_exp(row) - f64::from(v))
 }
 
 /// A state given as tensors `PREFIX.L.field`; `None` when the case has none.

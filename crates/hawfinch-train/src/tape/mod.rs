@@ -2,9 +2,10 @@
 //! did, and replays it backwards. So the architectures that run are those that train.
 //!
 //! Each operation stands once, its forward with the closure that goes back: `attention.rs`, `elements.rs`, `norms.rs`,
-//! `products.rs`, `shift.rs`, `wkv.rs`; `loss.rs` is the head with the loss. `ops.rs` ties them to the contract.
+//! `products.rs`, `shift.rs`, `wkv.rs`; `loss.rs` is the head with the loss, `channels.rs` looks on. `ops.rs` ties them to the contract.
 
 mod attention;
+mod channels;
 mod elements;
 mod loss;
 mod norms;
@@ -23,6 +24,7 @@ use hawfinch_model::cpu::{Cpu, Tensor};
 
 use crate::Parameters;
 
+pub use channels::Channels;
 pub use loss::Losses;
 pub use products::Matrix;
 pub use states::States;
@@ -98,13 +100,16 @@ pub struct Tape<F: Real> {
     precision: Precision,
     parameters: RwLock<Parameters<F>>,
     recording: Mutex<Recording<F>>,
+    /// Channels that fired, while that is noted.
+    fired: Mutex<Option<channels::Fired>>,
 }
 
 impl<F: Real> Tape<F> {
     /// Over these parameters, on this CPU; matrix products in this precision. It does not record yet.
     pub fn new(cpu: Cpu<F>, parameters: Parameters<F>, precision: Precision) -> Self {
         let recording = Mutex::new(Recording { on: false, values: 0, steps: Vec::new() });
-        Tape { cpu, precision, parameters: RwLock::new(parameters), recording }
+        let parameters = RwLock::new(parameters);
+        Tape { cpu, precision, parameters, recording, fired: Mutex::new(None) }
     }
 
     /// What does the arithmetic.

@@ -27,6 +27,8 @@ pub struct Matrix {
     pub(super) inputs: usize,
     /// Whether it lies `[in, out]`.
     right: bool,
+    /// Whether it is applied to what relu² gives.
+    after_relu: bool,
 }
 
 impl Weight for Matrix {
@@ -40,7 +42,7 @@ impl Matrix {
     pub(super) fn new(parameter: usize, at: usize, [rows, columns]: [usize; 2], apply: Apply) -> Self {
         let right = apply == Apply::Right;
         let (outputs, inputs) = if right { (columns, rows) } else { (rows, columns) };
-        Matrix { parameter, at, outputs, inputs, right }
+        Matrix { parameter, at, outputs, inputs, right, after_relu: apply == Apply::AfterRelu }
     }
 
     /// Of all numbers of the parameter, those of this matrix as `[out, in]`.
@@ -140,6 +142,9 @@ impl<F: Real> Tape<F> {
 
     pub(super) fn product(&self, x: &Var<F>, w: &Matrix) -> Var<F> {
         let (w, of_x, x) = (*w, self.source(x), self.value(x));
+        if w.after_relu {
+            self.look_at_channels(w.parameter, &x);
+        }
         let t = x.rows();
         let trained = self.parameters().list()[w.parameter].is_trained();
         let of_w = if trained { Source::Parameter(w.parameter) } else { Source::Constant };

@@ -21,7 +21,7 @@ use crate::config::RunConfig;
 use crate::groups::Group;
 use crate::segments::{Along, Way};
 use crate::tape::Part;
-use crate::{Error, Learned, Learner, Lesson, Parameters, Result};
+use crate::{Channels, Error, Learned, Learner, Lesson, Parameters, Result};
 
 /// Samples of a step that one rank learns from at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,6 +169,17 @@ impl Ranks {
         Ok(())
     }
 
+    /// Adds what fired on other ranks.
+    pub fn all_channels(&mut self, channels: &mut Channels) -> Result<()> {
+        if self.size() > 1 {
+            let own: Vec<u8> = channels.0.iter().map(|fired| u8::from(*fired)).collect();
+            for there in self.timed(|c| collective::gather(c, &own))? {
+                channels.join(&Channels(there.iter().map(|fired| *fired > 0).collect()));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether this one computes the n-th of things that are shared out.
     pub fn has(&self, n: usize) -> bool {
         n % self.size() == self.collective.rank()
@@ -250,6 +261,10 @@ fn learn_one(
     along: Option<(Along<'_>, Way<f32>)>,
     finished: &mut dyn FnMut(Part),
 ) -> Result<f64> {
+    if along.is_none() && batch.counted() == 0 {
+        // Its gradients are the zeros that are there.
+        return Ok(0.0);
+    }
     let learned = as_lesson(config, batch, weight, |lesson| match along {
         Some((along, way)) => learner.way_back(lesson, way, Some(along), finished),
         None => learner.learn_in_segments_telling(lesson, config.segments(), finished),

@@ -16,7 +16,7 @@ const TOLERANCE: f64 = 4e-7;
 /// Relative, of gains and bounds.
 const RELATIVE: f64 = 1e-7;
 /// The reference's first learning rate, where embeddings are bounded by it and the file says so in words.
-const LR_INIT: f64 = 6e-4;
+pub(super) const LR_INIT: f64 = 6e-4;
 
 pub(super) fn check(report: &mut Report, file: &At) -> Result<()> {
     let found = compare(file)?;
@@ -45,24 +45,10 @@ struct Found {
 
 fn compare(file: &At) -> Result<Found> {
     let mut found = Found::default();
-    let size = |key: &str| match file.get(key)?.count()? {
-        n if n <= 1 << 24 => Ok(n as usize),
-        _ => file.wrong(&format!("a `{key}` that no model has")),
-    };
     let indices: Vec<usize> = file.get("indices")?.counts()?.into_iter().map(|i| i as usize).collect();
     for (name, case) in file.get("versions")?.entries()? {
-        let Some(version) = Version::from_number(name.trim_start_matches('v')) else {
-            return case.wrong("a version that is not known");
-        };
-        let sizes = Sizes {
-            version,
-            layers: size("L")?,
-            width: size("D")?,
-            vocab: size("V")?,
-            head_size: size("N")?,
-            ffn_width: None,
-            ranks: None,
-        };
+        let version = version(name, &case)?;
+        let sizes = sizes(file, version)?;
         let config = sizes.config()?;
         for (name, layers) in case.get("tensors")?.entries()? {
             let param = of_block(version, name, &layers)?;
@@ -95,6 +81,29 @@ fn compare(file: &At) -> Result<Found> {
         }
     }
     Ok(found)
+}
+
+/// The version that a key names (`v5.2`).
+pub(super) fn version(key: &str, at: &At) -> Result<Version> {
+    let version = Version::from_number(key.trim_start_matches('v'));
+    version.map_or_else(|| at.wrong("a version that is not known"), Ok)
+}
+
+/// The sizes of the file's models.
+pub(super) fn sizes(file: &At, version: Version) -> Result<Sizes> {
+    let size = |key: &str| match file.get(key)?.count()? {
+        n if n <= 1 << 24 => Ok(n as usize),
+        _ => file.wrong(&format!("a `{key}` that no model has")),
+    };
+    Ok(Sizes {
+        version,
+        layers: size("L")?,
+        width: size("D")?,
+        vocab: size("V")?,
+        head_size: size("N")?,
+        ffn_width: None,
+        ranks: None,
+    })
 }
 
 fn of_block(version: Version, name: &str, at: &At) -> Result<&'static Param> {

@@ -27,7 +27,7 @@ run = event_accumulator.EventAccumulator(folder, purge_orphaned_data=True)
 run.Reload()
 tags = ["loss", "lr", "weight_decay", "grad_norm", "tokens_per_second", "tokens"]
 assert sorted(run.Tags()["scalars"]) == sorted(
-    ["train/" + t for t in tags] + ["eval/loss", "eval/bits_per_byte"]
+    ["train/" + t for t in tags] + ["eval/loss", "eval/bits_per_byte", "eval/dead_channels"]
 ), run.Tags()
 
 
@@ -40,5 +40,6 @@ assert [step for step, _ in loss] == [1, 2, 3], loss
 assert loss[0][1] == 11 and math.isnan(loss[1][1]) and loss[2][1] == 9, loss
 assert values("train/tokens") == [(1, 512), (2, 1024), (3, 1536)]
 assert values("eval/loss") == [(3, 9.5)] and values("eval/bits_per_byte") == [(3, 3.25)]
+assert values("eval/dead_channels") == [(3, 0.25)]
 assert abs(values("train/lr")[0][1] - 6e-4) < 1e-10
 print("all equal")

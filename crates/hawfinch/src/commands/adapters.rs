@@ -89,7 +89,10 @@ fn fits(model: &Path, file: &Path, ckpt: &Checkpoint) -> anyhow::Result<()> {
 
 /// `lora` or `state`, if it is one of these.
 fn what(ckpt: &Checkpoint) -> Option<&'static str> {
-    let any = |part: &str| ckpt.tensors.keys().any(|k| k.contains(part));
+    // An optimiser's moments of an adapter are named after it, with something in front.
+    let own =
+        |k: &str| ["blocks.", "head.", "emb.", "model.", "base_model."].iter().any(|p| k.starts_with(p));
+    let any = |part: &str| ckpt.tensors.keys().any(|k| own(k) && k.contains(part));
     match () {
         () if any("emb.weight") && any("blocks.0.ln0") => None,
         () if any(".lora_A") => Some("lora"),

@@ -69,7 +69,7 @@ pub struct Args {
 
 /// Tokens that are compared.
 const TOKENS: usize = 512;
-/// Mean KL in nats up to which a merge into floats is taken for rounding. (bf16 gives some 1e-5.)
+/// Mean KL in nats up to which a merge into floats is taken for rounding.
 const ROUNDING: f64 = 1e-3;
 
 /// Merges, compares, writes.

@@ -17,6 +17,7 @@ pub mod man;
 pub mod merge;
 pub mod models;
 pub mod perplexity;
+pub mod plan;
 pub mod plot;
 pub mod pull;
 pub mod quantize;

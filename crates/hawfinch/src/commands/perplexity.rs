@@ -16,20 +16,22 @@ use crate::tokenizer_args::TokenizerOption;
 /// Arguments of `perplexity`.
 #[derive(clap::Args, Debug)]
 #[command(
-    after_help = "Each text is read from a fresh state. Of a .jsonl file every line's \"text\" is one, of other files the whole
-file, or each line with --lines.
+    after_help = "Each text is read from a fresh state. Of a .jsonl file every line's \"text\" is one, of other files
+the whole file, or each line with --lines.
 
-Bits a byte can be compared between models and with compressors (8 is nothing saved); perplexity and nats
-a token only between models of one tokenizer. The first token of a text is foretold after token 0, the
-end of the text before; with tokenizers that have no such token it is not counted.
+Bits a byte can be compared between models and with compressors (8 is nothing saved); perplexity
+and nats a token only between models of one tokenizer. The first token of a text is foretold
+after token 0, the end of the text before; with tokenizers that have no such token it is not
+counted.
 
-Zeros: the share of the channel mixes' inner values that relu² made zero, for which no weights need be
-read.
+Zeros: the share of the channel mixes' inner values that relu² made zero, for which no weights
+need be read.
 
 Examples:
   hawfinch perplexity model.pth book.txt
   hawfinch perplexity demo held-out/*.jsonl
-  hawfinch perplexity model.pth --lines sentences.txt --json"
+  hawfinch perplexity model.pth --lines sentences.txt --json
+  hawfinch perplexity model.pth book.txt --lora adapter.safetensors"
 )]
 pub struct Args {
     /// A model file or folder (`demo`: the built-in model)
@@ -43,6 +45,9 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Begin every text at this tuned state (time_state)
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
     #[command(flatten)]
     tokenizer: TokenizerOption,
     #[command(flatten)]
@@ -103,7 +108,7 @@ fn texts(path: &Path, lines: bool) -> anyhow::Result<Vec<Vec<u8>>> {
 
 /// Scores and prints.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let model = args.options.open(&args.model)?;
+    let model = args.options.open_beginning(&args.model, 1, args.state.as_deref())?;
     let tokenizer = args.tokenizer.for_model(&model)?;
     let begin = tokenizer.eos();
     model.ops().count_zeros();

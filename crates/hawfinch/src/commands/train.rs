@@ -18,6 +18,7 @@ use hawfinch_train::init::{self, Options, Sizes};
 use hawfinch_train::trainer::{Data, End, Observer, Trainer};
 use hawfinch_train::tuning::Method;
 
+use crate::commands::data::report::share;
 use crate::commands::data::watch::failed;
 use crate::fail::usage;
 use crate::model_args::{check_environment, open_checkpoint};
@@ -78,6 +79,9 @@ fn train(args: &Args, ranks: Arc<dyn Collective>) -> anyhow::Result<ExitCode> {
     let last = checkpoint::list(&config.out)?.pop();
     // What the run began with decides the tokenizer; a new one has what was asked for.
     let beside = config.method != Method::Full;
+    if let Some(found) = &last {
+        same_method(&config, &hawfinch_model::format::open(&found.model())?)?;
+    }
     let beginning = match (&last, &config.from) {
         (Some(found), _) if !beside => Some(open_checkpoint(&found.model())?),
         (_, Some(from)) => Some(open_checkpoint(from)?),
@@ -104,6 +108,7 @@ fn train(args: &Args, ranks: Arc<dyn Collective>) -> anyhow::Result<ExitCode> {
         None => None,
     };
     config.length(train.tokens()).map_err(|e| usage(e.to_string()))?;
+    let masked = masked(&train, validation.as_ref());
     let data = Data {
         fingerprint: train.fingerprint()?,
         train,
@@ -116,7 +121,6 @@ fn train(args: &Args, ranks: Arc<dyn Collective>) -> anyhow::Result<ExitCode> {
     let mut trainer = match &last {
         Some(found) => {
             let loaded = checkpoint::load(found)?;
-            same_method(&config, &loaded.model)?;
             if !beside {
                 same_shape(&config, &loaded.model)?;
             }
@@ -181,6 +185,9 @@ fn train(args: &Args, ranks: Arc<dyn Collective>) -> anyhow::Result<ExitCode> {
         isa,
         pool.threads()
     ));
+    if let Some(masked) = masked {
+        note(masked);
+    }
     let most = 2.0 * best * ranks.size() as f64;
     let view = first.then(|| View::new(out, (steps, step), &config.prompt, &tokenizer, (work, most)));
     let mut view = view.transpose()?;
@@ -240,6 +247,18 @@ fn same_method(config: &RunConfig, there: &Checkpoint) -> anyhow::Result<()> {
         config.out.display(),
         config.method.name()
     )))
+}
+
+/// What a run learns of its data where that is not all.
+fn masked(train: &Batches, validation: Option<&Batches>) -> Option<String> {
+    let of = |set: &Batches| share(set.learned(), set.tokens());
+    let differs = |set: &Batches| set.is_masked().then(|| of(set));
+    match (differs(train), validation.map(|v| (differs(v), of(v)))) {
+        (Some(share), None) => Some(format!("loss on {share} of tokens")),
+        (Some(share), Some((_, of))) => Some(format!("loss on {share} of tokens, in validation on {of}")),
+        (None, Some((Some(of), _))) => Some(format!("loss on all tokens, in validation on {of}")),
+        (None, _) => None,
+    }
 }
 
 /// Refuses to go on with a run under settings of another model.

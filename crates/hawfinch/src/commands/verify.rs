@@ -1,10 +1,11 @@
 //! `hawfinch verify`: proof that a model is computed right.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use hawfinch_model::quantize::quality::Reference;
-use hawfinch_model::verify::{self, Report, parity};
+use hawfinch_model::verify::{self, Report, parity, pth};
 use hawfinch_model::{Config, Cpu, Model, OpenOptions};
 use hawfinch_train::verify as training;
 
@@ -32,8 +33,9 @@ pub struct Args {
     #[arg(required_unless_present = "against")]
     model: Option<PathBuf>,
     /// A folder of results of an independent implementation (meta.json, model.pth, case.safetensors …), or
-    /// any folder above some: compares logits, states, losses within the tolerances of each meta.json. With a
-    /// model before it, another model: the one that it was converted or quantised from
+    /// any folder above some: compares logits, states, losses within the tolerances of each meta.json, and .pth
+    /// files with the expected.safetensors beside them. What is not there to compare is listed. With a model before
+    /// it, another model: the one that it was converted or quantised from
     #[arg(long, value_name = "DIR|MODEL", conflicts_with_all = ["tokens", "expect", "ids", "tolerance"])]
     against: Option<PathBuf>,
     /// With --against: also compute the logits in double precision and compare them within the folders'
@@ -41,8 +43,8 @@ pub struct Args {
     #[arg(long)]
     double: bool,
     /// With --against DIR: also compare how it trains: gradients of every parameter and state in f32 and f64, L2Wrap,
-    /// three steps of AdamW; and what files below DIR say of new models (init.json), schedules (schedule.json), the
-    /// reference's order of samples (sampler.json) and data sets (NAME.jsonl with NAME.bin and NAME.idx)
+    /// three steps of AdamW; and what files below DIR say of new models (init.json: numbers, first loss), schedules
+    /// (schedule.json), the reference's order of samples (sampler.json) and data sets (NAME.jsonl with NAME.bin and NAME.idx)
     #[arg(long)]
     training: bool,
     /// Tokens to feed a model that is checked against itself
@@ -83,45 +85,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let reports = match (&args.model, &args.against) {
         (Some(path), Some(other)) => vec![(path.display().to_string(), against_model(args, path, other)?)],
-        (None, Some(dir)) => {
-            if !dir.is_dir() {
-                return Err(usage(format!("nothing to verify: there is no folder {}", dir.display())));
-            }
-            let folders = parity::find(dir)?;
-            let files = if args.training { training::find_files(dir)? } else { Vec::new() };
-            if folders.is_empty() && files.is_empty() {
-                let also = if args.training { ", and there is no file of expected values" } else { "" };
-                return Err(usage(format!(
-                    "nothing to verify in {}: no folder there holds a meta.json beside a case.safetensors{also}",
-                    dir.display()
-                )));
-            }
-            args.options.as_it_is("the models of a folder are compared as they are")?;
-            args.options.check()?;
-            let ops = args.options.ops();
-            let mut reports = Vec::new();
-            for folder in folders {
-                note(format_args!("verifying {}", folder.display()));
-                let _bar = Progress::time("comparing");
-                let report = parity::check_on(ops.pool(), &folder, args.double);
-                let mut report = report.unwrap_or_else(|e| Report::unreadable(&e));
-                if args.training {
-                    let more = training::check(ops.pool(), &folder);
-                    report.join(more.unwrap_or_else(|e| Report::unreadable(&e)));
-                }
-                reports.push((folder.display().to_string(), report));
-            }
-            for file in &files {
-                note(format_args!("verifying {}", file.display()));
-                let report = training::check_file(file).unwrap_or_else(|e| Report::unreadable(&e));
-                reports.push((file.display().to_string(), report));
-            }
-            let absent = if args.training { training::kinds_absent(&files) } else { Vec::new() };
-            if !absent.is_empty() {
-                reports.push((dir.display().to_string(), Report { absent, ..Report::default() }));
-            }
-            reports
-        }
+        (None, Some(dir)) => against_folder(args, dir)?,
         (Some(path), None) => {
             let model = args.options.open(path)?;
             let report = match (&args.expect, &args.ids) {
@@ -161,7 +125,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let nothing = reports.iter().all(|(_, r)| r.checks.is_empty());
     if nothing {
-        return Err(usage("none of the folders holds both a model and results to compare it with"));
+        return Err(usage(
+            "nothing was compared: none of the folders holds a model, results to compare it with, and tolerances",
+        ));
     }
     let failed: usize = reports.iter().map(|(_, r)| r.checks.iter().filter(|c| !c.passed()).count()).sum();
     let checks: usize = reports.iter().map(|(_, r)| r.checks.len()).sum();
@@ -170,9 +136,71 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             0 | 1 => String::new(),
             n => format!(" in {n} places"),
         };
-        print(&format!("{} of {checks} checks passed{places}\n", checks - failed))?;
+        // Silence is no pass.
+        let mut rest = match reports.iter().map(|(_, r)| r.absent.len()).sum::<usize>() {
+            0 => String::new(),
+            n => format!("; {n} more could not be made (above: not there)"),
+        };
+        if args.model.is_none() && !args.training {
+            rest += "; how models train was not compared (--training)";
+        }
+        print(&format!("{} of {checks} checks passed{places}{rest}\n", checks - failed))?;
     }
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// Everything at or below a folder that can be compared, and in the end the kinds of which there is nothing.
+fn against_folder(args: &Args, dir: &Path) -> anyhow::Result<Vec<(String, Report)>> {
+    if !dir.is_dir() {
+        return Err(usage(format!("nothing to verify: there is no folder {}", dir.display())));
+    }
+    let folders = parity::find(dir)?;
+    let variants = pth::find(dir)?;
+    let files = if args.training { training::find_files(dir)? } else { Vec::new() };
+    if folders.is_empty() && variants.is_empty() && files.is_empty() {
+        let also = if args.training { " nor a file of expected values" } else { "" };
+        return Err(usage(format!(
+            "nothing to verify in {}: no folder there holds a model's results (meta.json, case.safetensors) or .pth files beside an expected.safetensors{also}",
+            dir.display()
+        )));
+    }
+    args.options.as_it_is("the models of a folder are compared as they are")?;
+    args.options.check()?;
+    let ops = args.options.ops();
+    let mut reports = Vec::new();
+    let mut add = |path: &Path, report: &mut dyn FnMut() -> Report| {
+        note(format_args!("verifying {}", path.display()));
+        let _bar = Progress::time("comparing");
+        reports.push((path.display().to_string(), report()));
+    };
+    for folder in &folders {
+        add(folder, &mut || {
+            let report = parity::check_on(ops.pool(), folder, args.double);
+            let mut report = report.unwrap_or_else(|e| Report::unreadable(&e));
+            if args.training {
+                let more = training::check(ops.pool(), folder);
+                report.join(more.unwrap_or_else(|e| Report::unreadable(&e)));
+            }
+            report
+        });
+    }
+    for folder in &variants {
+        add(folder, &mut || pth::check(folder).unwrap_or_else(|e| Report::unreadable(&e)));
+    }
+    for file in &files {
+        add(file, &mut || training::check_file(ops.pool(), file).unwrap_or_else(|e| Report::unreadable(&e)));
+    }
+    let mut absent = if args.training { training::kinds_absent(&files) } else { Vec::new() };
+    if folders.is_empty() {
+        absent.push("a model's results (model.pth, case.safetensors, meta.json)".into());
+    }
+    if variants.is_empty() {
+        absent.push("pth-variants (.pth files beside an expected.safetensors)".into());
+    }
+    if !absent.is_empty() {
+        reports.push((dir.display().to_string(), Report { absent, ..Report::default() }));
+    }
+    Ok(reports)
 }
 
 /// The model compared with another, over a text that both read.
@@ -213,12 +241,11 @@ fn table(report: &Report) -> String {
         out += &format!("  {verdict} {:>9.2e} of {:>7.0e}  {}{note}\n", c.error, c.tolerance, c.what);
     }
     for a in &report.absent {
-        out += &format!("  absent: {a}\n");
+        out += &format!("  not there: {a}\n");
     }
     out
 }
 
 fn print(text: &str) -> std::io::Result<()> {
-    use std::io::Write;
     std::io::stdout().lock().write_all(text.as_bytes())
 }

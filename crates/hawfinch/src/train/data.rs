@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use hawfinch_data::{HeldOut, Inputs, Mixing, Plan, Policy, Reading, Shard, Source, build, held_out_name};
+use hawfinch_data::{
+    HeldOut, Inputs, LossOn, Mixing, Plan, Policy, Reading, Shard, Source, build, held_out_name,
+};
 use hawfinch_tokenizer::Tokenizer;
 use hawfinch_train::config::RunConfig;
 use hawfinch_train::trainer::Question;
@@ -68,8 +70,10 @@ fn of_text(config: &RunConfig, tokenizer: &Tokenizer) -> anyhow::Result<PathBuf>
     let sources = sources.map_err(|e| usage(e.to_string()))?;
     let held_out = (config.held_out > 0.0).then_some(HeldOut::Share(config.held_out));
     let mixing = Mixing { held_out, dedup: true, ..Mixing::default() };
+    // As `data build` does.
+    let reading = Reading { loss_on: LossOn::Assistant, ..Reading::default() };
     let plan = Inputs::find(&sources, None)
-        .and_then(|inputs| Plan::new(inputs, tokenizer, Reading::default(), mixing))
+        .and_then(|inputs| Plan::new(inputs, tokenizer, reading, mixing))
         .map_err(|e| usage(e.to_string()))?;
     let made_of = serde_json::to_string(&plan)?;
     let record = folder.join("plan.json");

@@ -62,7 +62,7 @@ pub struct Keys {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub train_parts: Vec<String>,
 
-    /// A data set: NAME of NAME.bin and NAME.idx
+    /// A data set: NAME of NAME.bin and NAME.idx, and of NAME.mask.bin and .idx if these say what is learned
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub data: Option<PathBuf>,
     /// Texts to make one of, as `data build` takes them (repeatable)

@@ -27,6 +27,9 @@ const LINES: Duration = Duration::from_secs(10);
 /// Tokens of a sample text.
 const SAMPLE: usize = 60;
 
+/// Share of dead channels above which a person is told.
+const MANY_DEAD: f64 = 0.5;
+
 /// The view of a run.
 pub struct View {
     bar: ProgressBar,
@@ -213,11 +216,19 @@ impl Observer for View {
             loss: r.loss,
             bits_per_byte: r.bits_per_byte,
             probe: r.probe,
+            dead_channels: r.dead_channels,
             ..metrics::Eval::default()
         }));
         let best = if r.best { ", the best so far" } else { "" };
         let probe = r.probe.map_or(String::new(), |p| format!(", {:.1}% of last words", 100.0 * p));
         self.say(&format!("step {}: validation loss {:.4}{bits}{probe}{best}", r.step, r.loss));
+        if let Some(dead) = r.dead_channels.filter(|share| r.step > 0 && *share > MANY_DEAD) {
+            self.say(&format!(
+                "step {}: {:.0}% of the channel mix's channels never fired: the learning rate is probably too high",
+                r.step,
+                100.0 * dead
+            ));
+        }
     }
 
     fn saved(&mut self, _found: &Found) {

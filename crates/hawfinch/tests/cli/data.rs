@@ -32,10 +32,10 @@ fn what_goes_in_comes_out() {
     }
     let shown = place.run(&["data", "inspect", "x.idx", "--count", "9"]).ok().text();
     let want = [
-        "── document 0, 5 tokens\nThe Eiffel tower\n",
-        "── document 1, 14 tokens\nUser: Why?\n\nAssistant: So.\n",
-        "── document 2, 2 tokens\ntwo\n",
-        "── document 3, 4 tokens\nparagraphs\n",
+        "── document 0, 5 tokens\n⟦The Eiffel tower⟧\n",
+        "── document 1, 14 tokens\nUser: Why?\n\nAssistant:⟦ So.⟧\n",
+        "── document 2, 2 tokens\n⟦two⟧\n",
+        "── document 3, 4 tokens\n⟦paragraphs⟧\n",
     ];
     let without_counts = |s: &str| {
         let kept = s.lines().map(|l| l.split(" tokens").next().unwrap().rsplit_once(", ").map_or(l, |p| p.0));

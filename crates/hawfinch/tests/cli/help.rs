@@ -14,7 +14,7 @@ fn snapshot(name: &str, text: &str) {
     assert!(kept == text, "{} is not what the program says now:\n{text}", path.display());
 }
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 17] = [
     "generate",
     "chat",
     "inspect",
@@ -29,6 +29,8 @@ const COMMANDS: [&str; 15] = [
     "synthesize",
     "train",
     "plot",
+    "plan",
+    "merge",
     "bench",
 ];
 

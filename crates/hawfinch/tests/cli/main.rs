@@ -4,6 +4,7 @@
 mod bad_input;
 mod bench;
 mod chat;
+mod chat_data;
 mod data;
 mod files;
 mod finetune;

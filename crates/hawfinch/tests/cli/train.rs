@@ -3,7 +3,9 @@
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use crate::util::{Place, Run};
+use hawfinch_model::{StoredTensor, format};
+
+use crate::util::{Place, Run, TINY};
 
 const CONFIG: &str = r#"
 version = "7"
@@ -122,6 +124,41 @@ fn a_run_gives_a_model_that_every_command_opens() {
     assert!(first < number(0) - 0.5, "{first}");
 }
 
+/// A model most of whose channel mix does nothing is told of, and written down; one that is well is not.
+#[test]
+fn dead_channels_are_told() {
+    let place = place();
+    let evals = |run: &str| -> Vec<f64> {
+        let lines = String::from_utf8(place.read(&format!("{run}/metrics.jsonl"))).unwrap();
+        let records = lines.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        records.filter(|r| r["kind"] == "eval").map(|r| r["dead_channels"].as_f64().unwrap()).collect()
+    };
+    let well = train(&place, &["--steps", "6"]).ok();
+    assert!(!well.err.contains("never fired") && evals("runs/run")[0] < 0.5, "{}", well.err);
+    let mut model = format::open(&place.path("runs/run/step-00000006/model.safetensors")).unwrap();
+    for layer in 0..2 {
+        let bias = format!("blocks.{layer}.ln2.bias");
+        model.tensors[&bias] = StoredTensor::from_f32(&[32], &[20.0; 32]);
+        let mix = format!("blocks.{layer}.ffn.x_k");
+        model.tensors[&mix] = StoredTensor::from_f32(&model.tensors[&mix].shape.clone(), &[0.5; 32]);
+        let key: Vec<f32> = (0..128 * 32).map(|i| if i / 32 < 77 { -1.0 } else { 1.0 }).collect();
+        model.tensors[&format!("blocks.{layer}.ffn.key.weight")] = StoredTensor::from_f32(&[128, 32], &key);
+    }
+    let options = format::SaveOptions {
+        format: format::SaveFormat::Safetensors,
+        dtype: None,
+        vocabulary: None,
+        progress: None,
+    };
+    format::save(&place.path("dead.safetensors"), &model, options).unwrap();
+    let run =
+        train(&place, &["--from", "dead.safetensors", "-o", "dead", "--steps", "6", "--lr", "1e-9"]).ok();
+    let said = "60% of the channel mix's channels never fired: the learning rate is probably too high";
+    assert_eq!(run.err.matches(said).count(), 1, "{}", run.err);
+    // Before the first step, too, where no rate of this run can be why.
+    assert_eq!(evals("dead"), [77.0 / 128.0; 2]);
+}
+
 /// Where the plot cannot be, the run goes on and says so once.
 #[cfg(feature = "plot")]
 #[test]
@@ -196,21 +233,8 @@ fn what_is_wrong_is_said_before_anything_is_done() {
     empty.fails(1, &["nothing to learn from"]);
     // One line is little, but a text.
     place.write("line.txt", "one line");
-    let sizes = [
-        "--layers",
-        "1",
-        "--width",
-        "32",
-        "--head-size",
-        "16",
-        "--batch",
-        "1",
-        "--steps",
-        "2",
-        "--warmup-steps",
-        "0",
-    ];
-    let line = [&["train", "--text", "line.txt", "--tokenizer", "bytes", "-o", "line"][..], &sizes].concat();
+    let line = ["train", "--text", "line.txt", "--tokenizer", "bytes", "--steps", "2", "-o", "line"];
+    let line = [&line[..], &TINY].concat();
     place.run(&line).ok();
     // A run of another shape is not gone on with.
     train(&place, &["--steps", "4"]).ok();
@@ -233,22 +257,8 @@ fn a_cut_vocabulary_goes_with_the_model() {
     assert!(cut.err.contains("288 ids") && cut.err.contains("bytes a token"), "{}", cut.err);
     place.run(&["data", "vocab", "world", "--size", "288", "-o", "again.txt", "--threads", "1"]).ok();
     assert_eq!(place.read("vocab.txt"), place.read("again.txt"));
-    let shape = [
-        "--layers",
-        "1",
-        "--width",
-        "32",
-        "--head-size",
-        "16",
-        "--ctx",
-        "16",
-        "--batch",
-        "1",
-        "--warmup-steps",
-        "0",
-    ];
     let new = ["train", "--text", "text.jsonl", "--tokenizer", "vocab.txt", "-o", "runs/cut"];
-    place.run(&[&new[..], &shape, &["--steps", "2"]].concat()).ok();
+    place.run(&[&new[..], &TINY, &["--steps", "2"]].concat()).ok();
     let model = "runs/cut/step-00000002/model.safetensors";
     // Without the file that it came from, in every format.
     let vocabulary = place.read("vocab.txt");
@@ -283,7 +293,7 @@ fn a_cut_vocabulary_goes_with_the_model() {
     let on = "runs/on/step-00000001/model.safetensors";
     assert_eq!(place.run(&["tokenize", "--text", text, "--model", on]).ok().text(), ids);
     place.write("vocab.txt", vocabulary);
-    place.run(&[&new[..], &shape, &["--steps", "3"]].concat()).ok();
+    place.run(&[&new[..], &TINY, &["--steps", "3"]].concat()).ok();
     let on = "runs/cut/step-00000003/model.safetensors";
     assert_eq!(place.run(&["tokenize", "--text", text, "--model", on]).ok().text(), ids);
 }

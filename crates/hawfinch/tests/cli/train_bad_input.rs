@@ -3,28 +3,10 @@
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::util::Place;
-
-/// A model that learns in no time.
-const SIZES: [&str; 14] = [
-    "--tokenizer",
-    "bytes",
-    "--layers",
-    "1",
-    "--width",
-    "16",
-    "--head-size",
-    "16",
-    "--ctx",
-    "16",
-    "--batch",
-    "1",
-    "--warmup-steps",
-    "0",
-];
+use crate::util::{Place, TINY};
 
 fn train<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    [&["train"][..], &SIZES, more].concat()
+    [&["train", "--tokenizer", "bytes"][..], &TINY, more].concat()
 }
 
 /// Steps in the metrics of a run.

@@ -133,6 +133,22 @@ impl Place {
     }
 }
 
+/// Sizes of a model that `train` teaches in no time.
+pub const TINY: [&str; 12] = [
+    "--layers",
+    "1",
+    "--width",
+    "16",
+    "--head-size",
+    "16",
+    "--ctx",
+    "16",
+    "--batch",
+    "1",
+    "--warmup-steps",
+    "0",
+];
+
 /// A terminal: the program's end and ours.
 #[cfg(unix)]
 pub fn terminal() -> (std::fs::File, std::fs::File) {

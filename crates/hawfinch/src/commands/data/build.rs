@@ -8,7 +8,8 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::ValueEnum;
 use hawfinch_data::{
-    BadLines, HeldOut, Inputs, Invalid, Kind, Mixing, Plan, Policy, Reading, Shard, Source, Split, build,
+    BadLines, HeldOut, Inputs, Invalid, Kind, LossOn, Mixing, Plan, Policy, Reading, Shard, Source, Split,
+    build,
 };
 
 use super::report;
@@ -27,9 +28,13 @@ summary, for example a language [default: each file's name up to its first dot].
 each source, whole documents are repeated or left out until the shares of tokens are the weights'.
 
 Files named .jsonl and .ndjson hold a JSON object a line: `text`, chat `messages` (`conversations`),
-or instruction fields, written as `User: …`, a blank line, `Assistant: …`. So do rows of Parquet
-files. Others are text. gzip and Zstandard are unpacked, whatever the name. Each document is
-followed by token 0.
+or instruction fields, written as --template says, by default `User: …`, a blank line,
+`Assistant: …`. So do rows of Parquet files. Others are text. gzip and Zstandard are unpacked,
+whatever the name. Each document is followed by token 0.
+
+Of conversations and instructions a model is to learn what the assistant says and where it stops, no
+word of the others: NAME.mask.bin and .idx say so for each token, and `train` heeds them. Plain text
+is learned whole. --loss-on all learns everything; then there is no mask.
 
 Work is done in parts, kept in NAME.parts until the data set is complete: what was stopped goes on
 where it ended when the same command is given again. With --shard only that share is done, and
@@ -37,6 +42,7 @@ where it ended when the same command is given again. With --shard only that shar
 
 Examples:
   hawfinch data build corpus.jsonl -o corpus
+  hawfinch data build chats.jsonl -o chats --template g1-think --held-out 1%
   hawfinch data build en=wiki/en:70% world=wiki/other:15% code='src/**/*.rs':15% -o mixed --dedup
   zstdcat pile.jsonl.zst | hawfinch data build - -o pile --held-out 0.1%
   hawfinch data build 'web/*.jsonl.zst' -o web --shard 2/8
@@ -53,7 +59,7 @@ pub struct Args {
     /// A file with a SOURCE a line; lines that begin with # are left out
     #[arg(long, value_name = "FILE")]
     sources: Option<PathBuf>,
-    /// The data set to write: NAME.bin and NAME.idx
+    /// The data set to write: NAME.bin and NAME.idx, with NAME.mask.bin and .idx if not all is learned
     #[arg(long, short, value_name = "NAME")]
     out: PathBuf,
     /// What the files hold [default: by their names, and .json and standard input by their first line]
@@ -65,6 +71,12 @@ pub struct Args {
     /// Take this field of each JSON object and no other
     #[arg(long, value_name = "NAME")]
     field: Option<String>,
+    /// How conversations are written: world, g1, g1-think, raven, pile, instruct, completion …, as `chat --template` reads them
+    #[arg(long, value_name = "NAME", default_value = "world")]
+    template: String,
+    /// What is learned of conversations: the assistant's words, or all
+    #[arg(long, value_name = "WHAT", default_value = "assistant")]
+    loss_on: Loss,
     #[command(flatten)]
     tokenizer: DataTokenizer,
     /// Leave out documents of fewer tokens
@@ -122,6 +134,12 @@ enum SplitBy {
 }
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
+enum Loss {
+    Assistant,
+    All,
+}
+
+#[derive(ValueEnum, Clone, Copy, Debug)]
 enum InvalidText {
     Replace,
     Skip,
@@ -171,6 +189,11 @@ impl Args {
             field: self.field.clone(),
             min_tokens: self.min_tokens,
             max_tokens: self.max_tokens,
+            template: self.template.clone(),
+            loss_on: match self.loss_on {
+                Loss::Assistant => LossOn::Assistant,
+                Loss::All => LossOn::All,
+            },
             part_bytes: self.part_bytes.unwrap_or(default.part_bytes),
         }
     }

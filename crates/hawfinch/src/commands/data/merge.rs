@@ -24,7 +24,7 @@ pub struct Args {
     /// The work folders of all shards
     #[arg(value_name = "PARTS", required = true)]
     folders: Vec<PathBuf>,
-    /// The data set to write: NAME.bin and NAME.idx
+    /// The data set to write: NAME.bin and NAME.idx, with NAME.mask.bin and .idx if not all is learned
     #[arg(long, short, value_name = "NAME")]
     out: PathBuf,
     /// Replace the data set if it exists

@@ -13,7 +13,8 @@ use std::process::ExitCode;
 #[derive(clap::Args, Debug)]
 #[command(
     after_help = "A data set is two files, NAME.bin and NAME.idx, as the reference's make_data.py writes them and
-its trainers read them. docs/data.md says more.
+its trainers read them; of conversations NAME.mask.bin and .idx say which tokens are learned.
+docs/data.md says more.
 
 Examples:
   hawfinch data build corpus.jsonl -o corpus

@@ -60,7 +60,24 @@ pub fn text(summary: &Summary, out: &Path, seconds: f64) -> String {
         thousands(summary.written.tokens),
         size(2 * summary.written.tokens),
     );
+    if let Some(learned) = learned(summary) {
+        let _ =
+            writeln!(text, "{learned}: {}.mask.bin and .idx; --loss-on all learns every token", name(out));
+    }
     text
+}
+
+/// What is learned, if not all is.
+fn learned(summary: &Summary) -> Option<String> {
+    let said =
+        |share: String| format!("{share} of the tokens are learned, of conversations the assistant's alone");
+    summary.masked.then(|| said(share(summary.written.learned, summary.written.tokens)))
+}
+
+/// A share of tokens for a person, with as many digits as tell it from none and from all.
+pub fn share(part: u64, all: u64) -> String {
+    let percent = 100.0 * part as f64 / all.max(1) as f64;
+    if (10.0..=99.0).contains(&percent) { format!("{percent:.0}%") } else { format!("{percent:.2}%") }
 }
 
 /// In one line: how much there is, what was left out and what was changed.
@@ -76,6 +93,9 @@ pub fn brief(summary: &Summary) -> String {
     }
     if let Some(replaced) = replaced(summary) {
         let _ = write!(text, "; {replaced}");
+    }
+    if let Some(learned) = learned(summary) {
+        let _ = write!(text, "; {learned}");
     }
     text
 }
@@ -104,6 +124,16 @@ fn left_out(s: &Summary) -> Vec<String> {
         (s.too_long, "document of too many tokens", "documents of too many tokens"),
         (s.bad_lines, "line that is no document", "lines that are no document"),
         (s.invalid_utf8, "document that is not UTF-8", "documents that are not UTF-8"),
+        (
+            s.nothing_to_learn,
+            "conversation without a reply to learn",
+            "conversations without a reply to learn",
+        ),
+        (
+            s.reasoning_left_out,
+            "message's reasoning, for which the template has no place",
+            "messages' reasoning, for which the template has no place",
+        ),
     ];
     let some = all.into_iter().filter(|(n, ..)| *n > 0);
     some.map(|(n, one, many)| format!("{} {}", thousands(n), if n == 1 { one } else { many })).collect()
@@ -134,7 +164,8 @@ fn table(summary: &Summary) -> String {
     if summary.labels.len() > 1 {
         labels.push(&all);
     }
-    let head = ["label", "documents", "tokens", "share", "characters/token", "duplicates", "held out"];
+    let head =
+        ["label", "documents", "tokens", "share", "learned", "characters/token", "duplicates", "held out"];
     let mut rows = vec![head.map(String::from)];
     rows.extend(labels.iter().map(|l| {
         [
@@ -142,16 +173,18 @@ fn table(summary: &Summary) -> String {
             thousands(l.written.documents),
             thousands(l.written.tokens),
             format!("{:.2}%", 100.0 * l.written.tokens as f64 / summary.written.tokens.max(1) as f64),
+            share(l.written.learned, l.written.tokens),
             l.written.characters_per_token().map_or("-".into(), |c| format!("{c:.3}")),
             thousands(l.duplicates),
             thousands(l.held_out.documents),
         ]
     }));
-    // Columns of nothing but zeros say nothing.
+    // Columns of nothing but zeros, or of all, say nothing.
     let kept: Vec<usize> = (0..head.len())
         .filter(|&c| match c {
-            5 => summary.duplicates > 0,
-            6 => summary.held_out.documents > 0,
+            4 => summary.masked,
+            6 => summary.duplicates > 0,
+            7 => summary.held_out.documents > 0,
             _ => true,
         })
         .collect();

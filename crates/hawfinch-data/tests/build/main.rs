@@ -1,127 +1,18 @@
 //! Whole data sets: the reference's bytes, and the same bytes whatever the threads, parts, shards and interruptions.
 
-use std::io::Write as _;
+mod masks;
+mod way;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hawfinch_data::binidx::{self, Reader};
+use hawfinch_data::binidx::Reader;
 use hawfinch_data::{
-    BadLines, Control, Error, HeldOut, Inputs, Invalid, Mixing, Plan, Policy, Reading, Shard, Source, Split,
-    Summary, build,
+    BadLines, Control, Error, HeldOut, Invalid, Mixing, Policy, Reading, Shard, Split, build, held_out_name,
 };
 use hawfinch_tokenizer::Tokenizer;
-use tempfile::TempDir;
 
-/// A way to build a data set.
-#[derive(Clone)]
-struct Way {
-    reading: Reading,
-    mixing: Mixing,
-    policy: Policy,
-    threads: usize,
-}
-
-impl Default for Way {
-    fn default() -> Self {
-        Way { reading: Reading::default(), mixing: Mixing::default(), policy: Policy::default(), threads: 2 }
-    }
-}
-
-impl Way {
-    fn plan(&self, sources: &[String]) -> Result<Plan, Error> {
-        let sources: Vec<Source> = sources.iter().map(|s| Source::parse(s).unwrap()).collect();
-        let inputs = Inputs::find(&sources, None)?;
-        Plan::new(inputs, &Tokenizer::world(), self.reading.clone(), self.mixing.clone())
-    }
-
-    fn build(&self, sources: &[String], out: &Path) -> Result<Summary, Error> {
-        let plan = self.plan(sources)?;
-        let control = Control::quiet(self.threads);
-        let world = Tokenizer::world();
-        build::tokenise_shard(&plan, out, Shard::WHOLE, self.policy, false, &world, control)?;
-        build::finish(&plan, out, control)
-    }
-}
-
-/// All bytes of a data set and of the held-out one beside it.
-fn bytes(out: &Path) -> Vec<Vec<u8>> {
-    let names = [out.to_path_buf(), hawfinch_data::held_out_name(out)];
-    let files = names.iter().flat_map(|n| <[PathBuf; 2]>::from(binidx::paths(n)));
-    files.filter(|f| f.exists()).map(|f| std::fs::read(f).unwrap()).collect()
-}
-
-fn texts(out: &Path) -> Vec<String> {
-    let (read, world) = (Reader::open(out).unwrap(), Tokenizer::world());
-    (0..read.documents())
-        .map(|i| {
-            let ids = read.document(i).unwrap();
-            assert_eq!(ids.last(), Some(&0));
-            String::from_utf8(world.decode(&ids[..ids.len() - 1]).unwrap()).unwrap()
-        })
-        .collect()
-}
-
-/// Numbers that are the same in every run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (self.0 >> 33) % n
-    }
-
-    fn text(&mut self) -> String {
-        const WORDS: [&str; 9] = ["one ", "two", "\n", "\n\n", "деревья", " 你好", "🦜", "\r\n", "  "];
-        let most = if self.below(20) == 0 { 400 } else { 12 };
-        let words = 1 + self.below(most);
-        (0..words).map(|_| WORDS[self.below(9) as usize]).collect()
-    }
-}
-
-fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut out = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-    out.write_all(bytes).unwrap();
-    out.finish().unwrap()
-}
-
-fn zstd(bytes: &[u8]) -> Vec<u8> {
-    ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
-}
-
-/// A corpus of every form: JSONL plain, gzip of two members, Zstandard; text. With equal documents among them.
-fn corpus() -> (TempDir, Vec<String>) {
-    let place = tempfile::tempdir().unwrap();
-    let mut random = Random(1);
-    let mut lines = |n: usize| {
-        let mut out = String::new();
-        for i in 0..n {
-            let text = if random.below(10) == 0 { "again".into() } else { random.text() };
-            out += &serde_json::json!({"id": i, "text": text}).to_string();
-            out += if i % 7 == 0 { "\r\n\n" } else { "\n" };
-        }
-        out
-    };
-    let write = |name: &str, bytes: &[u8]| std::fs::write(place.path().join(name), bytes).unwrap();
-    write("en.jsonl", lines(400).as_bytes());
-    write("ru.jsonl.gz", &[gzip(lines(200).as_bytes()), gzip(lines(100).as_bytes())].concat());
-    // The name does not say what it is.
-    write("zh.jsonl", &zstd(lines(300).trim_end().as_bytes()));
-    for i in 0..5 {
-        write(&format!("note-{i}.txt"), Random(i).text().repeat(i as usize).as_bytes());
-    }
-    let path = |name: &str| place.path().join(name).display().to_string();
-    let sources =
-        vec![path("en.jsonl"), path("ru.jsonl.gz"), format!("notes={}", path("*.txt")), path("zh.jsonl")];
-    (place, sources)
-}
-
-/// Every decision at once.
-fn everything() -> Way {
-    let mixing =
-        Mixing { dedup: true, held_out: Some(HeldOut::Share(0.1)), tokens: Some(30_000), shuffle: Some(7) };
-    let reading = Reading { min_tokens: 3, max_tokens: Some(500), ..Reading::default() };
-    Way { mixing, reading, ..Way::default() }
-}
+use crate::way::{Random, Way, bytes, corpus, everything, gzip, texts};
 
 #[test]
 fn the_references_bytes() {
@@ -284,7 +175,7 @@ fn duplicates_are_left_out_and_equal_texts_are_held_out_together() {
         let way = Way { mixing: Mixing { held_out: Some(held_out), ..Mixing::default() }, ..Way::default() };
         let out = place.path().join(format!("{held_out:?}"));
         way.build(&sources, &out).unwrap();
-        let (train, held) = (texts(&out), texts(&hawfinch_data::held_out_name(&out)));
+        let (train, held) = (texts(&out), texts(&held_out_name(&out)));
         assert_eq!(train.len() + held.len(), all_texts.len());
         assert!(held.iter().all(|t| !train.contains(t)), "a text is on both sides");
         let mut different = held.clone();
