@@ -485,7 +485,12 @@ fn a_bucket_left_out_is_seen() {
     let dir = tempfile::tempdir().unwrap();
     let name = corpus(dir.path());
     let base = weights(Version::V7);
-    let with = |out: String| RunConfig { accumulate: 2, steps: Some(2), ..config(&dir.path().join(out)) };
+    let with = |out: String| RunConfig {
+        accumulate: 2,
+        steps: Some(2),
+        warmup_steps: 0,
+        ..config(&dir.path().join(out))
+    };
     let alone = on(1, &name, &with("alone".into()), &base, 0).pop().unwrap();
     // The head's bucket, one in the middle; all ranks leave it out.
     for left in [1, 9] {
