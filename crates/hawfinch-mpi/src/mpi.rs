@@ -82,6 +82,17 @@ fn parts(counts: &[usize], ranks_: usize, len: usize) -> Result<(Vec<c_int>, Vec
     Ok((n, places))
 }
 
+/// Where bytes are, as MPI takes them. An empty slice of Rust's may point at address 1, which is Open MPI's `MPI_IN_PLACE`.
+fn address(bytes: &[u8]) -> *const c_void {
+    static NOTHING: u8 = 0;
+    if bytes.is_empty() { (&raw const NOTHING).cast() } else { bytes.as_ptr().cast() }
+}
+
+/// The same of bytes to be written; of none, nothing is.
+fn address_mut(bytes: &mut [u8]) -> *mut c_void {
+    if bytes.is_empty() { address(bytes).cast_mut() } else { bytes.as_mut_ptr().cast() }
+}
+
 /// Ends all processes of the job at once, if MPI runs; the caller has said why.
 pub fn abort(code: i32) {
     if RUNS.load(Ordering::SeqCst) {
@@ -142,10 +153,10 @@ impl Collective for Mpi {
         // SAFETY: counts and places of as many ranks as there are, within both slices.
         check("all to all", unsafe {
             hawfinch_mpi_all_to_all(
-                send.as_ptr().cast(),
+                address(send),
                 to_n.as_ptr(),
                 to_at.as_ptr(),
-                receive.as_mut_ptr().cast(),
+                address_mut(receive),
                 from_n.as_ptr(),
                 from_at.as_ptr(),
             )
@@ -159,9 +170,9 @@ impl Collective for Mpi {
         // SAFETY: counts and places of as many ranks as there are, within `receive`.
         check("all gather", unsafe {
             hawfinch_mpi_all_gather(
-                send.as_ptr().cast(),
+                address(send),
                 n[self.rank],
-                receive.as_mut_ptr().cast(),
+                address_mut(receive),
                 n.as_ptr(),
                 at.as_ptr(),
             )
@@ -172,21 +183,21 @@ impl Collective for Mpi {
         let n = count(bytes.len())?;
         self.enter(if root == self.rank { bytes.len() * (self.size - 1) } else { 0 });
         // SAFETY: `n` bytes that may be written.
-        check("broadcast", unsafe { hawfinch_mpi_broadcast(bytes.as_mut_ptr().cast(), n, root as c_int) })
+        check("broadcast", unsafe { hawfinch_mpi_broadcast(address_mut(bytes), n, root as c_int) })
     }
 
     fn send(&self, bytes: &[u8], to: usize) -> Result<()> {
         let n = count(bytes.len())?;
         self.enter(bytes.len());
         // SAFETY: `n` bytes.
-        check("send", unsafe { hawfinch_mpi_send(bytes.as_ptr().cast(), n, to as c_int) })
+        check("send", unsafe { hawfinch_mpi_send(address(bytes), n, to as c_int) })
     }
 
     fn receive(&self, bytes: &mut [u8], from: usize) -> Result<()> {
         let n = count(bytes.len())?;
         self.enter(0);
         // SAFETY: `n` bytes that may be written.
-        check("receive", unsafe { hawfinch_mpi_receive(bytes.as_mut_ptr().cast(), n, from as c_int) })
+        check("receive", unsafe { hawfinch_mpi_receive(address_mut(bytes), n, from as c_int) })
     }
 
     fn barrier(&self) -> Result<()> {

@@ -85,6 +85,10 @@ fn as_rank(folder: &Path) {
     all_reduce_f64(&*c, &mut wide).unwrap();
     assert_eq!(wide, [1.0, 1.0]);
     assert_eq!(gather(&*c, &vec![7; me * 3]).unwrap(), [vec![], vec![7; 3]]);
+    // Nothing to say by anybody: an empty slice's address means something else to Open MPI.
+    assert_eq!(gather(&*c, &[]).unwrap(), [[0u8; 0], []]);
+    c.all_to_all(&[], &[0, 0], &mut [], &[0, 0]).unwrap();
+    c.broadcast(&mut [], 0).unwrap();
     let mut said = [me as u8; 4];
     c.broadcast(&mut said, 1).unwrap();
     assert_eq!(said, [1; 4]);
