@@ -17,7 +17,7 @@ ctx = 32
 batch = 2
 accumulate = 2
 steps = 6
-lr = 1e-2
+lr = 3e-3
 warmup-steps = 2
 save-every = 3
 eval-every = 3
@@ -83,7 +83,7 @@ fn two_processes_are_one_to_the_bit() {
     train(dir, 2, "rounded", &["--wire", "bf16"]);
     assert!(losses("rounded") != losses("one"));
     let last = |out: &str| losses(out).last().unwrap().parse::<f64>().unwrap();
-    assert!((last("rounded") - last("one")).abs() < 0.02, "{} {}", last("rounded"), last("one"));
+    assert!((last("rounded") - last("one")).abs() < 0.003, "{} {}", last("rounded"), last("one"));
 }
 
 /// Two processes, then one, then four: the same data in the same order.
@@ -118,7 +118,7 @@ fn what_is_wrong_is_said_once_and_ends_all() {
     let mut c = mpirun(dir, 1);
     c.args(["train", "run.toml", "-o", "x", ":", "-n", "1", env!("CARGO_BIN_EXE_hawfinch")]);
     let (code, said) = run(c, &["train", "run.toml", "-o", "x", "--lr", "0.5"]);
-    assert!(code != 0 && said.contains("`lr` is 0.5 on rank 1 and 0.01 on rank 0"), "{said}");
+    assert!(code != 0 && said.contains("`lr` is 0.5 on rank 1 and 0.003 on rank 0"), "{said}");
     // One that fails alone.
     let mut c = mpirun(dir, 1);
     c.args(["train", "run.toml", "-o", "y", ":", "-n", "1", env!("CARGO_BIN_EXE_hawfinch")]);

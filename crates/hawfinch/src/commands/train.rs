@@ -186,7 +186,7 @@ fn train(args: &Args, ranks: Arc<dyn Collective>) -> anyhow::Result<ExitCode> {
         pool.threads()
     ));
     if let Some(masked) = masked {
-        note(masked);
+        note(format_args!("{masked}"));
     }
     let most = 2.0 * best * ranks.size() as f64;
     let view = first.then(|| View::new(out, (steps, step), &config.prompt, &tokenizer, (work, most)));
