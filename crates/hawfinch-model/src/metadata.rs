@@ -33,6 +33,9 @@ pub const START_TOKENS: &str = "hawfinch.start_tokens";
 pub const LORA_ALPHA: &str = "hawfinch.lora_alpha";
 /// Rank of a LoRA, or its ranks.
 pub const LORA_RANK: &str = "hawfinch.lora_rank";
+/// What a LoRA began as, if that is not zero: `pissa` (its second half is what was taken out of the model), `disha` (A is a row
+/// of identities).
+pub const LORA_INIT: &str = "hawfinch.lora_init";
 /// What was merged into the model.
 pub const MERGED: &str = "hawfinch.merged";
 /// What a file was trained on: tokens, documents, a checksum.

@@ -11,7 +11,7 @@ use crate::adamw::Settings;
 use crate::collective::Wire;
 use crate::groups::Layerwise;
 use crate::schedule::{Length, Schedule, Shape};
-use crate::tuning::{LoraSettings, Method};
+use crate::tuning::{LoraInit, LoraSettings, Method};
 use crate::{Error, Result, Segments};
 
 /// In which order samples are read.
@@ -76,6 +76,8 @@ pub struct RunConfig {
     pub lora_rank: usize,
     /// LoRA: the product counts alpha / rank; by default as much as the rank.
     pub lora_alpha: Option<f64>,
+    /// LoRA: what it begins as.
+    pub lora_init: LoraInit,
     /// LoRA: which linear layers; none for all but the head.
     pub lora_modules: Vec<String>,
     /// LoRA: what is trained whole beside it: `ln`, `time`, `emb`, `head`.
@@ -194,6 +196,7 @@ impl Default for RunConfig {
             method: Method::default(),
             lora_rank: 32,
             lora_alpha: None,
+            lora_init: LoraInit::Zero,
             lora_modules: Vec::new(),
             train_parts: Vec::new(),
             data: None,
@@ -267,6 +270,7 @@ impl RunConfig {
         LoraSettings {
             rank: self.lora_rank,
             alpha: self.lora_alpha.unwrap_or(self.lora_rank as f64),
+            init: self.lora_init,
             modules: self.lora_modules.clone(),
             parts: self.train_parts.clone(),
             seed: self.seed,
@@ -331,6 +335,12 @@ impl RunConfig {
             return Err(Error::request(format!(
                 "`method` is {}, which trains something beside a model: say beside which with `from`",
                 self.method.name()
+            )));
+        }
+        if self.lora_init != LoraInit::Zero && self.lora_alpha.is_some() {
+            return Err(Error::request(format!(
+                "`lora-alpha` has no meaning with `lora-init` {}, whose product counts once: leave it out",
+                self.lora_init.name()
             )));
         }
         let positive = [

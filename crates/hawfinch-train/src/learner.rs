@@ -110,6 +110,7 @@ impl<F: Real> Learner<F> {
     ) -> Result<Self> {
         let trains = |name: &str| tuning.trains(name);
         let mut learner = Self::with(checkpoint, tuning.adapter.clone(), &trains, cpu, precision)?;
+        tuning.keep(&mut learner.tape().parameters_mut());
         if tuning.method != Method::State {
             return Ok(learner);
         }

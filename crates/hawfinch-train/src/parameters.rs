@@ -19,6 +19,15 @@ enum Numbers<F: Real> {
     Stored(StoredTensor),
 }
 
+/// What of a parameter with two axes is not trained, though the rest is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// Rows from this one on.
+    RowsFrom(usize),
+    /// Columns from this one on.
+    ColumnsFrom(usize),
+}
+
 /// One parameter.
 pub struct Parameter<F: Real> {
     /// Official name.
@@ -30,6 +39,8 @@ pub struct Parameter<F: Real> {
     gradient: Vec<F>,
     /// Whether it is trained: if not, it has no gradient.
     trained: bool,
+    /// What of it is not.
+    kept: Option<Kept>,
 }
 
 impl<F: Real> Parameter<F> {
@@ -39,7 +50,7 @@ impl<F: Real> Parameter<F> {
             to.iter_mut().zip(values).for_each(|(to, &v)| *to = F::from_f64(v));
         });
         let gradient = if trained { vec![F::ZERO; values.len()] } else { Vec::new() };
-        Parameter { name, shape, numbers: Numbers::Own(value), gradient, trained }
+        Parameter { name, shape, numbers: Numbers::Own(value), gradient, trained, kept: None }
     }
 
     /// Values, row-major.
@@ -88,6 +99,18 @@ impl<F: Real> Parameter<F> {
     /// Whether it is trained.
     pub fn is_trained(&self) -> bool {
         self.trained
+    }
+
+    /// Takes away the gradient of what is kept: AdamW leaves alone what never had one.
+    pub(crate) fn clear_kept(&mut self) {
+        let columns = self.shape.last().copied().unwrap_or(1);
+        match self.kept {
+            None => {}
+            Some(Kept::RowsFrom(first)) => self.gradient[first * columns..].fill(F::ZERO),
+            Some(Kept::ColumnsFrom(first)) => {
+                self.gradient.chunks_exact_mut(columns).for_each(|row| row[first..].fill(F::ZERO));
+            }
+        }
     }
 
     /// Gradients, to add to.
@@ -164,7 +187,7 @@ impl<F: Real> Parameters<F> {
             list.push(match stored {
                 Some(stored) => {
                     let numbers = Numbers::Stored(stored);
-                    Parameter { name, shape, numbers, gradient: Vec::new(), trained }
+                    Parameter { name, shape, numbers, gradient: Vec::new(), trained, kept: None }
                 }
                 None => Parameter::own(cpu, name, shape, &tensor.to_f64(), trained),
             });
@@ -178,6 +201,13 @@ impl<F: Real> Parameters<F> {
         self.index.insert(parameter.name.clone(), self.list.len());
         self.list.push(parameter);
         self.list.len() - 1
+    }
+
+    /// Says that part of a parameter stays as it is.
+    pub(crate) fn keep(&mut self, name: &str, kept: Kept) {
+        if let Some(place) = self.find(name) {
+            self.list[place].kept = Some(kept);
+        }
     }
 
     /// Which parameter has that name.

@@ -217,15 +217,16 @@ impl Job {
                 *r = rank(*r);
             }
             let weights = synthetic::checkpoint(&small, DType::F32, 1);
+            let cpu = Cpu::<f32>::with(Arc::new(Pool::new(1)), Isa::best());
             let tuning = match self.method {
                 Method::Full => Tuning::default(),
                 Method::State => Tuning::state(),
                 Method::Lora => {
                     let rank = (self.lora.rank / narrower).max(1);
-                    Tuning::lora(&weights, &LoraSettings { rank, parts: Vec::new(), ..self.lora.clone() })?
+                    let lora = LoraSettings { rank, parts: Vec::new(), ..self.lora.clone() };
+                    Tuning::lora(&weights, &lora, &cpu)?
                 }
             };
-            let cpu = Cpu::<f32>::with(Arc::new(Pool::new(1)), Isa::best());
             let mut learner = Learner::tuned(&weights, &tuning, cpu, Precision::Full)?;
             learner.set_recomputing(self.recompute);
             let ids: Vec<u32> = (0..tokens as u32).map(|n| n % 60 + 1).collect();
@@ -281,6 +282,7 @@ fn small(c: &Config) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tuning::LoraInit;
     use hawfinch_model::Version;
 
     fn job(version: Version, layers: usize, width: usize) -> Job {
@@ -289,7 +291,14 @@ mod tests {
             base_bytes: 2 * config.parameters(true),
             config,
             method: Method::Full,
-            lora: LoraSettings { rank: 8, alpha: 8.0, modules: Vec::new(), parts: Vec::new(), seed: 1 },
+            lora: LoraSettings {
+                rank: 8,
+                alpha: 8.0,
+                init: LoraInit::Zero,
+                modules: Vec::new(),
+                parts: Vec::new(),
+                seed: 1,
+            },
             ctx: 256,
             batch: 1,
             accumulate: 1,
@@ -311,12 +320,12 @@ mod tests {
                 let job = Job { recompute, method, ..job(version, 3, 256) };
                 let plan = job.plan().unwrap();
                 let weights = synthetic::checkpoint(&job.config, DType::BF16, 1);
+                let cpu = Cpu::<f32>::with(Arc::new(Pool::new(2)), Isa::best());
                 let tuning = match method {
                     Method::Full => Tuning::default(),
                     Method::State => Tuning::state(),
-                    Method::Lora => Tuning::lora(&weights, &job.lora).unwrap(),
+                    Method::Lora => Tuning::lora(&weights, &job.lora, &cpu).unwrap(),
                 };
-                let cpu = Cpu::<f32>::with(Arc::new(Pool::new(2)), Isa::best());
                 let mut learner = Learner::tuned(&weights, &tuning, cpu, Precision::Full).unwrap();
                 learner.set_recomputing(recompute);
                 assert_eq!(

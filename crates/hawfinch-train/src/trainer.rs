@@ -21,7 +21,7 @@ use crate::config::RunConfig;
 use crate::groups::{self, Group};
 use crate::schedule::{Length, Schedule};
 use crate::tuning::{self, Method, Tuning};
-use crate::{Error, Learner, Result};
+use crate::{Error, Learner, Parameter, Result};
 use ranks::{Ranks, Share};
 
 pub use validation::{EvalReport, Evaluation, Question};
@@ -153,7 +153,7 @@ impl Trainer {
         let progress = Progress::new(data.fingerprint.clone(), config.seed);
         let tuning = match config.method {
             Method::Full => Tuning::default(),
-            Method::Lora => Tuning::lora(weights, &config.lora())?,
+            Method::Lora => Tuning::lora(weights, &config.lora(), &cpu)?,
             Method::State => Tuning::state(),
         };
         let trainer = Self::with(ranks, config, weights, &tuning, cpu, data, progress)?;
@@ -281,8 +281,8 @@ impl Trainer {
 
     /// What is trained, as it is now: the weights, or an adapter or a state alone.
     pub fn weights(&self) -> Checkpoint {
-        let full = self.config.method == Method::Full;
-        self.learner.tape().parameters().checkpoint(self.metadata.clone(), |p| full || p.is_trained())
+        let saved = |p: &Parameter<f32>| tuning::is_saved(self.config.method, p);
+        self.learner.tape().parameters().checkpoint(self.metadata.clone(), saved)
     }
 
     /// The model as it is now, and the adapter to be applied to it.

@@ -15,7 +15,7 @@ use hawfinch_train::batches::Batches;
 use hawfinch_train::checkpoint;
 use hawfinch_train::config::{Operands, Order, RunConfig};
 use hawfinch_train::trainer::{Data, Observer, StepReport, Trainer};
-use hawfinch_train::tuning::{LoraSettings, Method, Tuning};
+use hawfinch_train::tuning::{LoraInit, LoraSettings, Method, Tuning};
 use hawfinch_train::{Learner, Lesson};
 
 const VERSIONS: [Version; 6] =
@@ -26,16 +26,28 @@ fn weights(version: Version, dtype: DType) -> Checkpoint {
     synthetic::checkpoint(&config, dtype, 3)
 }
 
+/// The same with matrices in another number type.
+fn quantized(version: Version, dtype: DType) -> Checkpoint {
+    let mut base = weights(version, DType::F32);
+    for (name, tensor) in &mut base.tensors {
+        if tensor.squeezed().len() == 2 && name.ends_with(".weight") && tensor.shape[1] % 32 == 0 {
+            *tensor = tensor.converted(dtype).unwrap();
+        }
+    }
+    base
+}
+
 /// An adapter whose two halves are not zero.
 fn adapter(base: &Checkpoint) -> Lora {
     let settings = LoraSettings {
         rank: 3,
         alpha: 5.0,
+        init: LoraInit::Zero,
         modules: Vec::new(),
         parts: vec!["ln".into(), "time".into()],
         seed: 9,
     };
-    let mut lora = Tuning::lora(base, &settings).unwrap().adapter.unwrap();
+    let mut lora = Tuning::lora(base, &settings, &cpu(1)).unwrap().adapter.unwrap();
     for (_, b) in lora.modules.values_mut() {
         let values: Vec<f32> = (0..b.len()).map(|n| 0.1 * (n as f32 * 1.3).sin()).collect();
         *b = StoredTensor::from_f32(&b.shape, &values);
@@ -59,8 +71,8 @@ fn first_state(base: &Checkpoint) -> Checkpoint {
 
 fn tunings(base: &Checkpoint) -> [Tuning; 2] {
     [
-        Tuning { method: Method::Lora, adapter: Some(adapter(base)), state: None },
-        Tuning { method: Method::State, adapter: None, state: Some(first_state(base)) },
+        Tuning { method: Method::Lora, adapter: Some(adapter(base)), ..Tuning::default() },
+        Tuning { method: Method::State, state: Some(first_state(base)), ..Tuning::default() },
     ]
 }
 
@@ -139,14 +151,9 @@ fn central_differences_of_adapters_and_first_states() {
 fn a_frozen_base_gives_the_gradients_of_one_in_training() {
     for version in VERSIONS {
         for dtype in [DType::F32, DType::BF16, DType::F16, DType::Q8_0, DType::Q4_0] {
-            let mut base = weights(version, DType::F32);
+            let base = quantized(version, dtype);
             let mut floats = base.clone();
-            for (name, tensor) in &mut base.tensors {
-                let matrix = tensor.squeezed().len() == 2 && name.ends_with(".weight");
-                if !matrix || tensor.shape[1] % 32 != 0 {
-                    continue;
-                }
-                *tensor = tensor.converted(dtype).unwrap();
+            for (name, tensor) in base.tensors.iter().filter(|(_, t)| t.dtype == dtype) {
                 floats.tensors[name] = tensor.converted(DType::F32).unwrap();
             }
             for tuning in tunings(&weights(version, DType::F32)) {
@@ -323,13 +330,86 @@ fn runs_learn_keep_only_what_they_train_and_go_on_to_the_bit() {
     }
 }
 
+/// Those that begin as something else: at first they are the base, then half of them learns, and the rest stays.
+#[test]
+fn pissa_and_disha_begin_as_the_base_and_keep_their_other_half() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = corpus(dir.path());
+    for (version, dtype) in
+        [(Version::V7, DType::F32), (Version::V6, DType::Q8_0), (Version::V4, DType::BF16)]
+    {
+        for init in [LoraInit::Pissa, LoraInit::Disha] {
+            let base = quantized(version, dtype);
+            let what = format!("{version} {init:?}");
+            let place = |run: &str| RunConfig {
+                lora_init: init,
+                lora_alpha: None,
+                ..settings(&dir.path().join(format!("{run}-{version:?}-{init:?}")), Method::Lora)
+            };
+            let config = place("whole");
+            let mut trainer = Trainer::new(config.clone(), &base, cpu(2), data(&name, &config)).unwrap();
+            let plain =
+                logits(&Model::from_checkpoint(base.clone(), OpenOptions::default(), cpu(1)).unwrap());
+            let beside = |c: Checkpoint| {
+                let loras = vec![Lora::from_checkpoint(c, None).unwrap()];
+                let options = OpenOptions { loras, ..OpenOptions::default() };
+                logits(&Model::from_checkpoint(base.clone(), options, cpu(1)).unwrap())
+            };
+            let apart = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+            let first = trainer.weights();
+            assert_eq!(first.metadata[metadata::LORA_INIT], init.name());
+            let near = apart(&plain, &beside(first.clone()));
+            assert!(near < 1e-4, "{what}: {near}");
+            let seen = run(&mut trainer, 0);
+            let [before, after] = seen.evals[..] else { panic!("{:?}", seen.evals) };
+            assert!(after < before - 0.1, "{what}: {before} to {after}");
+            let last = trainer.weights();
+            for ((name, a), (_, b)) in first.tensors.iter().zip(&last.tensors) {
+                let (a, b, columns) = (a.to_f32(), b.to_f32(), a.shape[1]);
+                let kept = |n: usize| match init {
+                    LoraInit::Disha => name.ends_with("lora_A"),
+                    _ if name.ends_with("lora_A") => n >= a.len() / 2,
+                    _ => n % columns >= columns / 2,
+                };
+                let same = |n: usize| a[n].to_bits() == b[n].to_bits();
+                assert!((0..a.len()).filter(|n| kept(*n)).all(same), "{what}: {name} stays");
+                let learns = (0..a.len()).filter(|n| !kept(*n)).any(|n| !same(n));
+                assert_eq!(learns, init == LoraInit::Pissa || name.ends_with("lora_B"), "{what}: {name}");
+            }
+            // What is beside the base in the trainer is what others read from the file.
+            assert!(apart(&plain, &beside(last.clone())) > 1e-2, "{what}");
+            // Stopped in between it comes to the same.
+            let parts = place("parts");
+            let mut trainer = Trainer::new(parts.clone(), &base, cpu(1), data(&name, &parts)).unwrap();
+            run(&mut trainer, 9);
+            let found = checkpoint::list(&parts.out).unwrap().pop().unwrap();
+            let loaded = checkpoint::load(&found).unwrap();
+            let set = data(&name, &parts);
+            let mut trainer = Trainer::resume(parts.clone(), Some(&base), &loaded, cpu(3), set).unwrap();
+            run(&mut trainer, 0);
+            let bits =
+                |c: &Checkpoint| -> Vec<Vec<u8>> { c.tensors.values().map(|t| t.data.to_vec()).collect() };
+            assert!(bits(&trainer.weights()) == bits(&last), "{what}: the same bits");
+        }
+    }
+}
+
 #[test]
 fn what_cannot_be_is_said() {
     let base = weights(Version::V7, DType::F32);
     let lora = |change: &dyn Fn(&mut LoraSettings)| {
-        let mut settings = LoraSettings { rank: 4, alpha: 4.0, modules: vec![], parts: vec![], seed: 1 };
+        let mut settings = LoraSettings {
+            rank: 4,
+            alpha: 4.0,
+            init: LoraInit::Zero,
+            modules: vec![],
+            parts: vec![],
+            seed: 1,
+        };
         change(&mut settings);
-        Tuning::lora(&base, &settings).map(|t| t.adapter.unwrap().modules.len()).map_err(|e| e.to_string())
+        Tuning::lora(&base, &settings, &cpu(1))
+            .map(|t| t.adapter.unwrap().modules.len())
+            .map_err(|e| e.to_string())
     };
     // Four matrices of the time mix, two of the channel mix, of two layers.
     assert_eq!(lora(&|_| {}), Ok(12));
@@ -345,4 +425,6 @@ fn what_cannot_be_is_said() {
     }
     let alone = RunConfig { from: None, ..settings(Path::new("x"), Method::State) };
     assert!(alone.check().unwrap_err().to_string().contains("say beside which with `from`"));
+    let twice = RunConfig { lora_init: LoraInit::Pissa, ..settings(Path::new("x"), Method::Lora) };
+    assert!(twice.check().unwrap_err().to_string().contains("no meaning with `lora-init` pissa"));
 }

@@ -65,6 +65,7 @@ impl Matrix {
         let gradient = self.numbers(parameters.list_mut()[self.parameter].gradient_mut());
         let (a, b) = if self.right { (x, d_y) } else { (d_y, x) };
         gemm(tape.cpu.isa(), tape.cpu.pool(), tape.precision, gradient, Into::Add, a.transposed(), b);
+        parameters.list_mut()[self.parameter].clear_kept();
     }
 }
 

@@ -126,10 +126,9 @@ impl Trainer {
         self.agree_on_values()?;
         let gathered = self.gather_moments()?;
         let Trainer { config, optimizer, progress, ranks, learner, metadata, .. } = self;
-        let full = config.method == tuning::Method::Full;
         ranks.only_first(|| {
             let parameters = learner.tape().parameters();
-            let weights = parameters.checkpoint(metadata.clone(), |p| full || p.is_trained());
+            let weights = parameters.checkpoint(metadata.clone(), |p| tuning::is_saved(config.method, p));
             drop(parameters);
             let optimizer = gathered.as_ref().unwrap_or(optimizer);
             let found = checkpoint::write(&config.out, &weights, optimizer, progress)?;

@@ -55,7 +55,8 @@ fn in_type<F: Real>(
     }
     let lora = folder.join("lora.pth");
     if lora.is_file() {
-        let tuning = Tuning { method: Method::Lora, adapter: Some(Lora::open(&lora, None)?), state: None };
+        let tuning =
+            Tuning { method: Method::Lora, adapter: Some(Lora::open(&lora, None)?), ..Tuning::default() };
         let checks = Checks::<F>::new(pool, kind, checkpoint, &tuning, case, tolerances()?)?;
         let learned = checks.pass(None, None, 0.0)?;
         checks.loss(report, "loss with the LoRA, in training", "loss_lora", learned.losses.sum);

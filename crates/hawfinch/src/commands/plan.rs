@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use hawfinch_model::Config;
 use hawfinch_train::plan::{Job, Plan};
-use hawfinch_train::tuning::{LoraSettings, Method};
+use hawfinch_train::tuning::{LoraInit, LoraSettings, Method};
 use serde_json::json;
 
 use crate::fail::usage;
@@ -119,6 +119,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         lora: LoraSettings {
             rank: args.lora_rank,
             alpha: args.lora_rank as f64,
+            init: LoraInit::Zero,
             modules: args.lora_modules.clone(),
             parts: Vec::new(),
             seed: 1,

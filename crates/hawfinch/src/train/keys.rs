@@ -53,6 +53,9 @@ pub struct Keys {
     /// LoRA: the product counts alpha / rank [default: the rank]
     #[arg(long, value_name = "ALPHA", help_heading = "Fine-tuning")]
     pub lora_alpha: Option<f64>,
+    /// LoRA: what it begins as: zero, pissa (the base's largest singular values) or disha (shards, Bone)
+    #[arg(long, value_name = "INIT", help_heading = "Fine-tuning")]
+    pub lora_init: Option<String>,
     /// LoRA: which linear layers, such as att.key,ffn.value [default: all but the head]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',', help_heading = "Fine-tuning")]
     #[serde(skip_serializing_if = "Vec::is_empty")]

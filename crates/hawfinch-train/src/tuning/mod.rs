@@ -6,18 +6,23 @@
 //! | method | tensors | begins as |
 //! | --- | --- | --- |
 //! | LoRA | `MODULE.lora_A` `[r, in]`, `MODULE.lora_B` `[out, r]`: `W + (alpha / r) B A`; whole tensors that take the base's place | A uniform within 1/√in, B zero |
+//! | PiSSA | the same, twice the rank: what is trained, and the frozen rest `-B0 A0` that takes its beginning out of W; α / r is 1 | B0 A0: the product of rank r nearest to W |
+//! | DiSHA (Bone) | the same: A is identities beside each other, frozen; B is Dᵀ | zero |
 //! | state | `blocks.L.att.time_state` `[head, value, key]`; v4, ours: `[2, d]`, numerator and denominator at exponent 0 | zero |
 //!
 //! Source: the training spec, section 8.
+
+mod principal;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use hawfinch_kernels::Real;
 use hawfinch_model::checkpoint::{Checkpoint, FileFormat, StoredTensor};
 use hawfinch_model::names::{self, Role};
-use hawfinch_model::{Config, Lora, Rng, State, hash, metadata};
+use hawfinch_model::{Config, Cpu, Lora, Rng, State, hash, metadata};
 use serde::{Deserialize, Serialize};
 
+use crate::parameters::{Kept, Parameter, Parameters};
 use crate::{Error, Result};
 
 /// What is trained.
@@ -55,13 +60,44 @@ impl Method {
     }
 }
 
+/// What a new adapter begins as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LoraInit {
+    /// A random, B zero.
+    #[default]
+    Zero,
+    /// The largest singular values and vectors of each matrix, which are taken out of it (Meng, Wang and Zhang 2024).
+    Pissa,
+    /// What goes in is added up in shards of r numbers, and B is zero (Kang and Yin 2024; also Bone, MiSS).
+    Disha,
+}
+
+impl LoraInit {
+    /// As it is called in settings and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            LoraInit::Zero => "zero",
+            LoraInit::Pissa => "pissa",
+            LoraInit::Disha => "disha",
+        }
+    }
+
+    /// The one of that name.
+    pub fn from_name(name: &str) -> Option<LoraInit> {
+        [LoraInit::Zero, LoraInit::Pissa, LoraInit::Disha].into_iter().find(|i| i.name() == name)
+    }
+}
+
 /// Settings of a new adapter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraSettings {
     /// Rank of the products.
     pub rank: usize,
-    /// The product counts alpha / rank.
+    /// The product counts alpha / rank; once, whatever this says, where it begins as more than zero.
     pub alpha: f64,
+    /// What it begins as.
+    pub init: LoraInit,
     /// Which linear layers: `att.key` for those of all blocks, `head`; none for all but the head.
     pub modules: Vec<String>,
     /// Parameters that are trained whole beside it: `ln`, `time`, `emb`, `head`.
@@ -77,6 +113,8 @@ pub struct Tuning {
     pub method: Method,
     /// The adapter, for [`Method::Lora`].
     pub adapter: Option<Lora>,
+    /// What it began as, which says what of it is not trained.
+    pub init: LoraInit,
     /// The state to begin with, for [`Method::State`], if it has begun.
     pub state: Option<Checkpoint>,
 }
@@ -86,7 +124,7 @@ impl Tuning {
     ///
     /// # Errors
     /// No model, modules or parts that it does not have, a rank of 0.
-    pub fn lora(base: &Checkpoint, settings: &LoraSettings) -> Result<Tuning> {
+    pub fn lora(base: &Checkpoint, settings: &LoraSettings, cpu: &Cpu<f32>) -> Result<Tuning> {
         let config = Config::infer(base)?;
         if settings.rank == 0 {
             return Err(Error::request("`lora-rank` is 0; it must be at least 1"));
@@ -97,25 +135,25 @@ impl Tuning {
         }
         let mut adapter = Checkpoint::new("(a new adapter)", FileFormat::Memory);
         for module in modules(&config, &settings.modules)? {
-            let shape = base.get(&format!("{module}.weight")).map(|t| t.shape.clone());
-            let Some([out, input]) = shape.as_deref().and_then(|s| <[usize; 2]>::try_from(s).ok()) else {
+            let Some(matrix) = base.get(&format!("{module}.weight")).filter(|t| t.shape.len() == 2) else {
                 continue;
             };
-            let (r, bound) = (settings.rank, 1.0 / (input as f32).sqrt());
-            let name = format!("{module}.lora_A");
-            let mut rng = Rng::of(settings.seed, &name, 0);
-            let a: Vec<f32> = (0..r * input).map(|_| rng.uniform(-bound, bound)).collect();
-            adapter.insert(name, StoredTensor::from_f32(&[r, input], &a))?;
-            adapter
-                .insert(format!("{module}.lora_B"), StoredTensor::from_f32(&[out, r], &vec![0.0; out * r]))?;
+            let (a, b) = beginning(&module, matrix, settings, cpu);
+            adapter.insert(format!("{module}.lora_A"), a)?;
+            adapter.insert(format!("{module}.lora_B"), b)?;
         }
         for name in parts(&config, base, &settings.parts)? {
             let tensor = base.get(&name).expect("found there");
             let whole = StoredTensor::from_f32(&tensor.shape, &tensor.to_f32());
             adapter.insert(name, whole)?;
         }
-        let adapter = Lora::from_checkpoint(adapter, Some(settings.alpha))?;
-        Ok(Tuning { method: Method::Lora, adapter: Some(adapter), state: None })
+        let alpha = match settings.init {
+            LoraInit::Zero => settings.alpha,
+            LoraInit::Pissa => 2.0 * settings.rank as f64,
+            LoraInit::Disha => settings.rank as f64,
+        };
+        let adapter = Lora::from_checkpoint(adapter, Some(alpha))?;
+        Ok(Tuning { method: Method::Lora, adapter: Some(adapter), init: settings.init, state: None })
     }
 
     /// A state of zeros (or the one that the model brings), to be trained.
@@ -126,12 +164,23 @@ impl Tuning {
     /// One that goes on from a file.
     ///
     /// # Errors
-    /// No adapter, or one that does not say its alpha.
+    /// No adapter, or one that does not say its alpha, or began as something that nobody knows.
     pub fn from_file(method: Method, file: Checkpoint) -> Result<Tuning> {
         Ok(match method {
             Method::Full => Tuning::default(),
-            Method::Lora => Tuning { method, adapter: Some(Lora::from_checkpoint(file, None)?), state: None },
-            Method::State => Tuning { method, adapter: None, state: Some(file) },
+            Method::Lora => {
+                let init = match file.metadata.get(metadata::LORA_INIT) {
+                    None => LoraInit::Zero,
+                    Some(name) => LoraInit::from_name(name).ok_or_else(|| {
+                        Error::request(format!(
+                            "{} began as `{name}`, which this version of hawfinch does not know",
+                            file.path.display()
+                        ))
+                    })?,
+                };
+                Tuning { method, adapter: Some(Lora::from_checkpoint(file, None)?), init, state: None }
+            }
+            Method::State => Tuning { method, state: Some(file), ..Tuning::default() },
         })
     }
 
@@ -141,9 +190,22 @@ impl Tuning {
             Method::Full => true,
             Method::Lora => {
                 let adapter = self.adapter.as_ref();
-                name.contains(".lora_") || adapter.is_some_and(|a| a.replacements.contains_key(name))
+                let half = if self.init == LoraInit::Disha { ".lora_B" } else { ".lora_" };
+                name.contains(half) || adapter.is_some_and(|a| a.replacements.contains_key(name))
             }
             Method::State => is_tuned_state(name),
+        }
+    }
+
+    /// Marks what of the adapter's halves stays as it is.
+    pub(crate) fn keep<F: Real>(&self, parameters: &mut Parameters<F>) {
+        if self.init != LoraInit::Pissa {
+            return;
+        }
+        for (module, (a, _)) in self.adapter.iter().flat_map(|a| &a.modules) {
+            let half = a.shape[0] / 2;
+            parameters.keep(&format!("{module}.lora_A"), Kept::RowsFrom(half));
+            parameters.keep(&format!("{module}.lora_B"), Kept::ColumnsFrom(half));
         }
     }
 
@@ -167,14 +229,57 @@ impl Tuning {
             let ranks: Vec<String> = ranks.iter().map(ToString::to_string).collect();
             all.insert(metadata::LORA_ALPHA.into(), adapter.alpha.to_string());
             all.insert(metadata::LORA_RANK.into(), ranks.join(", "));
+            if self.init != LoraInit::Zero {
+                all.insert(metadata::LORA_INIT.into(), self.init.name().into());
+            }
         }
         Ok(all)
     }
 }
 
+/// Whether a parameter belongs into the file of what a method trains: of an adapter, both halves, trained or not.
+pub(crate) fn is_saved<F: Real>(method: Method, p: &Parameter<F>) -> bool {
+    method == Method::Full || p.is_trained() || p.name.contains(".lora_")
+}
+
 /// Whether that is the name of a tuned state.
 pub fn is_tuned_state(name: &str) -> bool {
     name.ends_with(".att.time_state")
+}
+
+/// The halves A and B that the adapter of a matrix begins with.
+fn beginning(
+    module: &str,
+    matrix: &StoredTensor,
+    settings: &LoraSettings,
+    cpu: &Cpu<f32>,
+) -> (StoredTensor, StoredTensor) {
+    let (out, input, r) = (matrix.shape[0], matrix.shape[1], settings.rank);
+    let mut rng = Rng::of(settings.seed, &format!("{module}.lora_A"), 0);
+    let zero = || StoredTensor::from_f32(&[out, r], &vec![0.0; out * r]);
+    match settings.init {
+        LoraInit::Zero => {
+            let bound = 1.0 / (input as f32).sqrt();
+            let a: Vec<f32> = (0..r * input).map(|_| rng.uniform(-bound, bound)).collect();
+            (StoredTensor::from_f32(&[r, input], &a), zero())
+        }
+        LoraInit::Pissa => {
+            let by = (cpu.isa(), &**cpu.pool());
+            let (b, a) = principal::principal(by, &matrix.to_f32(), [out, input], r, &mut rng);
+            // Each row of B, then the same with its sign turned.
+            let twice = b.chunks_exact(r).flat_map(|row| row.iter().copied().chain(row.iter().map(|v| -v)));
+            let b: Vec<f32> = twice.collect();
+            (
+                StoredTensor::from_f32(&[2 * r, input], &[&a[..], &a].concat()),
+                StoredTensor::from_f32(&[out, 2 * r], &b),
+            )
+        }
+        LoraInit::Disha => {
+            let a: Vec<f32> =
+                (0..r * input).map(|n| f32::from(u8::from(n % input % r == n / input))).collect();
+            (StoredTensor::from_f32(&[r, input], &a), zero())
+        }
+    }
 }
 
 /// Names of the linear layers of a model that an adapter takes, without `.weight`.
