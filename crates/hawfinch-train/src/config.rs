@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use hawfinch_data::LossOn;
 use hawfinch_kernels::gemm::Precision;
 use hawfinch_model::Version;
 use serde::{Deserialize, Serialize};
@@ -87,6 +88,10 @@ pub struct RunConfig {
     pub data: Option<PathBuf>,
     /// Text files to make one of (as `data build` takes them), in the folder of the run.
     pub text: Vec<String>,
+    /// How conversations in `text` are written, as `data build --template` says it; by default `world`.
+    pub template: Option<String>,
+    /// What is learned of conversations in `text`; by default the assistant's words.
+    pub loss_on: Option<LossOn>,
     /// A data set for validation; by default what was held out of `data`, if it lies beside it.
     pub validation: Option<PathBuf>,
     /// Part of the documents of `text` that is held out for validation.
@@ -203,6 +208,8 @@ impl Default for RunConfig {
             text: Vec::new(),
             validation: None,
             held_out: 0.0,
+            template: None,
+            loss_on: None,
             order: Order::default(),
             ctx: 512,
             batch: 8,
@@ -342,6 +349,11 @@ impl RunConfig {
                 "`lora-alpha` has no meaning with `lora-init` {}, whose product counts once: leave it out",
                 self.lora_init.name()
             )));
+        }
+        if self.data.is_some() && (self.template.is_some() || self.loss_on.is_some()) {
+            return Err(Error::request(
+                "`template` and `loss-on` say how `text` becomes a data set; `data` is one already, whose mask says what is learned: leave them out",
+            ));
         }
         let positive = [
             ("layers", self.layers),

@@ -71,7 +71,9 @@ fn of_text(config: &RunConfig, tokenizer: &Tokenizer) -> anyhow::Result<PathBuf>
     let held_out = (config.held_out > 0.0).then_some(HeldOut::Share(config.held_out));
     let mixing = Mixing { held_out, dedup: true, ..Mixing::default() };
     // As `data build` does.
-    let reading = Reading { loss_on: LossOn::Assistant, ..Reading::default() };
+    let loss_on = config.loss_on.unwrap_or(LossOn::Assistant);
+    let template = config.template.clone().unwrap_or(Reading::default().template);
+    let reading = Reading { loss_on, template, ..Reading::default() };
     let plan = Inputs::find(&sources, None)
         .and_then(|inputs| Plan::new(inputs, tokenizer, reading, mixing))
         .map_err(|e| usage(e.to_string()))?;

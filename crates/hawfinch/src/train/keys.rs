@@ -72,6 +72,12 @@ pub struct Keys {
     #[arg(long, value_name = "SOURCE", help_heading = "Data")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub text: Vec<String>,
+    /// How conversations in `text` are written, as `data build` has it [default: world]
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub template: Option<String>,
+    /// What is learned of conversations in `text`: assistant or all [default: assistant]
+    #[arg(long, value_name = "WHAT", help_heading = "Data")]
+    pub loss_on: Option<String>,
     /// A data set to validate on [default: NAME.held-out beside the data]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub validation: Option<PathBuf>,
@@ -307,6 +313,7 @@ fn suggestion(key: &str, known: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hawfinch_data::LossOn;
 
     #[test]
     fn every_key_is_a_flag_and_every_flag_a_key() {
@@ -324,6 +331,8 @@ mod tests {
             probe: Some("a".into()),
             tokenizer: Some("a".into()),
             lora_alpha: Some(1.0),
+            template: Some("a".into()),
+            loss_on: Some(LossOn::All),
             ..RunConfig::default()
         })
         .unwrap();

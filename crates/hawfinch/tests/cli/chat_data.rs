@@ -232,6 +232,17 @@ fn a_run_on_a_chat_file() {
     // `text` is made into a data set as `data build` does.
     let run = train("text", "1", &["--text", "chats.jsonl", "--held-out", "0"]).ok();
     assert!(run.err.contains("the assistant's alone") && run.err.contains("loss on "), "{}", run.err);
+    place.write("once.jsonl", lines(&talks()));
+    let as_is = ["--template", "raven", "--loss-on", "all"];
+    train("all", "1", &[&["--text", "once.jsonl"], &as_is[..]].concat()).ok();
+    let build = ["data", "build", "once.jsonl", "--tokenizer", "bytes", "-o", "built"];
+    place.run(&[&build[..], &as_is].concat()).ok();
+    assert_eq!(place.read("all/data/text.bin"), place.read("built.bin"));
+    assert!(!place.path("all/data/text.mask.bin").exists());
+    train("x", "1", &[&data[..], &as_is[..2]].concat()).fails(2, &["`data` is one already"]);
+    train("x", "1", &["--text", "chats.jsonl", "--template", "qwen"])
+        .fails(2, &["no template `qwen`", "world"]);
+    train("x", "1", &["--text", "chats.jsonl", "--loss-on", "user"]).fails(2, &["`loss-on`", "assistant"]);
 }
 
 /// In a terminal what is not learned is dim.
