@@ -150,6 +150,12 @@ impl<O: Ops + 'static> Model<O> {
         &self.checkpoint
     }
 
+    /// Lets go of the checkpoint's tensors, for a model whose operations have taken over all of them and change them: what the
+    /// checkpoint says of itself stays, an [identity](Model::identity) it has no longer.
+    pub fn forget_tensors(&mut self) {
+        self.checkpoint.tensors.clear();
+    }
+
     /// Bytes of weights, as they lie in memory, that a token reads: every matrix but the embedding, of which it reads
     /// one row, and the head only when its `logits` are wanted. A step of several tokens reads them once.
     pub fn weight_bytes(&self, logits: bool) -> u64 {

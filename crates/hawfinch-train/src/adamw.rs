@@ -3,12 +3,15 @@
 //! Source: the training spec, section 2; the arithmetic is `hawfinch_kernels::adamw`'s. Parameters,
 //! gradients and both moments are f32; the norm is summed in f64, in an order that does not depend on the threads.
 
+use std::sync::Arc;
+
 use hawfinch_kernels::adamw::{Step, Tensor, sums_of_squares, update_all};
 use hawfinch_kernels::{Isa, Pool};
+use hawfinch_model::checkpoint::StoredTensor;
 use serde::{Deserialize, Serialize};
 
 use crate::groups::Group;
-use crate::{Error, Result};
+use crate::{Error, Result, lent};
 
 /// The optimiser's constants; the defaults are the references'.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -69,6 +72,15 @@ pub struct Moments {
     pub v: Vec<f32>,
 }
 
+/// Moments that a tensor of a file holds for a while.
+struct Held(Arc<Vec<f32>>);
+
+impl AsRef<[f32]> for Held {
+    fn as_ref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
 /// What one step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Report {
@@ -125,6 +137,20 @@ impl AdamW {
     /// Moments of every tensor, in the order of the list: with [`AdamW::steps`] all that a checkpoint has to keep.
     pub fn moments(&self) -> &[Moments] {
         &self.tensors
+    }
+
+    /// Calls `with` with both moments of each tensor as tensors of a file, without a copy.
+    pub(crate) fn lend<T>(&mut self, with: impl FnOnce(Vec<[StoredTensor; 2]>) -> T) -> T {
+        let take = |of: &mut Vec<f32>| Arc::new(std::mem::take(of));
+        let held: Vec<_> = self.tensors.iter_mut().map(|t| [take(&mut t.m), take(&mut t.v)]).collect();
+        let tensor = |of: &Arc<Vec<f32>>| lent::tensor(&[of.len()], Held(of.clone()));
+        let done = with(held.iter().map(|both| both.each_ref().map(tensor)).collect());
+        // Whoever kept a tensor keeps it; the moments are needed all the same.
+        let back = |of: Arc<Vec<f32>>| Arc::try_unwrap(of).unwrap_or_else(|of| of.to_vec());
+        for (t, both) in self.tensors.iter_mut().zip(held) {
+            [t.m, t.v] = both.map(back);
+        }
+        done
     }
 
     /// Takes moments from a checkpoint: `steps` made, and for each tensor of the list, by name, both moments.
@@ -416,5 +442,20 @@ mod tests {
         let read: Settings = serde_json::from_str(r#"{"beta2": 0.95}"#).unwrap();
         assert_eq!(read, Settings { beta2: 0.95, ..d });
         assert!(serde_json::from_str::<Settings>(r#"{"beta3": 0.95}"#).is_err());
+    }
+
+    /// Also where what was lent is kept.
+    #[test]
+    fn lent_moments_come_back() {
+        let group = Group { rate: 1.0, decays: false };
+        let mut opt = AdamW::new(Settings::default(), [("a".to_string(), 3, group)]);
+        let (values, gradient) = (&mut [1.0f32, 2.0, 3.0], &[0.5f32, -1.0, 0.25]);
+        let rates = Rates { lr: 0.1, weight_decay: 0.0 };
+        let pool = Pool::new(1);
+        opt.step(Isa::best(), &pool, &mut [Parameter { values, gradient }], rates, 1.0).unwrap();
+        let before = opt.moments().to_vec();
+        let kept = opt.lend(|lent| lent);
+        assert_eq!(opt.moments(), before);
+        assert_eq!((kept[0][0].to_f32(), kept[0][1].to_f32()), (before[0].m.clone(), before[0].v.clone()));
     }
 }

@@ -131,7 +131,7 @@ pub fn list(run: &Path) -> Result<Vec<Found>> {
 ///
 /// # Errors
 /// What the system says (a full disk); nothing that was there is changed then.
-pub fn write(run: &Path, model: &Checkpoint, optimizer: &AdamW, progress: &Progress) -> Result<Found> {
+pub fn write(run: &Path, model: &Checkpoint, optimizer: &mut AdamW, progress: &Progress) -> Result<Found> {
     fs::create_dir_all(run).map_err(io_error(run))?;
     let path = run.join(format!("{STEP}{:08}", progress.step));
     let part = run.join(format!(".{STEP}{:08}.{}.part", progress.step, std::process::id()));
@@ -154,17 +154,20 @@ pub fn write(run: &Path, model: &Checkpoint, optimizer: &AdamW, progress: &Progr
     Ok(Found { step: progress.step, path })
 }
 
-fn fill(part: &Path, model: &Checkpoint, optimizer: &AdamW, progress: &Progress) -> Result<()> {
+fn fill(part: &Path, model: &Checkpoint, optimizer: &mut AdamW, progress: &Progress) -> Result<()> {
     fs::create_dir_all(part).map_err(io_error(part))?;
     let options =
         || SaveOptions { format: SaveFormat::Safetensors, dtype: None, vocabulary: None, progress: None };
     format::save(&part.join(file_name(model)), model, options())?;
-    let mut moments = Checkpoint::new(part, FileFormat::Memory);
-    for of in optimizer.moments() {
-        moments.insert(format!("m.{}", of.name), StoredTensor::from_f32(&[of.m.len()], &of.m))?;
-        moments.insert(format!("v.{}", of.name), StoredTensor::from_f32(&[of.v.len()], &of.v))?;
-    }
-    format::save(&part.join(OPTIMIZER), &moments, options())?;
+    let names: Vec<String> = optimizer.moments().iter().map(|m| m.name.clone()).collect();
+    optimizer.lend(|moments| -> Result<()> {
+        let mut file = Checkpoint::new(part, FileFormat::Memory);
+        for (name, [m, v]) in names.iter().zip(moments) {
+            file.insert(format!("m.{name}"), m)?;
+            file.insert(format!("v.{name}"), v)?;
+        }
+        Ok(format::save(&part.join(OPTIMIZER), &file, options())?)
+    })?;
     let text = serde_json::to_vec_pretty(progress).expect("numbers and strings");
     let path = part.join(PROGRESS);
     let mut file = fs::File::create(&path).map_err(io_error(&path))?;
@@ -268,7 +271,7 @@ mod tests {
     fn what_was_written_comes_back_and_old_ones_go() {
         let dir = tempfile::tempdir().unwrap();
         for step in [5, 10, 15, 20] {
-            write(dir.path(), &model(step as f32), &optimizer(), &at(step)).unwrap();
+            write(dir.path(), &model(step as f32), &mut optimizer(), &at(step)).unwrap();
         }
         prune(dir.path(), 2, Some(5)).unwrap();
         let steps: Vec<u64> = list(dir.path()).unwrap().iter().map(|f| f.step).collect();
@@ -281,7 +284,7 @@ mod tests {
     #[test]
     fn half_written_ones_do_not_count() {
         let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), &model(1.0), &optimizer(), &at(1)).unwrap();
+        write(dir.path(), &model(1.0), &mut optimizer(), &at(1)).unwrap();
         // A process that died while it wrote the next, and one that died between two renames.
         fs::create_dir(dir.path().join(".step-00000002.77.part")).unwrap();
         fs::create_dir(dir.path().join("step-00000003")).unwrap();
@@ -289,7 +292,7 @@ mod tests {
         let found = list(dir.path()).unwrap();
         assert_eq!(found.iter().map(|f| f.step).collect::<Vec<_>>(), [1]);
         assert_eq!(load(&found[0]).unwrap().progress.step, 1);
-        write(dir.path(), &model(2.0), &optimizer(), &at(1)).unwrap();
+        write(dir.path(), &model(2.0), &mut optimizer(), &at(1)).unwrap();
         let found = list(dir.path()).unwrap();
         assert_eq!(load(&found[0]).unwrap().model.get("w").unwrap().to_f32()[0], 2.0);
         prune(dir.path(), 3, None).unwrap();
@@ -299,10 +302,10 @@ mod tests {
     #[test]
     fn what_cannot_be_written_leaves_what_is_there() {
         let dir = tempfile::tempdir().unwrap();
-        write(dir.path(), &model(1.0), &optimizer(), &at(1)).unwrap();
+        write(dir.path(), &model(1.0), &mut optimizer(), &at(1)).unwrap();
         let mut bad = model(3.0);
         bad.decay_form = hawfinch_model::checkpoint::DecayForm::Exponentiated;
-        assert!(write(dir.path(), &bad, &optimizer(), &at(2)).is_err());
+        assert!(write(dir.path(), &bad, &mut optimizer(), &at(2)).is_err());
         assert_eq!(list(dir.path()).unwrap().len(), 1);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }

@@ -111,6 +111,10 @@ impl<F: Real> Learner<F> {
         let trains = |name: &str| tuning.trains(name);
         let mut learner = Self::with(checkpoint, tuning.adapter.clone(), &trains, cpu, precision)?;
         tuning.keep(&mut learner.tape().parameters_mut());
+        if tuning.method == Method::Full {
+            // All of it was taken over.
+            learner.model.forget_tensors();
+        }
         if tuning.method != Method::State {
             return Ok(learner);
         }

@@ -23,6 +23,7 @@ mod error;
 pub mod groups;
 pub mod init;
 mod learner;
+mod lent;
 pub mod metrics;
 mod parameters;
 pub mod plan;

@@ -1,7 +1,7 @@
 //! The parameters of a model in training: their values, which change every step, and the gradients that steps add up.
 //! Matrices that are not trained stay as their file has them, quantised or not, and have no gradient.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use hawfinch_kernels::{DType, Real};
 use hawfinch_model::checkpoint::{Checkpoint, FileFormat, StoredTensor};
@@ -9,7 +9,7 @@ use hawfinch_model::cpu::{Cpu, Tensor};
 use hawfinch_model::names::{self, Role};
 use hawfinch_model::{Config, Lora};
 
-use crate::Result;
+use crate::{Result, lent};
 
 /// The numbers of a parameter.
 enum Numbers<F: Real> {
@@ -258,21 +258,50 @@ impl<F: Real> Parameters<F> {
     /// trained as their file has them.
     pub fn checkpoint(
         &self,
-        metadata: std::collections::BTreeMap<String, String>,
+        metadata: BTreeMap<String, String>,
         choose: impl Fn(&Parameter<F>) -> bool,
+    ) -> Checkpoint {
+        self.as_checkpoint(metadata, choose, |p| {
+            let values: Vec<f32> = p.value().iter().map(|v| v.to_f32()).collect();
+            StoredTensor::from_f32(&p.shape, &values)
+        })
+    }
+
+    fn as_checkpoint(
+        &self,
+        metadata: BTreeMap<String, String>,
+        choose: impl Fn(&Parameter<F>) -> bool,
+        own: impl Fn(&Parameter<F>) -> StoredTensor,
     ) -> Checkpoint {
         let mut checkpoint = Checkpoint::new("(in training)", FileFormat::Memory);
         checkpoint.metadata = metadata;
         for p in self.list.iter().filter(|p| choose(p)) {
             let tensor = match p.stored() {
                 Some(stored) => stored.clone(),
-                None => {
-                    let values: Vec<f32> = p.value().iter().map(|v| v.to_f32()).collect();
-                    StoredTensor::from_f32(&p.shape, &values)
-                }
+                None => own(p),
             };
             checkpoint.tensors.insert(p.name.clone(), tensor);
         }
         checkpoint
+    }
+}
+
+/// A parameter's values, held.
+struct Held(Tensor<f32>);
+
+impl AsRef<[f32]> for Held {
+    fn as_ref(&self) -> &[f32] {
+        self.0.data()
+    }
+}
+
+impl Parameters<f32> {
+    /// As [`Parameters::checkpoint`], without a copy: the values cannot be changed while it is there.
+    pub(crate) fn lent(
+        &self,
+        metadata: BTreeMap<String, String>,
+        choose: impl Fn(&Parameter<f32>) -> bool,
+    ) -> Checkpoint {
+        self.as_checkpoint(metadata, choose, |p| lent::tensor(&p.shape, Held(p.tensor())))
     }
 }

@@ -74,7 +74,7 @@ pub struct Plan {
     pub tokens: u64,
     /// Floating-point operations of a step, of each rank.
     pub operations: f64,
-    /// Bytes that each rank sends a step, in a ring.
+    /// Bytes that each rank sends a step.
     pub wire_bytes: f64,
 }
 
@@ -138,7 +138,9 @@ impl Job {
         }
         let tokens = (self.ctx * samples) as u64;
         let part = |bytes: u64| if self.zero { bytes.div_ceil(self.ranks as u64) } else { bytes };
-        let ring = 2.0 * (self.ranks - 1) as f64 / self.ranks as f64;
+        // Gradients to whoever adds them up, and the sums back, or, where each rank updates its part, the new values.
+        let back = if self.zero { 4 } else { self.wire };
+        let others = (self.ranks - 1) as f64 / self.ranks as f64;
         let mut plan = Plan {
             trained,
             parameters,
@@ -153,7 +155,7 @@ impl Job {
             bytes_per_token: per_token,
             tokens,
             operations: 2.0 * products * multiply_adds * tokens as f64 / self.ranks as f64,
-            wire_bytes: ring * trained as f64 * self.wire as f64,
+            wire_bytes: others * (trained * (self.wire + back) as u64) as f64,
         };
         plan.memory = plan.weights
             + plan.base

@@ -12,6 +12,7 @@ use hawfinch_train::batches::Batches;
 use hawfinch_train::checkpoint;
 use hawfinch_train::collective::{Alone, Collective, Threads, Wire};
 use hawfinch_train::config::{Operands, Order, RunConfig};
+use hawfinch_train::plan::Job;
 use hawfinch_train::trainer::{Data, End, Observer, StepReport, Trainer};
 use hawfinch_train::tuning::Method;
 use hawfinch_train::{Error, Result};
@@ -260,6 +261,47 @@ fn more_ranks_and_divided_batches_are_the_same_within_rounding() {
             let sent = |o: &Outcome| o.seen.steps[1].communication.unwrap().bytes;
             let wide = on(2, &name, &with("wide", batch, accumulate), &base, 0);
             assert!(sent(&outcomes[0]) * 10 < sent(&wide[0]) * 6, "half the bytes");
+        }
+    }
+}
+
+/// What `plan` says of the traffic is what is sent.
+#[test]
+fn plan_counts_what_is_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = corpus(dir.path());
+    let base = weights(Version::V7);
+    for (ranks, method, zero, wire) in [
+        (2, Method::Full, 0, Wire::F32),
+        (4, Method::Full, 1, Wire::F32),
+        (2, Method::Full, 0, Wire::Bf16),
+        (4, Method::Full, 1, Wire::Bf16),
+        (2, Method::Lora, 0, Wire::F32),
+        (2, Method::State, 1, Wire::Bf16),
+    ] {
+        let out = dir.path().join(format!("{ranks}-{method:?}-{zero}-{wire:?}"));
+        let config = RunConfig { method, zero, wire, steps: Some(4), ..config(&out) };
+        let all = on(ranks, &name, &config, &base, 0);
+        let job = Job {
+            config: hawfinch_model::Config::infer(&base).unwrap(),
+            base_bytes: base.file_bytes,
+            method,
+            lora: config.lora(),
+            ctx: config.ctx,
+            batch: config.batch,
+            accumulate: config.accumulate,
+            segment: 0,
+            recompute: false,
+            ranks,
+            zero: zero > 0,
+            wire: if wire == Wire::Bf16 { 2 } else { 4 },
+        };
+        let want = job.plan().unwrap().wire_bytes;
+        for outcome in all {
+            // Beside gradients and values there are some numbers a step, and pieces of unequal length.
+            let sent = outcome.seen.steps[2].communication.unwrap().bytes as f64;
+            let near = (sent / want - 1.0).abs() < 0.02 || (sent - want).abs() < 2000.0;
+            assert!(near, "{ranks} {method:?} {zero} {wire:?}: {sent} sent, {want} planned");
         }
     }
 }

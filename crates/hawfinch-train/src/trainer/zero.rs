@@ -124,13 +124,13 @@ impl Trainer {
     /// Writes a checkpoint on rank 0, all moments in it, and removes old ones.
     pub(super) fn write(&mut self) -> Result<Option<Found>> {
         self.agree_on_values()?;
-        let gathered = self.gather_moments()?;
+        let mut gathered = self.gather_moments()?;
         let Trainer { config, optimizer, progress, ranks, learner, metadata, .. } = self;
         ranks.only_first(|| {
             let parameters = learner.tape().parameters();
-            let weights = parameters.checkpoint(metadata.clone(), |p| tuning::is_saved(config.method, p));
+            let weights = parameters.lent(metadata.clone(), |p| tuning::is_saved(config.method, p));
             drop(parameters);
-            let optimizer = gathered.as_ref().unwrap_or(optimizer);
+            let optimizer = gathered.as_mut().unwrap_or(optimizer);
             let found = checkpoint::write(&config.out, &weights, optimizer, progress)?;
             checkpoint::prune(&config.out, config.keep, progress.best.map(|(_, step)| step))?;
             Ok(found)

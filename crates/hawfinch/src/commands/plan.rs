@@ -20,7 +20,7 @@ use crate::shapes;
 #[command(
     after_help = "Weights, gradients, moments and traffic are counted; what a step keeps of its tokens is measured
 on small models of the same proportions. Memory is that of one rank, of which a machine may hold
-several. (Several ranks are arithmetic so far: `train` runs on one machine.)
+several.
 
 Examples:
   hawfinch plan --shape goose-1.5b --method lora --ctx 1024
