@@ -297,12 +297,11 @@ fn plan_counts_what_is_sent() {
             wire: if wire == Wire::Bf16 { 2 } else { 4 },
         };
         let want = job.plan().unwrap().wire_bytes;
-        for outcome in all {
-            // Beside gradients and values there are some numbers a step, and pieces of unequal length.
-            let sent = outcome.seen.steps[2].communication.unwrap().bytes as f64;
-            let near = (sent / want - 1.0).abs() < 0.02 || (sent - want).abs() < 2000.0;
-            assert!(near, "{ranks} {method:?} {zero} {wire:?}: {sent} sent, {want} planned");
-        }
+        // Pieces are of unequal length, so one rank sends more than another. Beside them there are some numbers a step.
+        let each = all.iter().map(|o| o.seen.steps[2].communication.unwrap().bytes as f64);
+        let sent = each.sum::<f64>() / ranks as f64;
+        let near = (sent / want - 1.0).abs() < 0.005 || (sent - want).abs() < 2000.0;
+        assert!(near, "{ranks} {method:?} {zero} {wire:?}: {sent} sent, {want} planned");
     }
 }
 
