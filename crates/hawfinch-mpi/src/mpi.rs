@@ -210,7 +210,7 @@ impl Collective for Mpi {
         self.sent.load(Ordering::Relaxed)
     }
 
-    fn from_any_thread(&self) -> bool {
+    fn works_from_any_thread(&self) -> bool {
         self.any_thread
     }
 }

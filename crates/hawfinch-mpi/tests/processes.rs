@@ -100,7 +100,7 @@ fn as_rank(folder: &Path) {
         assert_eq!(got, [5, 6]);
     }
     c.barrier().unwrap();
-    assert!(c.sent() > 0 && c.from_any_thread());
+    assert!(c.sent() > 0 && c.works_from_any_thread());
     // And runs.
     let (alone, losses, _) = run(Arc::new(Alone), folder, config(&folder.join(format!("alone-{me}"))));
     for zero in [0, 1] {

@@ -60,7 +60,7 @@ pub trait Collective: Send + Sync {
     /// Bytes that this rank has sent to others so far, each receiver's counted.
     fn sent(&self) -> u64;
     /// Whether a thread other than the one that made it may call it.
-    fn from_any_thread(&self) -> bool {
+    fn works_from_any_thread(&self) -> bool {
         true
     }
 }

@@ -427,7 +427,7 @@ impl Trainer {
         };
         let (loss, done, waited) = std::thread::scope(|s| -> Result<_> {
             let (mut thread, mut later) = (None, None);
-            if meanwhile && collective.from_any_thread() {
+            if meanwhile && collective.works_from_any_thread() {
                 thread = Some(s.spawn(work));
             } else {
                 later = Some(work);
