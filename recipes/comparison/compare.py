@@ -36,9 +36,9 @@ def arguments():
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--head-size", type=int, default=32)
     parser.add_argument("--vocab", type=int, default=256, help="rows of the embedding [256: bytes]")
-    parser.add_argument("--rates", nargs="+", default=["1e-3", "2e-3", "4e-3", "8e-3"], help="learning rates to try")
-    parser.add_argument("--tune-steps", type=int, default=80, help="steps of a tuning run [80]")
-    parser.add_argument("--steps", type=int, default=240, help="steps of a run that counts [240]")
+    parser.add_argument("--rates", nargs="+", default=["1e-3", "2e-3", "4e-3", "8e-3", "1.6e-2", "3.2e-2"], help="learning rates to try")
+    parser.add_argument("--tune-steps", type=int, default=120, help="steps of a tuning run [120]")
+    parser.add_argument("--steps", type=int, default=480, help="steps of a run that counts [480]")
     parser.add_argument("--evals", type=int, default=12, help="validations of a run that counts [12]")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--dry-run", action="store_true", help="only say which runs there would be")
@@ -202,7 +202,7 @@ def main():
     (args.out / "table.md").write_text(table)
     print("\n" + table)
     runs = [f"{sizes.VERSIONS[v]}={folder}" for v, (_, _, folders, _) in results.items() for folder in folders]
-    plot = [args.hawfinch, "plot", *runs, "--out", args.out / "loss.svg"]
+    plot = [args.hawfinch, "plot", *runs, "--y", "bits-per-byte", "--log-x", "--out", args.out / "loss.svg"]
     if subprocess.run(plot).returncode != 0:
         sys.exit("the table is written, but no plot; the same command tries again")
 
