@@ -156,6 +156,11 @@ impl<O: Ops + 'static> Model<O> {
         self.checkpoint.tensors.clear();
     }
 
+    /// The same of its adapters' tensors.
+    pub fn forget_adapters(&mut self) {
+        self.options.loras.clear();
+    }
+
     /// Bytes of weights, as they lie in memory, that a token reads: every matrix but the embedding, of which it reads
     /// one row, and the head only when its `logits` are wanted. A step of several tokens reads them once.
     pub fn weight_bytes(&self, logits: bool) -> u64 {

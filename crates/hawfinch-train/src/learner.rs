@@ -111,8 +111,9 @@ impl<F: Real> Learner<F> {
         let trains = |name: &str| tuning.trains(name);
         let mut learner = Self::with(checkpoint, tuning.adapter.clone(), &trains, cpu, precision)?;
         tuning.keep(&mut learner.tape().parameters_mut());
+        // What is trained was taken over.
+        learner.model.forget_adapters();
         if tuning.method == Method::Full {
-            // All of it was taken over.
             learner.model.forget_tensors();
         }
         if tuning.method != Method::State {

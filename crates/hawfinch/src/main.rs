@@ -17,6 +17,7 @@ mod ids;
 mod input;
 mod measure;
 mod model_args;
+mod model_file;
 mod output;
 #[cfg(feature = "plot")]
 mod plot;

@@ -7,7 +7,7 @@
 
 mod merge;
 
-pub use merge::with_state;
+pub use merge::{merge, with_state};
 
 use std::path::Path;
 

@@ -4,20 +4,16 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Context;
 use clap::ValueEnum;
-use hawfinch_kernels::DType;
+use hawfinch_model::Config;
 use hawfinch_model::config::META_GROUP_NORM_EPS;
-use hawfinch_model::format::{self, SaveFormat, SaveOptions};
-use hawfinch_model::{Checkpoint, Config, metadata};
-use hawfinch_tokenizer::Tokenizer;
+use hawfinch_model::format::SaveFormat;
 
-use crate::fail::usage;
 use crate::model_args::open_checkpoint;
+use crate::model_file::ModelFile;
 use crate::output::{self, note, size};
-use crate::progress::Progress;
 use crate::signal;
-use crate::tokenizer_args::{TokenizerOption, of_checkpoint};
+use crate::tokenizer_args::TokenizerOption;
 
 /// Arguments of `convert`.
 #[derive(clap::Args, Debug)]
@@ -66,37 +62,15 @@ enum Format {
     Packed,
 }
 
-/// A number type that may be asked for by name in a format.
-pub fn parse_dtype(name: &str, format: SaveFormat) -> anyhow::Result<DType> {
-    let known = DType::from_name(name);
-    known.filter(|d| format.writes(*d)).ok_or_else(|| {
-        let all: Vec<&str> = DType::ALL.into_iter().filter(|d| format.writes(*d)).map(DType::name).collect();
-        let gguf_only = known.is_some_and(|d| SaveFormat::Gguf.writes(d));
-        let but = if gguf_only { " (GGUF holds it)" } else { "" };
-        usage(format!(
-            "`{name}` is no number type that is written into this format{but}: choose one of {}",
-            all.join(", ")
-        ))
-    })
-}
-
 /// Converts.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    output::may_write(&args.to, args.force)?;
-    let format = match args.format {
-        Some(Format::Pth) => SaveFormat::Pth,
-        Some(Format::Safetensors) => SaveFormat::Safetensors,
-        Some(Format::Gguf) => SaveFormat::Gguf,
-        Some(Format::Packed) => SaveFormat::Packed,
-        None => SaveFormat::from_extension(&args.to).ok_or_else(|| {
-            usage(format!(
-                "{} names no format that hawfinch writes: end it in .pth, .safetensors, .gguf or .packed.safetensors, or \
-                 give --to FORMAT",
-                args.to.display()
-            ))
-        })?,
-    };
-    let dtype = args.dtype.as_deref().map(|name| parse_dtype(name, format)).transpose()?;
+    let asked = args.format.map(|format| match format {
+        Format::Pth => SaveFormat::Pth,
+        Format::Safetensors => SaveFormat::Safetensors,
+        Format::Gguf => SaveFormat::Gguf,
+        Format::Packed => SaveFormat::Packed,
+    });
+    let to = ModelFile::new(&args.to, args.force, asked, args.dtype.as_deref(), ", or give --to FORMAT")?;
     let mut ckpt = open_checkpoint(&args.from)?;
     output::not_over(&args.to, &ckpt.files)?;
     if let Some(eps) = args.group_norm_eps {
@@ -112,21 +86,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     {
         return Err(e.into());
     }
-    let vocabulary = if format == SaveFormat::Gguf { world_tokens(&args.tokenizer, &ckpt)? } else { None };
     signal::end_cleanly();
     let began = Instant::now();
-    let mut bar = None;
-    let mut tell = |done, total| {
-        bar.get_or_insert_with(|| Progress::bytes("writing", total)).set(done);
-    };
-    format::save(
-        &args.to,
-        &ckpt,
-        SaveOptions { format, dtype, vocabulary: vocabulary.as_deref(), progress: Some(&mut tell) },
-    )?;
-    drop(bar);
-    let bytes =
-        std::fs::metadata(&args.to).with_context(|| format!("cannot read {} back", args.to.display()))?.len();
+    let bytes = to.write(&ckpt, &args.tokenizer)?;
     let seconds = began.elapsed().as_secs_f64();
     if args.json {
         output::json(&serde_json::json!({
@@ -145,21 +107,4 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         ));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The World vocabulary, for a model that was trained with it: GGUF files carry theirs.
-pub fn world_tokens(asked: &TokenizerOption, ckpt: &Checkpoint) -> anyhow::Result<Option<Vec<Vec<u8>>>> {
-    let Ok(config) = Config::infer(ckpt) else { return Ok(None) };
-    let tokenizer = match asked.asked()? {
-        Some(t) => t,
-        None if ckpt.metadata.contains_key(metadata::TOKENIZER)
-            || (65_529..=65_536).contains(&config.vocab) =>
-        {
-            of_checkpoint(ckpt, config.vocab)?
-        }
-        None => return Ok(None),
-    };
-    let bytes = |id| tokenizer.token_bytes(id).unwrap_or_default().to_vec();
-    Ok(matches!(tokenizer, Tokenizer::World(_))
-        .then(|| (0..tokenizer.vocab_size() as u32).map(bytes).collect()))
 }

@@ -3,18 +3,17 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use hawfinch_kernels::DType;
-use hawfinch_model::format::{self, SaveFormat, SaveOptions};
-use hawfinch_model::lora::with_state;
+use hawfinch_model::format;
+use hawfinch_model::lora::{merge, with_state};
 use hawfinch_model::names::{self, Role};
 use hawfinch_model::quantize::quality::{Quality, Reference};
-use hawfinch_model::{Checkpoint, Config, Cpu, Lora, Model, OpenOptions, metadata};
+use hawfinch_model::{Config, Cpu, Lora, Model, OpenOptions, metadata};
 use serde_json::json;
 
-use super::convert::{parse_dtype, world_tokens};
 use crate::fail::usage;
 use crate::model_args::{check_environment, open_checkpoint};
+use crate::model_file::ModelFile;
 use crate::output::{self, note, size};
 use crate::progress::Progress;
 use crate::quantize::{measure, sample};
@@ -78,14 +77,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.loras.is_empty() && args.state.is_none() {
         return Err(usage("there is nothing to merge: give --lora or --state"));
     }
-    output::may_write(&args.out, args.force)?;
-    let format = SaveFormat::from_extension(&args.out).ok_or_else(|| {
-        usage(format!(
-            "{} names no format that hawfinch writes: end it in .pth, .safetensors, .gguf or .packed.safetensors",
-            args.out.display()
-        ))
-    })?;
-    let asked = args.dtype.as_deref().map(|name| parse_dtype(name, format)).transpose()?;
+    let to = ModelFile::new(&args.out, args.force, None, args.dtype.as_deref(), "")?;
     let mut base = open_checkpoint(&args.model)?;
     let loras = args.loras.iter().map(|s| Lora::from_spec(s)).collect::<Result<Vec<_>, _>>()?;
     let files = args.loras.iter().map(|s| PathBuf::from(s.rsplit_once(":alpha=").map_or(&**s, |(f, _)| f)));
@@ -107,14 +99,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         base = with_state(&base, &file)?;
     }
     let merging = Progress::time("merging");
-    let types = |name: &str, was: DType| match asked {
+    let types = |name: &str, was: DType| match to.dtype {
         Some(dtype) if is_matrix(&config, name) => dtype,
         _ => was,
     };
-    let mut merged = base.clone();
-    for lora in &loras {
-        merged = lora.merge(&merged_base(&merged, &base), &types, (isa, &pool))?;
-    }
+    let mut merged = merge(&base, &loras, &types, (isa, &pool))?;
     drop(merging);
     let options = OpenOptions { loras, ..OpenOptions::default() };
     let beside = Model::from_checkpoint(base.clone(), options, on())?;
@@ -137,29 +126,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         );
     }
     merged.metadata.insert(metadata::MERGED.into(), said(args));
-    let vocabulary = if format == SaveFormat::Gguf { world_tokens(&args.tokenizer, &merged)? } else { None };
-    let mut bar = None;
-    let mut tell = |done, total| {
-        bar.get_or_insert_with(|| Progress::bytes("writing", total)).set(done);
-    };
-    let options =
-        SaveOptions { format, dtype: asked, vocabulary: vocabulary.as_deref(), progress: Some(&mut tell) };
-    format::save(&args.out, &merged, options)?;
-    drop(bar);
-    let bytes = std::fs::metadata(&args.out)
-        .with_context(|| format!("cannot read {} back", args.out.display()))?
-        .len();
+    let bytes = to.write(&merged, &args.tokenizer)?;
     report(args, &quality, &effect, bytes)
-}
-
-/// What the next adapter is merged into: as it is, but with the origin of the base, which the adapter may ask for.
-fn merged_base(merged: &Checkpoint, base: &Checkpoint) -> Checkpoint {
-    let mut with = merged.clone();
-    with.path = base.path.clone();
-    if let Ok(hash) = hawfinch_model::hash::identity(base, None) {
-        with.metadata.insert(metadata::SOURCE_HASH.into(), hash);
-    }
-    with
 }
 
 fn is_matrix(config: &Config, name: &str) -> bool {

@@ -5,17 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Context;
-use hawfinch_model::format::{self, SaveFormat, SaveOptions};
+use hawfinch_model::format::SaveFormat;
 use hawfinch_model::names::{self, Role};
 use hawfinch_model::quantize::quality::Reference;
 use hawfinch_model::quantize::weights::{Weight, weights};
 use hawfinch_model::verify::first_bad_tensor;
 use hawfinch_model::{Checkpoint, Config, Cpu, DecayForm, Model, OpenOptions, Quant, StoredTensor, metadata};
 
-use super::convert::world_tokens;
 use crate::fail::usage;
 use crate::model_args::{check_environment, open_checkpoint, quant_parser};
+use crate::model_file::ModelFile;
 use crate::output::{self, note, size};
 use crate::progress::Progress;
 use crate::quantize::evidence;
@@ -100,10 +99,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
             args.to
         )));
     }
-    if let Some(out) = &args.out {
-        output::may_write(out, args.force)?;
-        format_of(out)?;
-    }
+    let to = args.out.as_deref().map(|out| file(out, args.force)).transpose()?;
     let mut ckpt = open_checkpoint(&args.model)?;
     if let Some(out) = &args.out {
         output::not_over(out, ckpt.files.iter().chain(&args.texts))?;
@@ -144,8 +140,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     drop(trace);
     let kept = kept(model.checkpoint(), &config, &measured);
     let report = Report { weights: &measured, kept, sample: &sample, quality };
-    let written = match &args.out {
-        Some(out) => Some(write(args, out, &model, made)?),
+    let written = match &to {
+        Some(to) => Some(write(args, to, &model, made)?),
         None => None,
     };
     let seconds = began.elapsed().as_secs_f64();
@@ -169,15 +165,16 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The format that a file's name asks for, one of those that hold quantised weights.
-fn format_of(out: &Path) -> anyhow::Result<SaveFormat> {
+/// The file to write, in a format that holds quantised weights.
+fn file(out: &Path, force: bool) -> anyhow::Result<ModelFile> {
     let format = SaveFormat::from_extension(out);
-    format.filter(|f| matches!(f, SaveFormat::Gguf | SaveFormat::Packed)).ok_or_else(|| {
+    let format = format.filter(|f| matches!(f, SaveFormat::Gguf | SaveFormat::Packed)).ok_or_else(|| {
         usage(format!(
             "{} must end in .gguf or .packed.safetensors: these are the formats that hold quantised weights",
             out.display()
         ))
-    })
+    })?;
+    ModelFile::new(out, force, Some(format), None, "")
 }
 
 /// The weights with their types, by measurement or by rule.
@@ -289,9 +286,13 @@ fn memory_need(ckpt: &Checkpoint, config: &Config, found: &[Weight], sample: &Sa
 }
 
 /// Writes the file; its size.
-fn write(args: &Args, out: &Path, model: &Model, made: Vec<(String, StoredTensor)>) -> anyhow::Result<u64> {
+fn write(
+    args: &Args,
+    to: &ModelFile,
+    model: &Model,
+    made: Vec<(String, StoredTensor)>,
+) -> anyhow::Result<u64> {
     let mut ckpt = model.checkpoint().clone();
-    let vocabulary = world_tokens(&args.tokenizer, &ckpt)?;
     let mut types: Vec<&str> = made.iter().map(|(_, t)| t.dtype.name()).collect();
     types.sort_unstable();
     types.dedup();
@@ -301,16 +302,5 @@ fn write(args: &Args, out: &Path, model: &Model, made: Vec<(String, StoredTensor
     };
     ckpt.metadata.insert(metadata::QUANTIZED.into(), scheme);
     ckpt.tensors.extend(made);
-    let mut bar = None;
-    let mut tell = |done, total| {
-        bar.get_or_insert_with(|| Progress::bytes("writing", total)).set(done);
-    };
-    let options = SaveOptions {
-        format: format_of(out)?,
-        dtype: None,
-        vocabulary: vocabulary.as_deref(),
-        progress: Some(&mut tell),
-    };
-    format::save(out, &ckpt, options)?;
-    Ok(std::fs::metadata(out).with_context(|| format!("cannot read {} back", out.display()))?.len())
+    to.write(&ckpt, &args.tokenizer)
 }

@@ -11,8 +11,8 @@ use hawfinch_model::format::{self, MadeTensor, SaveFormat};
 use hawfinch_model::synthetic::{Shape, range};
 use hawfinch_model::{Config, Rng, Version, names};
 
-use super::convert::parse_dtype;
 use crate::fail::usage;
+use crate::model_file::parse_dtype;
 use crate::output::{self, note, size, thousands};
 use crate::progress::Progress;
 use crate::signal;
