@@ -167,6 +167,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// The file to write, in a format that holds quantised weights.
 fn file(out: &Path, force: bool) -> anyhow::Result<ModelFile> {
+    output::may_write(out, force)?;
     let format = SaveFormat::from_extension(out);
     let format = format.filter(|f| matches!(f, SaveFormat::Gguf | SaveFormat::Packed)).ok_or_else(|| {
         usage(format!(
