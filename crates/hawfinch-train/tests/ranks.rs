@@ -1,9 +1,12 @@
 //! Runs on several ranks, as threads of one process: what one process would have learned.
 
+mod common;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use common::{Seen, corpus, try_run};
 use hawfinch_kernels::{DType, Isa, Pool};
 use hawfinch_model::checkpoint::Checkpoint;
 use hawfinch_model::cpu::Cpu;
@@ -21,23 +24,6 @@ fn weights(version: Version) -> Checkpoint {
     // Matrices of more than one piece of 16 384 numbers, so that one tensor has several owners.
     let config = synthetic::Shape { version, layers: 3, width: 96, vocab: 200, head_size: 32 }.config();
     synthetic::checkpoint(&config, DType::F32, 3)
-}
-
-/// Documents that can be learned: runs of neighbouring tokens.
-fn corpus(dir: &Path) -> std::path::PathBuf {
-    let name = dir.join("corpus");
-    let mut writer = hawfinch_data::binidx::Writer::create(&name).unwrap();
-    let mut n = 7u32;
-    for document in 0..60u16 {
-        n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let (first, len) = (n >> 8 & 31, 5 + (n >> 16 & 31));
-        let mut ids: Vec<u16> =
-            (0..len).map(|t| 1 + ((first + t * (1 + u32::from(document) % 2)) % 60) as u16).collect();
-        ids.push(0);
-        writer.push(&ids).unwrap();
-    }
-    writer.finish().unwrap();
-    name
 }
 
 fn config(out: &Path) -> RunConfig {
@@ -77,35 +63,6 @@ fn cpu() -> Cpu<f32> {
     Cpu::with(Arc::new(Pool::new(1)), Isa::best())
 }
 
-/// What a rank saw.
-#[derive(Default)]
-struct Seen {
-    steps: Vec<StepReport>,
-    evals: Vec<u64>,
-    saved: usize,
-    notes: Vec<String>,
-    stop_after: u64,
-    stop: Arc<AtomicBool>,
-}
-
-impl Observer for Seen {
-    fn step(&mut self, report: &StepReport) {
-        self.steps.push(*report);
-        if report.step == self.stop_after {
-            self.stop.store(true, Ordering::Relaxed);
-        }
-    }
-    fn evaluated(&mut self, report: &hawfinch_train::trainer::EvalReport) {
-        self.evals.push(report.loss.to_bits());
-    }
-    fn saved(&mut self, _: &checkpoint::Found) {
-        self.saved += 1;
-    }
-    fn note(&mut self, _: u64, text: &str) {
-        self.notes.push(text.into());
-    }
-}
-
 /// Where a run ends.
 struct Outcome {
     end: End,
@@ -142,9 +99,7 @@ fn rank(
             Trainer::resume_among(c, config.clone(), Some(base), &loaded, cpu(), data)?
         }
     };
-    let mut seen = Seen { stop_after, ..Seen::default() };
-    let stop = seen.stop.clone();
-    let end = trainer.run(&mut seen, &stop)?;
+    let (end, seen) = try_run(&mut trainer, stop_after)?;
     Ok(Outcome { end, weights: bits(&trainer.weights()), seen })
 }
 
@@ -211,7 +166,7 @@ fn two_ranks_are_two_micro_batches_to_the_bit() {
                 assert_eq!(outcome.norms(), alone.norms(), "{what}");
                 assert_eq!(outcome.seen.evals, alone.seen.evals, "{what}");
                 // Only one writes.
-                assert_eq!(outcome.seen.saved > 0, rank == 0, "{what}");
+                assert_eq!(!outcome.seen.saved.is_empty(), rank == 0, "{what}");
             }
             let said = two[0].seen.steps[0].communication.unwrap();
             assert!(said.bytes > 0 && said.seconds > 0.0 && said.waited > 0.0);

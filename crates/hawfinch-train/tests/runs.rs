@@ -1,40 +1,26 @@
 //! Runs: what is learned, what is kept when they stop, what happens when they go wrong.
 
+mod common;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use common::{Seen, corpus, run};
 use hawfinch_kernels::{DType, Isa, Pool};
 use hawfinch_model::checkpoint::Checkpoint;
 use hawfinch_model::cpu::Cpu;
 use hawfinch_model::{StoredTensor, Version, synthetic};
 use hawfinch_train::Channels;
 use hawfinch_train::batches::Batches;
-use hawfinch_train::checkpoint::{self, Found};
+use hawfinch_train::checkpoint;
 use hawfinch_train::config::{Operands, Order, RunConfig};
 use hawfinch_train::schedule::Shape;
-use hawfinch_train::trainer::{Data, End, EvalReport, Observer, Question, StepReport, Trainer};
+use hawfinch_train::trainer::{Data, End, Question, StepReport, Trainer};
 
 fn weights(version: Version) -> Checkpoint {
     let config = synthetic::Shape { version, layers: 2, width: 32, vocab: 64, head_size: 16 }.config();
     synthetic::checkpoint(&config, DType::F32, 3)
-}
-
-/// Documents that can be learned: runs of neighbouring tokens.
-fn corpus(dir: &Path) -> std::path::PathBuf {
-    let name = dir.join("corpus");
-    let mut writer = hawfinch_data::binidx::Writer::create(&name).unwrap();
-    let mut n = 7u32;
-    for document in 0..60u16 {
-        n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        let (first, len) = (n >> 8 & 31, 5 + (n >> 16 & 31));
-        let mut ids: Vec<u16> =
-            (0..len).map(|t| 1 + ((first + t * (1 + u32::from(document) % 2)) % 60) as u16).collect();
-        ids.push(0);
-        writer.push(&ids).unwrap();
-    }
-    writer.finish().unwrap();
-    name
 }
 
 fn config(out: &Path) -> RunConfig {
@@ -69,46 +55,6 @@ fn data(name: &Path, config: &RunConfig) -> Data {
 
 fn cpu(threads: usize) -> Cpu<f32> {
     Cpu::with(Arc::new(Pool::new(threads)), Isa::best())
-}
-
-#[derive(Default)]
-struct Seen {
-    steps: Vec<StepReport>,
-    evals: Vec<EvalReport>,
-    saved: Vec<Found>,
-    notes: Vec<String>,
-    rewound: Vec<u64>,
-    /// Asks to stop after this step.
-    stop_after: u64,
-    stop: Arc<AtomicBool>,
-}
-
-impl Observer for Seen {
-    fn step(&mut self, report: &StepReport) {
-        self.steps.push(*report);
-        if report.step == self.stop_after {
-            self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        }
-    }
-    fn evaluated(&mut self, report: &EvalReport) {
-        self.evals.push(*report);
-    }
-    fn saved(&mut self, found: &Found) {
-        self.saved.push(found.clone());
-    }
-    fn note(&mut self, _: u64, text: &str) {
-        self.notes.push(text.into());
-    }
-    fn rewound(&mut self, to: u64) {
-        self.rewound.push(to);
-    }
-}
-
-fn run(trainer: &mut Trainer, stop_after: u64) -> (End, Seen) {
-    let mut seen = Seen { stop_after, ..Seen::default() };
-    let stop = seen.stop.clone();
-    let end = trainer.run(&mut seen, &stop).unwrap();
-    (end, seen)
 }
 
 fn bits(weights: &Checkpoint) -> Vec<u32> {

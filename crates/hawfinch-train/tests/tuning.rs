@@ -1,10 +1,12 @@
 //! What trains beside a model: adapters and first states.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
+use common::run;
 use hawfinch_kernels::cross_entropy::Targets;
 use hawfinch_kernels::gemm::Precision;
 use hawfinch_kernels::{DType, Isa, Pool, Real};
@@ -14,7 +16,7 @@ use hawfinch_model::{Lora, Model, OpenOptions, Rows, Sequence, Version, metadata
 use hawfinch_train::batches::Batches;
 use hawfinch_train::checkpoint;
 use hawfinch_train::config::{Operands, Order, RunConfig};
-use hawfinch_train::trainer::{Data, Observer, StepReport, Trainer};
+use hawfinch_train::trainer::{Data, Trainer};
 use hawfinch_train::tuning::{LoraInit, LoraSettings, Method, Tuning};
 use hawfinch_train::{Learner, Lesson};
 
@@ -203,33 +205,6 @@ fn data(name: &Path, config: &RunConfig) -> Data {
     }
 }
 
-#[derive(Default)]
-struct Seen {
-    steps: Vec<StepReport>,
-    evals: Vec<f64>,
-    stop_after: u64,
-    stop: Arc<AtomicBool>,
-}
-
-impl Observer for Seen {
-    fn step(&mut self, report: &StepReport) {
-        self.steps.push(*report);
-        if report.step == self.stop_after {
-            self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        }
-    }
-    fn evaluated(&mut self, report: &hawfinch_train::trainer::EvalReport) {
-        self.evals.push(report.loss);
-    }
-}
-
-fn run(trainer: &mut Trainer, stop_after: u64) -> Seen {
-    let mut seen = Seen { stop_after, ..Seen::default() };
-    let stop = seen.stop.clone();
-    trainer.run(&mut seen, &stop).unwrap();
-    seen
-}
-
 fn settings(out: &Path, method: Method) -> RunConfig {
     RunConfig {
         out: out.into(),
@@ -273,9 +248,11 @@ fn runs_learn_keep_only_what_they_train_and_go_on_to_the_bit() {
             let place = |what: &str| dir.path().join(format!("{what}-{version:?}-{method:?}"));
             let whole = settings(&place("whole"), method);
             let mut trainer = Trainer::new(whole.clone(), &base, cpu(2), data(&name, &whole)).unwrap();
-            let seen = run(&mut trainer, 0);
+            let (_, seen) = run(&mut trainer, 0);
             // The validation before the first step is the base's, and after the last it is better.
-            let [before, after] = seen.evals[..] else { panic!("{:?}", seen.evals) };
+            let [before, after] = seen.evals[..].iter().map(|e| e.loss).collect::<Vec<_>>()[..] else {
+                panic!("{:?}", seen.evals)
+            };
             // v4's state is two numbers a channel, not a matrix a head.
             let least = if (version, method) == (Version::V4, Method::State) { 0.02 } else { 0.1 };
             assert!(after < before - least, "{version} {method:?}: {before} to {after}");
@@ -291,7 +268,7 @@ fn runs_learn_keep_only_what_they_train_and_go_on_to_the_bit() {
             let loaded = checkpoint::load(&found).unwrap();
             let set = data(&name, &parts);
             let mut trainer = Trainer::resume(parts.clone(), Some(&base), &loaded, cpu(3), set).unwrap();
-            let rest = run(&mut trainer, 0);
+            let (_, rest) = run(&mut trainer, 0);
             assert_eq!(rest.steps.len(), 23);
             assert!(bits(&trainer.weights()) == bits(&want), "{version} {method:?}: the same bits");
 
@@ -360,8 +337,10 @@ fn pissa_and_disha_begin_as_the_base_and_keep_their_other_half() {
             assert_eq!(first.metadata[metadata::LORA_INIT], init.name());
             let near = apart(&plain, &beside(first.clone()));
             assert!(near < 1e-4, "{what}: {near}");
-            let seen = run(&mut trainer, 0);
-            let [before, after] = seen.evals[..] else { panic!("{:?}", seen.evals) };
+            let (_, seen) = run(&mut trainer, 0);
+            let [before, after] = seen.evals[..].iter().map(|e| e.loss).collect::<Vec<_>>()[..] else {
+                panic!("{:?}", seen.evals)
+            };
             assert!(after < before - 0.1, "{what}: {before} to {after}");
             let last = trainer.weights();
             for ((name, a), (_, b)) in first.tensors.iter().zip(&last.tensors) {
