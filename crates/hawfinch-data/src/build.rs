@@ -54,8 +54,8 @@ pub fn tokenise_shard(
     }
     prepare(plan, &work, anew)?;
     let done = tokenise(plan, &work, shard, policy, tokenizer, control);
-    if done.is_err() && (plan.inputs.reads_stdin() || !any_part(&work)?) {
-        // There is nothing to go on from.
+    // There is nothing to go on from, and no other shard at work there.
+    if done.is_err() && shard == Shard::WHOLE && (plan.inputs.reads_stdin() || !any_part(&work)?) {
         remove(&work)?;
     }
     done
@@ -67,17 +67,24 @@ fn any_part(work: &Path) -> Result<bool> {
     Ok(names.any(|e| e.path().extension().is_some_and(|e| e == "tokens")))
 }
 
+/// Whether there is nothing in a work folder but what is being written.
+fn only_begun(work: &Path) -> Result<bool> {
+    let mut names = std::fs::read_dir(work).map_err(|e| Error::read(work, e))?.flatten();
+    Ok(names.all(|e| e.file_name().to_string_lossy().ends_with(".part")))
+}
+
 /// Makes the work folder one of this plan.
 fn prepare(plan: &Plan, work: &Path, anew: bool) -> Result<()> {
     let shown = work.display();
     if work.is_dir() {
+        // Shards that begin at once find each other's plan half written, or the same plan whole.
+        let only_begun = only_begun(work)?;
         let there = Plan::load(work)?;
-        let empty = std::fs::read_dir(work).map_err(|e| Error::read(work, e))?.next().is_none();
         match there {
             // What standard input gave cannot be told to be what it gives now.
             Some(old) if plan.same_parts(&old) && !plan.inputs.reads_stdin() => {}
             Some(old) if anew || old.inputs.reads_stdin() || !any_part(work)? => remove(work)?,
-            None if empty => {}
+            None if only_begun => {}
             None if anew && Plan::path(work).exists() => remove(work)?,
             None => {
                 return Err(Error::OtherWork(format!(

@@ -181,8 +181,8 @@ impl Shard {
         for (rank, size) in [
             ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
             ("PMI_RANK", "PMI_SIZE"),
+            // Not SLURM_NTASKS: a batch script has that too, of which there is one.
             ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
-            ("SLURM_PROCID", "SLURM_NTASKS"),
         ] {
             if let (Some(index), Some(of)) = (number(rank)?, number(size)?) {
                 divide(size, index, of)?;
@@ -447,10 +447,10 @@ mod tests {
         }
         let ranks = [("OMPI_COMM_WORLD_RANK", "1"), ("OMPI_COMM_WORLD_SIZE", "3"), ("SLURM_NTASKS", "9")];
         assert_eq!(auto(&ranks).unwrap(), Shard { number: 2, of: 3 });
-        assert_eq!(
-            auto(&[("SLURM_PROCID", "7"), ("SLURM_NTASKS", "8")]).unwrap(),
-            Shard { number: 8, of: 8 }
-        );
+        let step = [("SLURM_PROCID", "7"), ("SLURM_STEP_NUM_TASKS", "8"), ("SLURM_NTASKS", "9")];
+        assert_eq!(auto(&step).unwrap(), Shard { number: 8, of: 8 });
+        // A script that was given eight tasks and starts none.
+        assert!(auto(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8")]).is_err());
         // Two tasks in each of three array jobs.
         let both = [
             ("SLURM_ARRAY_TASK_ID", "2"),

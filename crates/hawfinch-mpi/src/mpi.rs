@@ -2,6 +2,7 @@
 
 use std::ffi::{c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::thread::ThreadId;
 
 use hawfinch_train::collective::Collective;
@@ -44,6 +45,8 @@ pub struct Mpi {
     any_thread: bool,
     thread: ThreadId,
     sent: AtomicU64,
+    /// Held during a call: MPI was started for one at a time.
+    call: Mutex<()>,
 }
 
 fn ranks(what: impl Into<String>) -> Error {
@@ -117,19 +120,24 @@ impl Mpi {
         RUNS.store(true, Ordering::SeqCst);
         let (rank, size) = (rank as usize, size as usize);
         let thread = std::thread::current().id();
-        Ok(Mpi { rank, size, any_thread: level == 1, thread, sent: AtomicU64::new(0) })
+        let (sent, call) = (AtomicU64::new(0), Mutex::new(()));
+        Ok(Mpi { rank, size, any_thread: level == 1, thread, sent, call })
     }
 
-    fn enter(&self, bytes: usize) {
+    /// Waits for its turn, counts what is sent.
+    #[must_use]
+    fn enter(&self, bytes: usize) -> MutexGuard<'_, ()> {
         assert!(self.any_thread || std::thread::current().id() == self.thread, "MPI is called by one thread");
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.call.lock().unwrap_or_else(|e| e.into_inner())
     }
 }
 
 impl Drop for Mpi {
     fn drop(&mut self) {
         // One that fails cannot end in peace: the others would wait for it.
-        if !std::thread::panicking() {
+        let thread = self.any_thread || std::thread::current().id() == self.thread;
+        if thread && !std::thread::panicking() {
             RUNS.store(false, Ordering::SeqCst);
             // SAFETY: MPI was started, and nothing calls it any more.
             unsafe { hawfinch_mpi_end() };
@@ -149,7 +157,7 @@ impl Collective for Mpi {
     fn all_to_all(&self, send: &[u8], to: &[usize], receive: &mut [u8], from: &[usize]) -> Result<()> {
         let (to_n, to_at) = parts(to, self.size, send.len())?;
         let (from_n, from_at) = parts(from, self.size, receive.len())?;
-        self.enter(send.len() - to[self.rank]);
+        let _turn = self.enter(send.len() - to[self.rank]);
         // SAFETY: counts and places of as many ranks as there are, within both slices.
         check("all to all", unsafe {
             hawfinch_mpi_all_to_all(
@@ -166,7 +174,7 @@ impl Collective for Mpi {
     fn all_gather(&self, send: &[u8], receive: &mut [u8], counts: &[usize]) -> Result<()> {
         let (n, at) = parts(counts, self.size, receive.len())?;
         assert_eq!(send.len(), counts[self.rank], "as many bytes as counted");
-        self.enter(send.len() * (self.size - 1));
+        let _turn = self.enter(send.len() * (self.size - 1));
         // SAFETY: counts and places of as many ranks as there are, within `receive`.
         check("all gather", unsafe {
             hawfinch_mpi_all_gather(
@@ -181,27 +189,27 @@ impl Collective for Mpi {
 
     fn broadcast(&self, bytes: &mut [u8], root: usize) -> Result<()> {
         let n = count(bytes.len())?;
-        self.enter(if root == self.rank { bytes.len() * (self.size - 1) } else { 0 });
+        let _turn = self.enter(if root == self.rank { bytes.len() * (self.size - 1) } else { 0 });
         // SAFETY: `n` bytes that may be written.
         check("broadcast", unsafe { hawfinch_mpi_broadcast(address_mut(bytes), n, root as c_int) })
     }
 
     fn send(&self, bytes: &[u8], to: usize) -> Result<()> {
         let n = count(bytes.len())?;
-        self.enter(bytes.len());
+        let _turn = self.enter(bytes.len());
         // SAFETY: `n` bytes.
         check("send", unsafe { hawfinch_mpi_send(address(bytes), n, to as c_int) })
     }
 
     fn receive(&self, bytes: &mut [u8], from: usize) -> Result<()> {
         let n = count(bytes.len())?;
-        self.enter(0);
+        let _turn = self.enter(0);
         // SAFETY: `n` bytes that may be written.
         check("receive", unsafe { hawfinch_mpi_receive(address_mut(bytes), n, from as c_int) })
     }
 
     fn barrier(&self) -> Result<()> {
-        self.enter(0);
+        let _turn = self.enter(0);
         // SAFETY: MPI was started.
         check("barrier", unsafe { hawfinch_mpi_barrier() })
     }

@@ -13,7 +13,7 @@ use hawfinch_model::cpu::Cpu;
 use hawfinch_model::names::{self, Param, Role};
 use hawfinch_model::{Config, StateLayout, synthetic};
 
-use crate::tuning::{LoraSettings, Method, Tuning};
+use crate::tuning::{LoraInit, LoraSettings, Method, Tuning};
 use crate::{Error, Learner, Lesson, Result};
 
 /// A run to be.
@@ -60,6 +60,8 @@ pub struct Plan {
     pub gradients: u64,
     /// Both moments of AdamW, f32.
     pub moments: u64,
+    /// Where they are shared out: all of them, which rank 0 gathers for a checkpoint.
+    pub gathered: u64,
     /// What is kept of the tokens for the way back, and what is computed with.
     pub activations: u64,
     /// Rows of logits held at a time.
@@ -76,6 +78,10 @@ pub struct Plan {
     pub operations: f64,
     /// Bytes that each rank sends a step.
     pub wire_bytes: f64,
+    /// Those of them that travel while the last micro-batch's way back goes on.
+    pub gradient_bytes: f64,
+    /// Micro-batches of each rank.
+    pub micro_batches: usize,
 }
 
 /// Bytes of logits held at a time, at most (`tape/loss.rs`).
@@ -100,10 +106,12 @@ impl Job {
             return Err(Error::request(format!("`{name}` is 0; it must be at least 1")));
         }
         let samples = self.batch * self.accumulate;
-        if !samples.is_multiple_of(self.ranks) {
+        let shared = self.accumulate.is_multiple_of(self.ranks)
+            || self.accumulate == 1 && self.batch.is_multiple_of(self.ranks);
+        if !shared {
             return Err(Error::request(format!(
-                "{samples} samples a step cannot be divided over {} ranks: give `accumulate` or `batch` that they divide",
-                self.ranks
+                "a step of {} × {} samples (`accumulate` × `batch`) cannot be shared by {} ranks: set `accumulate` to a multiple of them, or `accumulate` to 1 and `batch` to a multiple of them",
+                self.accumulate, self.batch, self.ranks
             )));
         }
         let parameters = c.parameters(true);
@@ -148,6 +156,7 @@ impl Job {
             base: if self.method == Method::Full { 0 } else { self.base_bytes },
             gradients: 4 * trained * if micro > 1 { 2 } else { 1 },
             moments: part(8 * trained),
+            gathered: if self.zero && self.ranks > 1 { 8 * trained } else { 0 },
             activations: (fixed + per_token * at_once as f64) as u64,
             logits: LOGITS.max(row).min(row * at_once),
             states: state * borders,
@@ -156,8 +165,12 @@ impl Job {
             tokens,
             operations: 2.0 * products * multiply_adds * tokens as f64 / self.ranks as f64,
             wire_bytes: others * (trained * (self.wire + back) as u64) as f64,
+            gradient_bytes: others
+                * (trained * if self.zero { self.wire } else { self.wire + back } as u64) as f64,
+            micro_batches: micro,
         };
         plan.memory = plan.weights
+            + plan.gathered
             + plan.base
             + plan.gradients
             + plan.moments
@@ -188,7 +201,13 @@ impl Job {
                         some => some.iter().any(|m| m == own),
                     }
                 };
-                matrices(c).filter(|(name, _)| chosen(name)).map(|(_, [o, i])| r * (o + i)).sum()
+                // Of PiSSA the frozen half has gradients and moments too, which stay zero; of DiSHA, A has none.
+                let numbers = |[o, i]: [u64; 2]| match self.lora.init {
+                    LoraInit::Zero => r * (o + i),
+                    LoraInit::Pissa => 2 * r * (o + i),
+                    LoraInit::Disha => r * o,
+                };
+                matrices(c).filter(|(name, _)| chosen(name)).map(|(_, shape)| numbers(shape)).sum()
             }
         }
     }
@@ -284,7 +303,6 @@ fn small(c: &Config) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tuning::LoraInit;
     use hawfinch_model::Version;
 
     fn job(version: Version, layers: usize, width: usize) -> Job {
@@ -356,12 +374,14 @@ mod tests {
         let alone = one.plan().unwrap();
         let four = Job { ranks: 4, accumulate: 8, zero: true, wire: 2, ..one.clone() }.plan().unwrap();
         assert_eq!((alone.wire_bytes, four.moments), (0.0, alone.moments.div_ceil(4)));
-        assert_eq!(four.wire_bytes, 1.5 * 2.0 * alone.trained as f64);
+        // Gradients in bf16, new values in f32.
+        assert_eq!(four.wire_bytes, 0.75 * 6.0 * alone.trained as f64);
+        assert_eq!((four.gradient_bytes, four.micro_batches), (0.75 * 2.0 * alone.trained as f64, 2));
         // Two micro-batches a rank of eight in all.
         assert!(
             (four.operations / alone.operations - 2.0).abs() < 1e-9 && four.gradients == 2 * alone.gradients
         );
         let e = Job { ranks: 3, ..one }.plan().unwrap_err().to_string();
-        assert!(e.contains("1 samples a step cannot be divided over 3 ranks"), "{e}");
+        assert!(e.contains("1 × 1 samples (`accumulate` × `batch`) cannot be shared by 3 ranks"), "{e}");
     }
 }

@@ -340,14 +340,8 @@ impl Trainer {
             }
             // What a bad step left is not worth going back to. The last step is saved below.
             if due(self.config.save_every) && self.bad == 0 && step < self.length.steps {
-                match self.save(observer) {
-                    Ok(()) => saved = step,
-                    Err(e @ Error::Ranks(_)) => return Err(e),
-                    // The disk may have room again by the next time; what is in memory goes on.
-                    Err(e) => {
-                        let text = format!("the checkpoint could not be written, the run goes on: {e}");
-                        observer.note(step, &text);
-                    }
+                if self.save_or_go_on(observer)? {
+                    saved = step;
                 }
             }
             if self.config.patience > 0 && self.progress.since_best >= self.config.patience {
@@ -479,6 +473,20 @@ impl Trainer {
             observer.saved(&found);
         }
         Ok(())
+    }
+
+    /// A checkpoint that another may follow: whether it was written. The disk may have room again by the next time; what is in
+    /// memory goes on.
+    fn save_or_go_on(&mut self, observer: &mut dyn Observer) -> Result<bool> {
+        match self.save(observer) {
+            Ok(()) => Ok(true),
+            Err(e @ Error::Ranks(_)) => Err(e),
+            Err(e) => {
+                let text = format!("the checkpoint could not be written, the run goes on: {e}");
+                observer.note(self.progress.step, &text);
+                Ok(false)
+            }
+        }
     }
 
     /// A checkpoint without which there is nothing to go on from, or what was learned last is lost.

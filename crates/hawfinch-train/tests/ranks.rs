@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::{Seen, corpus, try_run};
+use hawfinch_data::MaskWriter;
+use hawfinch_data::binidx::Writer;
 use hawfinch_kernels::{DType, Isa, Pool};
 use hawfinch_model::checkpoint::Checkpoint;
 use hawfinch_model::cpu::Cpu;
@@ -216,6 +218,43 @@ fn more_ranks_and_divided_batches_are_the_same_within_rounding() {
             let sent = |o: &Outcome| o.seen.steps[1].communication.unwrap().bytes;
             let wide = on(2, &name, &with("wide", batch, accumulate), &base, 0);
             assert!(sent(&outcomes[0]) * 10 < sent(&wide[0]) * 6, "half the bytes");
+        }
+    }
+}
+
+/// Where a mask leaves one rank's last micro-batch nothing to learn, its zeros are added up in the others' order.
+#[test]
+fn a_rank_without_anything_to_learn_does_its_part() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = dir.path().join("masked");
+    let (mut writer, mut mask) = (Writer::create(&name).unwrap(), MaskWriter::create(&name).unwrap());
+    for document in 0..40u16 {
+        let ids: Vec<u16> = (0..11).map(|t| 1 + (document * 3 + t) % 60).chain([0]).collect();
+        mask.push(&vec![u8::from(document % 3 == 0); ids.len()]).unwrap();
+        writer.push(&ids).unwrap();
+    }
+    writer.finish().unwrap();
+    mask.finish().unwrap();
+    let base = weights(Version::V7);
+    for (accumulate, method) in [(2, Method::Full), (2, Method::Lora), (4, Method::Full)] {
+        let with = |out: &str| RunConfig {
+            method,
+            accumulate,
+            batch: 1,
+            order: Order::Packed,
+            ..config(&dir.path().join(format!("{out}-{accumulate}-{method:?}")))
+        };
+        let alone = on(1, &name, &with("alone"), &base, 0).pop().unwrap();
+        for zero in [0, 1] {
+            let two = on(2, &name, &RunConfig { zero, ..with(&format!("two-{zero}")) }, &base, 0);
+            assert!(two[0].weights == two[1].weights);
+            if accumulate == 2 {
+                assert!(
+                    two[0].weights == alone.weights && two[0].losses() == alone.losses(),
+                    "{method:?} {zero}"
+                );
+            }
+            assert!(far(&alone.weights, &two[0].weights, 1e-4) < 0.005);
         }
     }
 }

@@ -392,10 +392,11 @@ fn what_cannot_be_is_said() {
     };
     // Four matrices of the time mix, two of the channel mix, of two layers.
     assert_eq!(lora(&|_| {}), Ok(12));
-    assert_eq!(lora(&|s| s.modules = vec!["att.key".into(), "head".into()]), Ok(3));
+    assert_eq!(lora(&|s| s.modules = vec!["att.key".into(), "blocks.1.ffn.value".into()]), Ok(3));
     for (change, words) in [
         (&(|s: &mut LoraSettings| s.rank = 0) as &dyn Fn(&mut LoraSettings), "`lora-rank` is 0"),
         (&|s| s.alpha = f64::NAN, "`lora-alpha` is NaN"),
+        (&|s| s.modules = vec!["head".into()], "train it whole, with `head` in `train-parts`"),
         (&|s| s.modules = vec!["att.gate".into()], "no linear layer of RWKV-7: it has att.key"),
         (&|s| s.parts = vec!["mlp".into()], "there are ln, time, emb, head"),
     ] {

@@ -11,8 +11,8 @@ use crate::{Config, Error, Result, metadata};
 
 /// The base with adapters merged into its weights: `W + (alpha / r) B A + …` in f32, then in the number type that `dtype` gives
 /// for a tensor of that name and type (rounded to the nearest, blocks encoded anew, once). Whole tensors take the place of
-/// the base's, in f32 or, where they are floats in the base, in the type that `dtype` gives. A later adapter changes what
-/// earlier ones made.
+/// the base's, in f32 or, where they are floats in the base, in the type that `dtype` gives: the last adapter's that has one. The
+/// products of all are added to it, as they are beside the model.
 ///
 /// # Errors
 /// An adapter that does not fit the base or was trained beside another; numbers that cannot be encoded so.
@@ -26,6 +26,9 @@ pub fn merge(
     adapters.iter().try_for_each(|adapter| adapter.check(base, &config))?;
     let mut changed: IndexMap<String, Vec<f32>> = IndexMap::new();
     for adapter in adapters {
+        changed.extend(adapter.replacements.iter().map(|(name, tensor)| (name.clone(), tensor.to_f32())));
+    }
+    for adapter in adapters {
         for (module, (a, b)) in &adapter.modules {
             let name = format!("{module}.weight");
             let was = base.get(&name).expect("checked");
@@ -37,8 +40,6 @@ pub fn merge(
             let (b, a) = (View::new(&b, out, rank), View::new(&a, rank, input));
             gemm(isa, pool, Precision::Full, sum, Into::Add, b, a);
         }
-        let whole = adapter.replacements.iter().map(|(name, tensor)| (name.clone(), tensor.to_f32()));
-        changed.extend(whole);
     }
     let products = |name: &str| {
         let module = name.trim_end_matches(".weight");

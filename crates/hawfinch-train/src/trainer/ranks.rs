@@ -262,7 +262,9 @@ fn learn_one(
     finished: &mut dyn FnMut(Part),
 ) -> Result<f64> {
     if along.is_none() && batch.counted() == 0 {
-        // Its gradients are the zeros that are there.
+        // Its gradients are the zeros that are there; ranks that have some finish their parts in this order.
+        finished(Part::Head);
+        (0..learner.config().layers).rev().for_each(|layer| finished(Part::Block(layer)));
         return Ok(0.0);
     }
     let learned = as_lesson(config, batch, weight, |lesson| match along {

@@ -153,7 +153,7 @@ impl Trainer {
         observer.evaluated(&EvalReport { step, tokens, loss, bits_per_byte, probe, dead_channels, best });
         if best && !step.is_multiple_of(self.config.save_every) {
             // So that the best weights can be had.
-            self.save(observer)?;
+            self.save_or_go_on(observer)?;
         }
         Ok(())
     }

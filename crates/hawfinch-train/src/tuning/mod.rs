@@ -286,11 +286,16 @@ fn beginning(
 fn modules(config: &Config, chosen: &[String]) -> Result<Vec<String>> {
     let all: Vec<String> = names::all_params(config.version, config.layers)
         .into_iter()
-        .filter(|(name, param)| param.role == Role::Matrix && name != "emb.weight")
+        .filter(|(name, param)| param.role == Role::Matrix && name != "emb.weight" && name != "head.weight")
         .map(|(name, _)| name.trim_end_matches(".weight").to_string())
         .collect();
     let kind =
         |module: &str| names::split_block(module).map_or(module.to_string(), |(_, rest)| rest.to_string());
+    if chosen.iter().any(|asked| asked == "head") {
+        return Err(Error::request(
+            "`lora-modules` names `head`, beside which no product is trained: train it whole, with `head` in `train-parts`",
+        ));
+    }
     for asked in chosen {
         if !all.iter().any(|m| m == asked || kind(m) == *asked) {
             let kinds: BTreeSet<String> = all.iter().map(|m| kind(m)).collect();
@@ -303,7 +308,7 @@ fn modules(config: &Config, chosen: &[String]) -> Result<Vec<String>> {
         }
     }
     let wanted = |module: &String| match chosen {
-        [] => module != "head",
+        [] => true,
         _ => chosen.iter().any(|asked| asked == module || *asked == kind(module)),
     };
     Ok(all.into_iter().filter(wanted).collect())

@@ -43,6 +43,9 @@ pub struct Args {
     /// LoRA: rank
     #[arg(long, value_name = "N", default_value_t = 32)]
     lora_rank: usize,
+    /// LoRA: what it begins as: zero, pissa or disha
+    #[arg(long, value_name = "INIT", default_value = "zero", value_parser = ["zero", "pissa", "disha"])]
+    lora_init: String,
     /// LoRA: which linear layers [default: all but the head]
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     lora_modules: Vec<String>,
@@ -119,7 +122,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         lora: LoraSettings {
             rank: args.lora_rank,
             alpha: args.lora_rank as f64,
-            init: LoraInit::Zero,
+            init: LoraInit::from_name(&args.lora_init).unwrap_or_default(),
             modules: args.lora_modules.clone(),
             parts: Vec::new(),
             seed: 1,
@@ -163,8 +166,14 @@ impl Times {
     fn of(args: &Args, plan: &Plan) -> Times {
         let compute = args.flops.map(|f| plan.operations / (f * 1e12));
         let wire = args.bandwidth.map(|b| plan.wire_bytes / (b * 1e9));
-        // Traffic is hidden behind the way back, which is two thirds of the computing.
-        let step = compute.map(|c| c + wire.map_or(0.0, |w| (w - c * 2.0 / 3.0).max(0.0)));
+        // Gradients travel behind the last micro-batch's way back, two thirds of its computing; new values after it.
+        let step = compute.map(|c| {
+            let hidden = wire.map_or(0.0, |w| {
+                let gradients = w * plan.gradient_bytes / plan.wire_bytes.max(1.0);
+                gradients.min(c * 2.0 / 3.0 / plan.micro_batches as f64)
+            });
+            c + wire.unwrap_or(0.0) - hidden
+        });
         Times {
             compute,
             wire,
@@ -186,6 +195,7 @@ fn text(name: &str, job: &Job, plan: &Plan, times: &Times) -> String {
         ("model as in its file", plan.base),
         ("gradients", plan.gradients),
         ("moments", plan.moments),
+        ("all moments, at a save", plan.gathered),
         ("activations", plan.activations),
         ("logits", plan.logits),
         ("states", plan.states),
@@ -210,7 +220,7 @@ fn text(name: &str, job: &Job, plan: &Plan, times: &Times) -> String {
         line("computing a step", format!("{seconds:.3} s"));
     }
     if let (Some(seconds), true) = (times.wire, job.ranks > 1) {
-        line("traffic a step", format!("{seconds:.3} s, two thirds of the computing can hide it"));
+        line("traffic a step", format!("{seconds:.3} s"));
     }
     if let Some(speed) = times.tokens_per_second {
         line("tokens a second", thousands(speed as u64));

@@ -24,14 +24,24 @@ pub struct Names {
     pub validation: Option<PathBuf>,
 }
 
-/// Finds the data of a run, or makes it.
+/// Finds the data of a run, or makes it; of several ranks only the first does.
 ///
 /// # Errors
 /// Texts that cannot be read, a full disk; a validation set that is not there.
-pub fn find(config: &RunConfig, tokenizer: &Tokenizer) -> anyhow::Result<Names> {
+pub fn find(config: &RunConfig, tokenizer: &Tokenizer, first: bool) -> anyhow::Result<Names> {
     let train = match &config.data {
         Some(name) => name.clone(),
-        None => of_text(config, tokenizer)?,
+        None if first => of_text(config, tokenizer)?,
+        None => {
+            let (_, name) = place(config);
+            if !name_exists(&name) {
+                anyhow::bail!(
+                    "{} is not there: rank 0 made it of `text` in `out`, which all ranks must see",
+                    name.display()
+                );
+            }
+            name
+        }
     };
     let validation = match &config.validation {
         Some(name) => Some(name.clone()),
