@@ -1,4 +1,4 @@
-//! Ranks that are processes of an MPI job: [`Mpi`] is a [`Collective`](hawfinch_train::collective::Collective) over a C shim
+//! Ranks that are processes of an MPI job: `Mpi` is a [`Collective`](hawfinch_train::collective::Collective) over a C shim
 //! that any MPI library's `mpicc` compiles. Without the feature `link` there is nothing here.
 
 #[cfg(feature = "link")]

@@ -125,7 +125,6 @@ impl Mpi {
     }
 
     /// Waits for its turn, counts what is sent.
-    #[must_use]
     fn enter(&self, bytes: usize) -> MutexGuard<'_, ()> {
         assert!(self.any_thread || std::thread::current().id() == self.thread, "MPI is called by one thread");
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);

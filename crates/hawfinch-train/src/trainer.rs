@@ -339,10 +339,9 @@ impl Trainer {
                 self.validate(observer)?;
             }
             // What a bad step left is not worth going back to. The last step is saved below.
-            if due(self.config.save_every) && self.bad == 0 && step < self.length.steps {
-                if self.save_or_go_on(observer)? {
-                    saved = step;
-                }
+            let save = due(self.config.save_every) && self.bad == 0 && step < self.length.steps;
+            if save && self.save_or_go_on(observer)? {
+                saved = step;
             }
             if self.config.patience > 0 && self.progress.since_best >= self.config.patience {
                 break End::NoBetter;
