@@ -88,7 +88,8 @@ pub struct RunConfig {
     pub data: Option<PathBuf>,
     /// Text files to make one of (as `data build` takes them), in the folder of the run.
     pub text: Vec<String>,
-    /// How conversations in `text` are written, as `data build --template` says it; by default `world`.
+    /// How conversations in `text` are written, as `data build --template` says it; by default as the model in
+    /// `from` is talked with, else `world`.
     pub template: Option<String>,
     /// What is learned of conversations in `text`; by default the assistant's words.
     pub loss_on: Option<LossOn>,

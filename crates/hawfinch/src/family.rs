@@ -4,7 +4,7 @@ use std::path::Path;
 
 use hawfinch_engine::Template;
 use hawfinch_engine::template::{ModelFacts, VocabKind, choose};
-use hawfinch_model::Model;
+use hawfinch_model::{Checkpoint, Config, Model};
 use hawfinch_tokenizer::Tokenizer;
 
 /// Largest `tokenizer_config.json` that is looked into, in bytes.
@@ -15,7 +15,7 @@ const MAX_CONFIG: u64 = 4 << 20;
 pub fn template(asked: Option<&Path>, model: &Model, tokenizer: &Tokenizer) -> anyhow::Result<Template> {
     let mut template = match asked {
         Some(asked) => named(asked, tokenizer)?,
-        None => of_model(model, tokenizer)?,
+        None => of_checkpoint(model.checkpoint(), model.config(), tokenizer)?,
     };
     // Byte-level models have no token that ends the document: their id 0 is the byte 0.
     template.stops.tokens = tokenizer.eos().into_iter().collect();
@@ -35,10 +35,15 @@ fn named(asked: &Path, tokenizer: &Tokenizer) -> anyhow::Result<Template> {
     }
 }
 
-/// The template that belongs to the model.
-fn of_model(model: &Model, tokenizer: &Tokenizer) -> anyhow::Result<Template> {
-    let config = model.config();
-    let checkpoint = model.checkpoint();
+/// The template that belongs to a model.
+///
+/// # Errors
+/// The file brings one that is none.
+pub fn of_checkpoint(
+    checkpoint: &Checkpoint,
+    config: &Config,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<Template> {
     let vocab = match tokenizer {
         Tokenizer::World(_) => VocabKind::World,
         Tokenizer::Bpe(_) if (50_277..=50_304).contains(&config.vocab) => VocabKind::NeoX,

@@ -92,7 +92,7 @@ fn train(args: &Args, ranks: Arc<dyn Collective>) -> anyhow::Result<ExitCode> {
     if !first {
         ranks.barrier()?;
     }
-    let names = match data::find(&config, &tokenizer, first) {
+    let names = match data::find(&config, &tokenizer, first, beginning.as_ref()) {
         // Ctrl-C while texts become tokens.
         Err(e) if matches!(e.downcast_ref(), Some(hawfinch_data::Error::Stopped)) && ranks.size() == 1 => {
             return failed(hawfinch_data::Error::Stopped, data::kept(&config).as_deref());

@@ -7,13 +7,16 @@ use anyhow::Context;
 use hawfinch_data::{
     HeldOut, Inputs, LossOn, Mixing, Plan, Policy, Reading, Shard, Source, build, held_out_name,
 };
+use hawfinch_model::{Checkpoint, Config};
 use hawfinch_tokenizer::Tokenizer;
+use hawfinch_tokenizer::chat::Format;
 use hawfinch_train::config::RunConfig;
 use hawfinch_train::trainer::Question;
 
 use crate::commands::data::report::brief;
 use crate::commands::data::watch::watched;
 use crate::fail::usage;
+use crate::family;
 use crate::output::note;
 
 /// Names of data sets to train on and to validate on.
@@ -24,14 +27,19 @@ pub struct Names {
     pub validation: Option<PathBuf>,
 }
 
-/// Finds the data of a run, or makes it; of several ranks only the first does.
+/// Finds the data of a run, or makes it; of several ranks only the first does. `from` is the model that the run begins with.
 ///
 /// # Errors
 /// Texts that cannot be read, a full disk; a validation set that is not there.
-pub fn find(config: &RunConfig, tokenizer: &Tokenizer, first: bool) -> anyhow::Result<Names> {
+pub fn find(
+    config: &RunConfig,
+    tokenizer: &Tokenizer,
+    first: bool,
+    from: Option<&Checkpoint>,
+) -> anyhow::Result<Names> {
     let train = match &config.data {
         Some(name) => name.clone(),
-        None if first => of_text(config, tokenizer)?,
+        None if first => of_text(config, tokenizer, from)?,
         None => {
             let (_, name) = place(config);
             if !name_exists(&name) {
@@ -73,22 +81,53 @@ pub fn kept(config: &RunConfig) -> Option<PathBuf> {
 /// What to do about a line that is no document: `train` has no flag to leave such out.
 const SKIP: &str = "mend it, or make a data set with `hawfinch data build --bad-lines skip` and give it as `data` instead of `text`";
 
+/// How conversations are written: as was asked for, as a run that goes on did, or as the model talks that it begins with.
+fn template(
+    config: &RunConfig,
+    record: &Path,
+    from: Option<&Checkpoint>,
+    tokenizer: &Tokenizer,
+) -> anyhow::Result<String> {
+    if let Some(name) = &config.template {
+        return Ok(name.clone());
+    }
+    let before = fs::read_to_string(record).ok();
+    let before = before.and_then(|plan| serde_json::from_str::<serde_json::Value>(&plan).ok());
+    if let Some(name) = before.as_ref().and_then(|plan| plan["reading"]["template"].as_str()) {
+        return Ok(name.into());
+    }
+    let usual = Reading::default().template;
+    let Some(from) = from else { return Ok(usual) };
+    let own = family::of_checkpoint(from, &Config::infer(from)?, tokenizer)?;
+    match own.name() {
+        // One that nobody has taught to talk.
+        "completion" => Ok(usual),
+        name if Format::named(name).is_some() => Ok(name.into()),
+        _ => {
+            note(format_args!(
+                "the model brings a chat template of its own, by which no data are written: conversations are written by `{usual}`, which `chat --template {usual}` talks, or by another `template`"
+            ));
+            Ok(usual)
+        }
+    }
+}
+
 /// A data set of the run's texts, made unless it is there.
-fn of_text(config: &RunConfig, tokenizer: &Tokenizer) -> anyhow::Result<PathBuf> {
+fn of_text(config: &RunConfig, tokenizer: &Tokenizer, from: Option<&Checkpoint>) -> anyhow::Result<PathBuf> {
     let (folder, name) = place(config);
+    let record = folder.join("plan.json");
     let sources = config.text.iter().map(|s| Source::parse(s)).collect::<Result<Vec<_>, _>>();
     let sources = sources.map_err(|e| usage(e.to_string()))?;
     let held_out = (config.held_out > 0.0).then_some(HeldOut::Share(config.held_out));
     let mixing = Mixing { held_out, dedup: true, ..Mixing::default() };
     // As `data build` does.
     let loss_on = config.loss_on.unwrap_or(LossOn::Assistant);
-    let template = config.template.clone().unwrap_or(Reading::default().template);
+    let template = template(config, &record, from, tokenizer)?;
     let reading = Reading { loss_on, template, ..Reading::default() };
     let plan = Inputs::find(&sources, None)
         .and_then(|inputs| Plan::new(inputs, tokenizer, reading, mixing))
         .map_err(|e| usage(e.to_string()))?;
     let made_of = serde_json::to_string(&plan)?;
-    let record = folder.join("plan.json");
     if name_exists(&name) && fs::read_to_string(&record).is_ok_and(|there| there == made_of) {
         return Ok(name);
     }

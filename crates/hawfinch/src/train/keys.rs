@@ -72,7 +72,7 @@ pub struct Keys {
     #[arg(long, value_name = "SOURCE", help_heading = "Data")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub text: Vec<String>,
-    /// How conversations in `text` are written, as `data build` has it [default: world]
+    /// How conversations in `text` are written [default: as `chat` talks with the model in `from`, else world]
     #[arg(long, value_name = "NAME", help_heading = "Data")]
     pub template: Option<String>,
     /// What is learned of conversations in `text`: assistant or all [default: assistant]

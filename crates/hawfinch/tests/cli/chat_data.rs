@@ -239,6 +239,15 @@ fn a_run_on_a_chat_file() {
     place.run(&[&build[..], &as_is].concat()).ok();
     assert_eq!(place.read("all/data/text.bin"), place.read("built.bin"));
     assert!(!place.path("all/data/text.mask.bin").exists());
+    // Unasked, as `chat` talks with the model that it begins with: told by its name here. What was begun so goes on so.
+    place.write("raven.safetensors", place.read("all/step-00000001/model.safetensors"));
+    let from =
+        ["train", "--from", "raven.safetensors", "--text", "once.jsonl", "--loss-on", "all", "-o", "talk"];
+    let rest = ["--tokenizer", "bytes", "--ctx", "32", "--batch", "2", "--warmup-steps", "0", "--steps"];
+    for steps in ["1", "2"] {
+        place.run(&[&from[..], &rest, &[steps]].concat()).ok();
+        assert_eq!(place.read("talk/data/text.bin"), place.read("built.bin"));
+    }
     train("x", "1", &[&data[..], &as_is[..2]].concat()).fails(2, &["`data` is one already"]);
     train("x", "1", &["--text", "chats.jsonl", "--template", "qwen"])
         .fails(2, &["no template `qwen`", "world"]);
