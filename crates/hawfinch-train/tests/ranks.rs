@@ -6,14 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use common::{Seen, corpus, try_run};
+use common::{Seen, corpus, data, try_run};
 use hawfinch_data::MaskWriter;
 use hawfinch_data::binidx::Writer;
 use hawfinch_kernels::{DType, Isa, Pool};
 use hawfinch_model::checkpoint::Checkpoint;
 use hawfinch_model::cpu::Cpu;
 use hawfinch_model::{Version, synthetic};
-use hawfinch_train::batches::Batches;
 use hawfinch_train::checkpoint;
 use hawfinch_train::collective::{Alone, Collective, Threads, Wire};
 use hawfinch_train::config::{Operands, Order, RunConfig};
@@ -47,17 +46,6 @@ fn config(out: &Path) -> RunConfig {
         // Some kilobytes: many buckets a step.
         bucket: 0.05,
         ..RunConfig::default()
-    }
-}
-
-fn data(name: &Path, config: &RunConfig) -> Data {
-    let train = Batches::open(name, config.order, config.ctx, config.seed).unwrap();
-    Data {
-        fingerprint: train.fingerprint().unwrap(),
-        train,
-        validation: Some(Batches::in_order(name, config.ctx).unwrap()),
-        probe: Vec::new(),
-        token_bytes: None,
     }
 }
 

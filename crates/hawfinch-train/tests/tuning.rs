@@ -6,17 +6,16 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::run;
+use common::{data, run};
 use hawfinch_kernels::cross_entropy::Targets;
 use hawfinch_kernels::gemm::Precision;
 use hawfinch_kernels::{DType, Isa, Pool, Real};
 use hawfinch_model::checkpoint::{Checkpoint, FileFormat, StoredTensor};
 use hawfinch_model::cpu::Cpu;
 use hawfinch_model::{Lora, Model, OpenOptions, Rows, Sequence, Version, metadata, synthetic};
-use hawfinch_train::batches::Batches;
 use hawfinch_train::checkpoint;
 use hawfinch_train::config::{Operands, Order, RunConfig};
-use hawfinch_train::trainer::{Data, Trainer};
+use hawfinch_train::trainer::Trainer;
 use hawfinch_train::tuning::{LoraInit, LoraSettings, Method, Tuning};
 use hawfinch_train::{Learner, Lesson};
 
@@ -192,17 +191,6 @@ fn corpus(dir: &Path) -> std::path::PathBuf {
     }
     writer.finish().unwrap();
     name
-}
-
-fn data(name: &Path, config: &RunConfig) -> Data {
-    let train = Batches::open(name, config.order, config.ctx, config.seed).unwrap();
-    Data {
-        fingerprint: train.fingerprint().unwrap(),
-        train,
-        validation: Some(Batches::in_order(name, config.ctx).unwrap()),
-        probe: Vec::new(),
-        token_bytes: None,
-    }
 }
 
 fn settings(out: &Path, method: Method) -> RunConfig {

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hawfinch_train::Result;
+use hawfinch_train::batches::Batches;
 use hawfinch_train::checkpoint::Found;
-use hawfinch_train::trainer::{End, EvalReport, Observer, StepReport, Trainer};
+use hawfinch_train::config::RunConfig;
+use hawfinch_train::trainer::{Data, End, EvalReport, Observer, StepReport, Trainer};
 
 /// Documents that can be learned: runs of neighbouring tokens.
 pub fn corpus(dir: &Path) -> PathBuf {
@@ -24,6 +26,18 @@ pub fn corpus(dir: &Path) -> PathBuf {
     }
     writer.finish().unwrap();
     name
+}
+
+/// A data set to learn from and to be validated on.
+pub fn data(name: &Path, config: &RunConfig) -> Data {
+    let train = Batches::open(name, config.order, config.ctx, config.seed).unwrap();
+    Data {
+        fingerprint: train.fingerprint().unwrap(),
+        train,
+        validation: Some(Batches::in_order(name, config.ctx).unwrap()),
+        probe: Vec::new(),
+        token_bytes: None,
+    }
 }
 
 /// What was told.
