@@ -1,7 +1,10 @@
 //! `hawfinch_model::Model` as the engine's [`LanguageModel`].
 
+use crate::schedule::BatchModel;
+use crate::tree::store::StateCodec;
 use crate::{Error, Feed, LanguageModel, Result};
-use hawfinch_model::{Model, Output, Rows, Sequence, State};
+use hawfinch_model::{Model, Output, Rows, Sequence, State, StateLayout};
+use std::sync::Arc;
 
 impl LanguageModel for Model {
     type State = State;
@@ -39,6 +42,42 @@ impl LanguageModel for Model {
             }
         }
         result
+    }
+}
+
+impl BatchModel for Model {
+    type Adapter = ();
+
+    fn forward_adapted(&self, feeds: &mut [Feed<'_, State>], _adapters: &[Option<&()>]) -> Result<()> {
+        LanguageModel::forward(self, feeds)
+    }
+
+    fn for_each<T: Send>(&self, items: &mut [T], work: impl Fn(&mut T) + Sync) {
+        self.ops().pool().split(items, 1, 1, |_, item| work(&mut item[0]));
+    }
+}
+
+/// States of one model as bytes: their floats, layer by layer, after the number of tokens.
+#[derive(Debug, Clone)]
+pub struct Codec(pub Arc<StateLayout>);
+
+impl StateCodec<State> for Codec {
+    fn encode(&self, state: &State) -> Vec<u8> {
+        let floats = state.data().iter().flat_map(|v| v.to_le_bytes());
+        state.tokens.to_le_bytes().into_iter().chain(floats).collect()
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Option<State> {
+        let (tokens, floats) = bytes.split_first_chunk::<8>()?;
+        if floats.len() != size_of::<f32>() * self.0.len() {
+            return None;
+        }
+        let mut state = State::new(self.0.clone());
+        for (v, bytes) in state.data_mut().iter_mut().zip(floats.chunks_exact(4)) {
+            *v = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+        state.tokens = u64::from_le_bytes(*tokens);
+        Some(state)
     }
 }
 

@@ -74,6 +74,14 @@ pub enum Error {
         /// The names there are.
         known: String,
     },
+    /// A grammar that cannot be followed.
+    #[error("the {kind} cannot be followed: {}", Printable(reason))]
+    Grammar {
+        /// What kind of grammar it is.
+        kind: &'static str,
+        /// The grammar engine's words.
+        reason: String,
+    },
     /// A token id that the model does not have.
     #[error(
         "token id {id} is outside the model's vocabulary of {vocab}: the text was encoded with another model's tokenizer"
@@ -103,6 +111,9 @@ pub enum Error {
     /// The tokenizer has no text for an id, or cannot encode.
     #[error("{0}")]
     Tokenizer(String),
+    /// A request whose time was over before it began.
+    #[error("the request waited longer than it may take: try again later, or allow more time")]
+    TimedOut,
     /// A turn that does not exist.
     #[error("there is no turn {turn} to go back to: this session has {turns}")]
     NoSuchTurn {

@@ -38,6 +38,10 @@ pub enum StopReason {
     MaxTokens,
     /// The callback said so.
     Cancelled,
+    /// The grammar that the reply follows is complete.
+    Complete,
+    /// Its time was over.
+    TimedOut,
 }
 
 /// What happens while a reply grows.
@@ -86,10 +90,15 @@ pub(crate) struct Run {
 
 impl Run {
     pub(crate) fn new(options: &GenerateOptions) -> Result<Self> {
-        Ok(Self {
-            max_tokens: options.max_tokens,
-            stops: options.stops.clone(),
-            matcher: StopMatcher::new(&options.stops.strings)?,
+        let matcher = StopMatcher::new(&options.stops.strings)?;
+        Ok(Self::of(options.max_tokens, options.stops.clone(), matcher))
+    }
+
+    fn of(max_tokens: usize, stops: StopRules, matcher: StopMatcher) -> Self {
+        Self {
+            max_tokens,
+            stops,
+            matcher,
             decoder: StreamDecoder::new(),
             released: Vec::with_capacity(256),
             text_bytes: 0,
@@ -100,12 +109,24 @@ impl Run {
                 logprobs: Vec::new(),
                 stop: StopReason::MaxTokens,
             },
-        })
+        }
+    }
+
+    /// Another reply of the same options, not begun.
+    pub(crate) fn fresh(&self) -> Self {
+        let mut matcher = self.matcher.clone();
+        matcher.reset();
+        Self::of(self.max_tokens, self.stops.clone(), matcher)
     }
 
     /// The length in bytes of the reply proper within `bytes`.
     pub(crate) fn text_len(&self) -> usize {
         self.text_bytes
+    }
+
+    /// Whether the text ends in what may become a stop string.
+    pub(crate) fn is_holding(&self) -> bool {
+        !self.matcher.held().is_empty()
     }
 
     /// How many tokens may still come.
@@ -126,16 +147,39 @@ impl Run {
         tokenizer: &Tokenizer,
         on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Next> {
+        self.step_within(sampler, logits, None, tokenizer, on_event)
+    }
+
+    /// As [`Run::step`], among the tokens that `allowed` has ([`Sampler::sample_within`]).
+    pub(crate) fn step_within(
+        &mut self,
+        sampler: &mut Sampler,
+        logits: &[f32],
+        allowed: Option<&[u32]>,
+        tokenizer: &Tokenizer,
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Result<Next> {
         if self.is_full() {
             self.finish(StopReason::MaxTokens, on_event);
             return Ok(Next::Done);
         }
-        let sampled = sampler.sample(logits)?;
+        let sampled = sampler.sample_within(logits, allowed)?;
+        Ok(self.take(sampled, sampler, tokenizer, on_event))
+    }
+
+    /// Makes a token part of the reply, drawn or forced.
+    pub(crate) fn take(
+        &mut self,
+        sampled: Sampled,
+        sampler: &mut Sampler,
+        tokenizer: &Tokenizer,
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) -> Next {
         let id = sampled.id;
         if self.stops.tokens.contains(&id) {
             let end = tokenizer.eos() == Some(id);
             self.finish(if end { StopReason::EndOfDocument } else { StopReason::StopToken(id) }, on_event);
-            return Ok(Next::Done);
+            return Next::Done;
         }
         sampler.accept(id);
         self.generation.tokens.push(id);
@@ -151,17 +195,17 @@ impl Run {
         if let Some(which) = stopped {
             let string = self.stops.strings.get(which).cloned().unwrap_or_default();
             self.finish(StopReason::StopString(string), on_event);
-            return Ok(Next::Done);
+            return Next::Done;
         }
         if flow.is_break() {
             self.finish(StopReason::Cancelled, on_event);
-            return Ok(Next::Done);
+            return Next::Done;
         }
         if self.is_full() {
             self.finish(StopReason::MaxTokens, on_event);
-            return Ok(Next::Done);
+            return Next::Done;
         }
-        Ok(Next::Feed(id))
+        Next::Feed(id)
     }
 
     fn release(&mut self, on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>) -> ControlFlow<()> {
@@ -175,7 +219,11 @@ impl Run {
         on_event(Event::Text(text))
     }
 
-    fn finish(&mut self, stop: StopReason, on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>) {
+    pub(crate) fn finish(
+        &mut self,
+        stop: StopReason,
+        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+    ) {
         if !matches!(stop, StopReason::StopString(_)) {
             self.matcher.finish(&mut self.released);
             let _ = self.release(on_event);

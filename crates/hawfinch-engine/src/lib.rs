@@ -6,6 +6,8 @@
 //! * [`Session`]: one sequence that reads, writes, forks and goes back; [`Chat`]: a conversation over it;
 //!   [`generate_batch`]: many sequences in one ragged step.
 //! * [`speculate`]: tokens that are guessed ahead and verified together: the same text in fewer steps.
+//! * [`schedule`]: many requests at once, on the ragged step; [`tree`]: states keyed by the tokens that led to them.
+//! * [`grammar`]: replies that must follow a JSON schema, a regular expression or a grammar.
 //! * [`embed()`]: a vector for a text.
 //!
 //! Models come in through [`LanguageModel`], which `hawfinch_model::Model` implements (`adapter.rs`). What belongs
@@ -35,8 +37,10 @@ mod chat;
 mod embed;
 mod error;
 mod generate;
+pub mod grammar;
 mod language_model;
 pub mod sampler;
+pub mod schedule;
 mod score;
 mod session;
 pub mod speculate;
@@ -44,7 +48,9 @@ mod stop;
 pub mod template;
 #[cfg(test)]
 mod testing;
+pub mod tree;
 
+pub use adapter::Codec;
 pub use chat::{Chat, ChatReply};
 pub use embed::{Embedding, embed};
 pub use error::{Error, Result};
@@ -52,6 +58,7 @@ pub use generate::{
     BatchRequest, EMPTY_CONTEXT, Event, GenerateOptions, Generation, StopReason, generate_batch,
     generate_batch_each,
 };
+pub use grammar::{Constraint, Grammar, Grammars};
 pub use language_model::{Feed, LanguageModel, Wanted};
 pub use sampler::{Mirostat, Rng, Sampled, Sampler, SamplerConfig, SamplerState, Uncounted};
 pub use score::{Score, score};

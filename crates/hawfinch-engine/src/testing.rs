@@ -1,6 +1,7 @@
 //! Models for the tests of sessions, chats and batches: one whose logits depend on everything it has read, one that
 //! says what it is told to say.
 
+use crate::schedule::BatchModel as _;
 use crate::{Feed, LanguageModel, Result, Rng, Sampler, SamplerConfig, Uncounted};
 use hawfinch_tokenizer::Tokenizer;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -112,4 +113,40 @@ pub(crate) fn read_text(tokenizer: &Tokenizer, tokens: &[u32]) -> Vec<u8> {
 
 pub(crate) fn sampler(config: SamplerConfig, seed: u64) -> Sampler {
     Sampler::new(SamplerConfig { seed: Some(seed), ..config }, Uncounted::none()).unwrap()
+}
+
+/// As [`HashModel`] over bytes, with adapters (numbers that go into the hash), counting the tokens it is fed.
+#[derive(Default)]
+pub(crate) struct BatchHash {
+    pub fed: AtomicUsize,
+    /// Sequences of the largest step.
+    pub widest: AtomicUsize,
+}
+
+impl LanguageModel for BatchHash {
+    type State = u64;
+    fn vocab(&self) -> usize {
+        256
+    }
+    fn new_state(&self) -> u64 {
+        1
+    }
+    fn forward(&self, feeds: &mut [Feed<'_, u64>]) -> Result<()> {
+        let none = vec![None; feeds.len()];
+        self.forward_adapted(feeds, &none)
+    }
+}
+
+impl crate::schedule::BatchModel for BatchHash {
+    type Adapter = u64;
+    fn forward_adapted(&self, feeds: &mut [Feed<'_, u64>], adapters: &[Option<&u64>]) -> Result<()> {
+        self.widest.fetch_max(feeds.len(), Ordering::Relaxed);
+        for (f, adapter) in feeds.iter_mut().zip(adapters) {
+            self.fed.fetch_add(f.tokens.len(), Ordering::Relaxed);
+            *f.state ^= adapter.copied().unwrap_or(0);
+            HashModel(256).forward(std::slice::from_mut(f))?;
+            *f.state ^= adapter.copied().unwrap_or(0);
+        }
+        Ok(())
+    }
 }

@@ -101,6 +101,15 @@ pub(crate) fn exp_all(logits: &[f32], max: f32, temperature: f32, out: &mut [f32
     sum(out)
 }
 
+/// What [`exp_all`] returns at temperature 1, to the bit, without keeping the exponentials.
+pub(crate) fn exp_sum(logits: &[f32], max: f32) -> f64 {
+    let mut block = [0.0; 256];
+    logits
+        .chunks(256)
+        .map(|chunk| exp_all(chunk, max, 1.0, &mut block[..chunk.len()]))
+        .fold(0.0, |a, b| a + b)
+}
+
 /// Sum of `x` in a fixed order: 16 lanes of f32 over each 256 values, then f64.
 pub(crate) fn sum(x: &[f32]) -> f64 {
     const LANES: usize = 16;

@@ -261,6 +261,14 @@ impl Sampler {
     ///
     /// Errors: a logit that is NaN or +infinity; all logits -infinity.
     pub fn sample(&mut self, logits: &[f32]) -> Result<Sampled> {
+        self.sample_within(logits, None)
+    }
+
+    /// As [`Sampler::sample`], drawing only among the tokens whose bit is set in `allowed` (bit `id % 32` of word
+    /// `id / 32`; ids beyond it are not allowed). The log-probabilities told are still those of the raw distribution.
+    ///
+    /// Errors also when no token is allowed that has a logit above -infinity.
+    pub fn sample_within(&mut self, logits: &[f32], allowed: Option<&[u32]>) -> Result<Sampled> {
         let Self { config, state, scratch, .. } = self;
         let bad = |(id, value)| Error::BadLogit { id: id as u32, value };
         let nothing = || Error::NothingLeft { vocab: logits.len() };
@@ -278,7 +286,20 @@ impl Sampler {
         let top = top_logprobs(logits, config.top_logprobs as usize, logprob);
 
         let changed = adjust(config, state, logits, &mut scratch.adjusted, &mut scratch.touched);
-        let (logits, max, shift, total) = if changed {
+        if let Some(allowed) = allowed {
+            if !changed {
+                scratch.adjusted.extend_from_slice(logits);
+            }
+            forbid_others(&mut scratch.adjusted, allowed);
+        }
+        let (logits, max, shift, total) = if allowed.is_some() {
+            let adjusted = &scratch.adjusted[..];
+            let max = math::max_checked(adjusted).map_err(bad)?;
+            if max == f32::NEG_INFINITY {
+                return Err(nothing());
+            }
+            (adjusted, max, max, math::exp_all(adjusted, max, 1.0, &mut scratch.weights))
+        } else if changed {
             let adjusted = &scratch.adjusted[..];
             let max = math::max_checked(adjusted).map_err(bad)?;
             if max == f32::NEG_INFINITY {
@@ -395,6 +416,37 @@ fn adjust(
     }
     touched.retain(|&id| id < vocab);
     true
+}
+
+/// What [`Sampler::sample`] would tell of `id` if it had drawn it: its raw log-probability and those of the `top` best.
+///
+/// # Errors
+/// As there.
+pub fn raw_logprob(logits: &[f32], id: u32, top: usize) -> Result<Sampled> {
+    let max = math::max_checked(logits).map_err(|(id, value)| Error::BadLogit { id: id as u32, value })?;
+    if max == f32::NEG_INFINITY {
+        return Err(Error::NothingLeft { vocab: logits.len() });
+    }
+    let total = math::ln(math::exp_sum(logits, max));
+    let logprob = |id: u32| {
+        let logit = logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        (f64::from(logit - max) - total) as f32
+    };
+    Ok(Sampled { id, logprob: logprob(id), top: top_logprobs(logits, top, logprob) })
+}
+
+/// Sets the logits of the tokens that are not allowed to -infinity.
+fn forbid_others(logits: &mut [f32], allowed: &[u32]) {
+    for (word, logits) in logits.chunks_mut(32).enumerate() {
+        let bits = allowed.get(word).copied().unwrap_or(0);
+        if bits != u32::MAX {
+            for (i, x) in logits.iter_mut().enumerate() {
+                if bits >> i & 1 == 0 {
+                    *x = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
 }
 
 /// What truncation needs to know of the distribution.

@@ -371,3 +371,33 @@ fn settings_at_the_edge_of_their_range_damage_no_logit() {
         }
     }
 }
+
+/// Among the allowed tokens the draw is as if the others had never been, and what is told of it is the raw distribution.
+#[test]
+fn only_allowed_tokens_are_drawn() {
+    let logits: Vec<f32> = (0..100).map(|i| ((i * 37) % 17) as f32 / 3.0).collect();
+    let kept = [3u32, 31, 32, 64, 99];
+    let mut allowed = [0u32; 4];
+    kept.iter().for_each(|&id| allowed[id as usize / 32] |= 1 << (id % 32));
+    let mut others = logits.clone();
+    (0..100u32).filter(|id| !kept.contains(id)).for_each(|id| others[id as usize] = f32::NEG_INFINITY);
+    for config in [SamplerConfig::greedy(), SamplerConfig::default(), SamplerConfig::pure()] {
+        let mut a = sampler(config.clone());
+        let mut b = sampler(config.clone());
+        let mut raw = sampler(SamplerConfig::pure());
+        for _ in 0..50 {
+            let got = a.sample_within(&logits, Some(&allowed)).unwrap();
+            assert!(kept.contains(&got.id));
+            assert_eq!(got.id, b.sample(&others).unwrap().id);
+            // Raw log-probability: that of an unrestricted sampler that happens to draw it.
+            let told = std::iter::repeat_with(|| raw.sample(&logits).unwrap()).find(|s| s.id == got.id);
+            assert_eq!(got.logprob, told.unwrap().logprob);
+            a.accept(got.id);
+            b.accept(got.id);
+        }
+    }
+    let mut s = sampler(SamplerConfig::pure());
+    assert!(matches!(s.sample_within(&logits, Some(&[0])), Err(Error::NothingLeft { .. })));
+    // Ids beyond the mask are not allowed.
+    assert_eq!(s.sample_within(&logits, Some(&[4])).unwrap().id, 2);
+}

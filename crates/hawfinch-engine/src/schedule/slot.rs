@@ -1,0 +1,459 @@
+//! One running sequence: the prompt that it reads, the reply that it writes.
+
+use super::request::{Base, BatchModel, Constrained, Event, Request, Sink, Timings};
+use crate::generate::{Event as Told, Next, Run};
+use crate::grammar::Allowed;
+use crate::sampler::raw_logprob;
+use crate::tree::Snapshot;
+use crate::tree::cache::StateCache;
+use crate::{EMPTY_CONTEXT, Error, Feed, Result, Sampled, Sampler, StopReason, Wanted};
+use hawfinch_tokenizer::Tokenizer;
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// A snapshot before a possible stop string is taken only so many tokens after the last one.
+const HELD_APART: usize = 8;
+/// Rows of logits of one sequence in one step at most.
+const ROWS: usize = 64;
+
+/// What all choices of a request share.
+pub(super) struct Ticket {
+    pub client: Arc<str>,
+    pub deadline: Option<Instant>,
+    /// When it was submitted, begun, when its prompt was read.
+    pub times: [Instant; 3],
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    sink: Box<dyn Sink>,
+    choices: usize,
+    timings: Timings,
+    over: bool,
+}
+
+impl Ticket {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn tell(&self, event: Event) {
+        let mut inner = self.lock();
+        if !inner.over {
+            inner.sink.tell(event);
+        }
+    }
+
+    pub fn fail(&self, error: Error) {
+        let mut inner = self.lock();
+        if !std::mem::replace(&mut inner.over, true) {
+            inner.sink.tell(Event::Failed(error));
+        }
+    }
+
+    /// Whether nobody listens any more, or it has failed.
+    pub fn is_over(&self) -> bool {
+        let inner = self.lock();
+        inner.over || inner.sink.is_closed()
+    }
+
+    /// A choice ended; with the last one, all.
+    fn done(&self, choice: usize, stop: StopReason, tokens: usize, prompt_read: Option<Instant>) {
+        let mut inner = self.lock();
+        if inner.over {
+            return;
+        }
+        inner.sink.tell(Event::Done { choice, stop, tokens });
+        inner.choices -= 1;
+        inner.timings.tokens += tokens;
+        if inner.choices == 0 {
+            let now = Instant::now();
+            let read = prompt_read.unwrap_or(now);
+            inner.timings.queued = self.times[1] - self.times[0];
+            inner.timings.prompt = read - self.times[1];
+            inner.timings.generation = now - read;
+            let timings = inner.timings;
+            inner.sink.tell(Event::End(timings));
+            inner.over = true;
+        }
+    }
+}
+
+/// The part of a sequence that is its prompt.
+struct Prompt {
+    /// Tokens of the prompt.
+    len: usize,
+    /// Where snapshots are taken on the way, ascending.
+    marks: Vec<usize>,
+    /// Samplers of the other choices.
+    others: Vec<Sampler>,
+    /// From which position on log-probabilities are told.
+    logprobs: Option<usize>,
+}
+
+/// A running sequence.
+pub(super) struct Slot<M: BatchModel> {
+    pub ticket: Arc<Ticket>,
+    pub base: Base<M>,
+    choice: usize,
+    cached: bool,
+    /// All tokens since the base's state, those of the reply included.
+    tokens: Vec<u32>,
+    /// How many of them the state has read.
+    fed: usize,
+    /// How many of them this step reads.
+    reading: usize,
+    state: M::State,
+    logits: Vec<f32>,
+    prompt: Option<Prompt>,
+    prompt_read: Option<Instant>,
+    sampler: Sampler,
+    run: Run,
+    constrained: Option<Constrained>,
+    /// A snapshot before what may become a stop string.
+    held: Option<(usize, Arc<Snapshot<M::State>>)>,
+    last_held: usize,
+    /// Why it ended.
+    pub ended: bool,
+}
+
+impl<M: BatchModel> Slot<M> {
+    /// Begins: finds the deepest state that the prompt can start from.
+    pub fn begin(
+        model: &M,
+        cache: &StateCache<M::State>,
+        tokenizer: &Tokenizer,
+        request: Request<M>,
+        submitted: Instant,
+    ) -> Self {
+        let Request { base, mut prompt, marks, samplers, mut options, constrained, prompt_logprobs, .. } =
+            request;
+        if prompt.is_empty() {
+            prompt.push(EMPTY_CONTEXT);
+        }
+        let len = prompt.len();
+        if constrained.is_some() {
+            options.stops.tokens.extend(tokenizer.eos());
+        }
+        // Log-probabilities from a position on need the logits after the token before it.
+        let usable = prompt_logprobs.map_or(len, |from| from.clamp(1, len) - 1);
+        let (mut fed, mut state, mut logits) = (0, None, Vec::new());
+        let mut marks: Vec<usize> = marks.into_iter().filter(|m| (1..len).contains(m)).collect();
+        if request.cached {
+            let start = cache.find(&base.root, &prompt[..usable]);
+            if let Some((at, snapshot)) = start.from {
+                (fed, state) = (at, Some(snapshot.state.clone()));
+                logits.clone_from(&snapshot.logits);
+            }
+            // Where it parts from a known text, others will.
+            if start.known > fed + super::MARK_APART && start.known < len {
+                marks.push(start.known);
+            }
+        }
+        marks.sort_unstable();
+        marks.dedup();
+        marks.retain(|&m| m > fed);
+        let state = state.or_else(|| base.state.as_deref().cloned()).unwrap_or_else(|| model.new_state());
+        let mut samplers = samplers.into_iter();
+        let mut sampler = samplers.next().expect("a request has a sampler a choice");
+        sampler.observe(&prompt);
+        let others: Vec<Sampler> = samplers
+            .map(|mut s| {
+                s.observe(&prompt);
+                s
+            })
+            .collect();
+        let now = Instant::now();
+        let mut sink = request.sink;
+        sink.tell(Event::Begun { prompt: len, cached: fed });
+        let timings = Timings { prompt_tokens: len - fed, ..Timings::default() };
+        let inner = Inner { sink, choices: 1 + others.len(), timings, over: false };
+        let ticket = Ticket {
+            client: request.client,
+            deadline: request.deadline,
+            times: [submitted, now, now],
+            inner: Mutex::new(inner),
+        };
+        Self {
+            ticket: Arc::new(ticket),
+            base,
+            choice: 0,
+            cached: request.cached,
+            tokens: prompt,
+            fed,
+            reading: 0,
+            state,
+            logits,
+            prompt: Some(Prompt {
+                len,
+                marks,
+                others,
+                logprobs: prompt_logprobs.map(|from| from.clamp(1, len)),
+            }),
+            prompt_read: None,
+            sampler,
+            run: Run::new(&options).expect("stops were checked at submission"),
+            constrained,
+            held: None,
+            last_held: 0,
+            ended: false,
+        }
+    }
+
+    /// Choices that it stands for.
+    pub fn weight(&self) -> usize {
+        1 + self.prompt.as_ref().map_or(0, |p| p.others.len())
+    }
+
+    pub fn is_reading(&self) -> bool {
+        self.prompt.is_some()
+    }
+
+    /// Tokens of the prompt that are left to read; 0 when it is known whole.
+    pub fn left(&self) -> usize {
+        self.prompt.as_ref().map_or(0, |p| p.len - self.fed)
+    }
+
+    /// Takes up to `room` tokens of the prompt into the next step; returns how many.
+    pub fn read(&mut self, room: usize) -> usize {
+        let Some(p) = &self.prompt else { return 0 };
+        let end = p.marks.first().copied().unwrap_or(p.len);
+        let rows = if p.logprobs.is_some_and(|from| self.fed + room >= from) { ROWS } else { usize::MAX };
+        self.reading = room.min(end - self.fed).min(rows);
+        self.reading
+    }
+
+    /// Takes what the reply added into the next step; returns how many tokens.
+    pub fn write(&mut self) -> usize {
+        self.reading = self.tokens.len() - self.fed;
+        self.reading
+    }
+
+    /// Its part of the step; `None` when it has none.
+    pub fn feed(&mut self) -> Option<(Feed<'_, M::State>, Option<&M::Adapter>)> {
+        if self.reading == 0 || self.ended {
+            return None;
+        }
+        let end = self.fed + self.reading;
+        let rows = match &self.prompt {
+            None => 1,
+            Some(p) => match p.logprobs {
+                // The row after token `i` foretells token `i + 1`.
+                Some(from) => end.saturating_sub(self.fed.max(from - 1)),
+                None => usize::from(end == p.len),
+            },
+        };
+        let logits = match rows {
+            0 => Wanted::Nothing,
+            1 => Wanted::Last(&mut self.logits),
+            rows => Wanted::Tail { rows, logits: &mut self.logits },
+        };
+        let feed = Feed { tokens: &self.tokens[self.fed..end], state: &mut self.state, logits };
+        Some((feed, self.base.adapter.as_deref()))
+    }
+
+    fn snapshot(&self, logits: bool) -> Arc<Snapshot<M::State>> {
+        let logits = if logits { self.logits.clone() } else { Vec::new() };
+        Arc::new(Snapshot { state: self.state.clone(), logits })
+    }
+
+    /// After a step: what was read is counted, log-probabilities of the prompt are told, snapshots are kept. When the prompt
+    /// has been read, returns the sequences of the other choices.
+    pub fn was_fed(&mut self, model: &M, cache: &StateCache<M::State>) -> Vec<Slot<M>> {
+        let before = self.fed;
+        self.fed += std::mem::take(&mut self.reading);
+        let Some(p) = &mut self.prompt else { return Vec::new() };
+        if let Some(from) = p.logprobs
+            && self.fed >= from
+            && self.fed > before
+        {
+            self.tell_prompt(model, from);
+        }
+        let Some(p) = &mut self.prompt else { return Vec::new() };
+        if p.marks.first() == Some(&self.fed) {
+            p.marks.remove(0);
+            if self.cached {
+                cache.put(&self.base.root, &self.tokens[..self.fed], self.snapshot(false));
+            }
+        }
+        let Some(p) = self.prompt.take_if(|p| p.len == self.fed) else { return Vec::new() };
+        self.prompt_read = Some(Instant::now());
+        if self.cached && self.fed > before {
+            cache.share(&self.base.root, &self.tokens, self.snapshot(true));
+        }
+        let fork = |(sampler, choice)| Slot {
+            ticket: self.ticket.clone(),
+            base: self.base.clone(),
+            choice,
+            cached: self.cached,
+            tokens: self.tokens.clone(),
+            fed: self.fed,
+            reading: 0,
+            state: self.state.clone(),
+            logits: self.logits.clone(),
+            prompt: None,
+            prompt_read: self.prompt_read,
+            sampler,
+            run: self.run.fresh(),
+            constrained: self.constrained.clone(),
+            held: None,
+            last_held: 0,
+            ended: false,
+        };
+        p.others.into_iter().zip(1..).map(fork).collect()
+    }
+
+    /// Tells the log-probabilities of the tokens that the rows of this step foretell, and keeps the last row.
+    fn tell_prompt(&mut self, model: &M, from: usize) {
+        let vocab = model.vocab();
+        let rows = self.logits.len() / vocab;
+        let first = self.fed - rows;
+        let top = self.sampler.config().top_logprobs as usize;
+        let len = self.prompt.as_ref().map_or(0, |p| p.len);
+        debug_assert!(first + 1 >= from);
+        type Row<'a> = (&'a [f32], u32, Option<Result<Sampled>>);
+        let mut told: Vec<Row<'_>> = (first + 1..=self.fed)
+            .take_while(|&next| next < len)
+            .zip(self.logits.chunks_exact(vocab))
+            .map(|(next, row)| (row, self.tokens[next], None))
+            .collect();
+        model.for_each(&mut told, |(row, id, out)| *out = Some(raw_logprob(row, *id, top)));
+        let told: Result<Vec<Sampled>> = told.into_iter().filter_map(|(.., out)| out).collect();
+        match told {
+            Ok(told) if told.is_empty() => {}
+            Ok(told) => self.ticket.tell(Event::Prompt(told)),
+            Err(e) => {
+                self.ticket.fail(e);
+                self.ended = true;
+            }
+        }
+        self.logits.drain(..self.logits.len().saturating_sub(vocab));
+    }
+
+    /// Draws the next token from the logits and says what to read next.
+    pub fn draw(&mut self, tokenizer: &Tokenizer, cache: &StateCache<M::State>) {
+        if self.ended || self.prompt.is_some() {
+            return;
+        }
+        let (mut tokens, mut text) = (Vec::new(), String::new());
+        let was_holding = self.run.is_holding();
+        let next = self.choose(tokenizer, &mut tokens, &mut text);
+        if !tokens.is_empty() || !text.is_empty() {
+            let certain = self.run.text_len();
+            self.ticket.tell(Event::Piece { choice: self.choice, tokens, text, certain });
+        }
+        match next {
+            Ok(true) => {
+                if !self.run.is_holding() {
+                    self.held = None;
+                } else if !was_holding && self.cached && self.fed >= self.last_held + HELD_APART {
+                    // The state before it may become a stop string: it is where other turns go on.
+                    self.held = Some((self.fed, self.snapshot(false)));
+                    self.last_held = self.fed;
+                }
+            }
+            Ok(false) => self.end(cache),
+            Err(e) => {
+                self.ticket.fail(e);
+                self.ended = true;
+            }
+        }
+    }
+
+    /// True when the reply goes on.
+    fn choose(
+        &mut self,
+        tokenizer: &Tokenizer,
+        tokens: &mut Vec<Sampled>,
+        text: &mut String,
+    ) -> Result<bool> {
+        let mut tell = |event: Told<'_>| {
+            match event {
+                Told::Token(t) => tokens.push(t.clone()),
+                Told::Text(t) => text.push_str(t),
+            }
+            ControlFlow::Continue(())
+        };
+        let bytes = &self.run.bytes;
+        let binds = |c: &Constrained| match &c.after {
+            // The tag is complete with the token drawn last: longer ones do not reach back further.
+            Some(tag) => bytes.windows(tag.len()).rev().any(|w| w == tag.as_bytes()),
+            None => true,
+        };
+        let mut constraint = match &mut self.constrained {
+            Some(c) if binds(c) => {
+                c.after = None;
+                Some(&mut c.constraint)
+            }
+            _ => None,
+        };
+        let allowed = match constraint.as_mut().map(|c| c.allowed()).transpose()? {
+            Some(Allowed::End) => {
+                self.run.finish(StopReason::Complete, &mut tell);
+                return Ok(false);
+            }
+            Some(Allowed::Tokens(allowed)) => Some(allowed),
+            None => None,
+        };
+        let next = self.run.step_within(&mut self.sampler, &self.logits, allowed, tokenizer, &mut tell)?;
+        let Next::Feed(id) = next else { return Ok(false) };
+        self.tokens.push(id);
+        let Some(constraint) = constraint else { return Ok(true) };
+        constraint.accept(id)?;
+        for id in constraint.forced() {
+            // There was no choice: probability 1.
+            let forced = Sampled { id, logprob: 0.0, top: Vec::new() };
+            match self.run.take(forced, &mut self.sampler, tokenizer, &mut tell) {
+                Next::Feed(id) => self.tokens.push(id),
+                Next::Done => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Ends as the run says.
+    fn end(&mut self, cache: &StateCache<M::State>) {
+        self.keep(cache);
+        let stop = self.run.generation.stop.clone();
+        self.ticket.done(self.choice, stop, self.run.generation.tokens.len(), self.prompt_read);
+        self.ended = true;
+    }
+
+    /// Ends for a reason from outside.
+    pub fn end_early(&mut self, stop: StopReason, cache: &StateCache<M::State>) {
+        if self.ended {
+            return;
+        }
+        let mut text = String::new();
+        let mut tell = |event: Told<'_>| {
+            if let Told::Text(t) = event {
+                text.push_str(t);
+            }
+            ControlFlow::Continue(())
+        };
+        self.run.finish(stop, &mut tell);
+        if !text.is_empty() {
+            let certain = self.run.text_len();
+            self.ticket.tell(Event::Piece { choice: self.choice, tokens: Vec::new(), text, certain });
+        }
+        let choices = self.prompt.take().map_or(0, |p| p.others.len());
+        self.end(cache);
+        for choice in 1..=choices {
+            self.ticket.done(choice, self.run.generation.stop.clone(), 0, None);
+        }
+    }
+
+    /// Keeps where the reply ended, and where it stood before its stop string.
+    fn keep(&mut self, cache: &StateCache<M::State>) {
+        if !self.cached || self.fed == 0 {
+            return;
+        }
+        if let Some((at, snapshot)) = self.held.take()
+            && matches!(self.run.generation.stop, StopReason::StopString(_))
+        {
+            cache.share(&self.base.root, &self.tokens[..at], snapshot);
+        }
+        cache.share(&self.base.root, &self.tokens[..self.fed], self.snapshot(false));
+    }
+}

@@ -1,0 +1,424 @@
+//! The scheduler with models that hash what they read: each reply is compared with that of a sequence alone.
+
+use super::*;
+use crate::testing::{BatchHash, sampler};
+use crate::tree::files::FileStore;
+use crate::tree::tests::Number;
+use crate::{
+    Feed, GenerateOptions, Generation, LanguageModel, Sampled, SamplerConfig, Session, StopRules, Wanted,
+};
+use hawfinch_model::Rng;
+use std::ops::ControlFlow;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+struct ToChannel {
+    to: Sender<Event>,
+    closed: Arc<AtomicBool>,
+}
+
+impl Sink for ToChannel {
+    fn tell(&mut self, event: Event) {
+        let _ = self.to.send(event);
+    }
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+}
+
+/// What came of one request.
+#[derive(Debug, Default)]
+struct Told {
+    cached: usize,
+    prompt: Vec<Sampled>,
+    texts: Vec<String>,
+    tokens: Vec<Vec<u32>>,
+    stops: Vec<Option<StopReason>>,
+    timings: Option<Timings>,
+    failed: Option<Error>,
+}
+
+fn listen(events: &Receiver<Event>, choices: usize) -> Told {
+    let mut t = Told {
+        texts: vec![String::new(); choices],
+        tokens: vec![Vec::new(); choices],
+        stops: vec![None; choices],
+        ..Told::default()
+    };
+    while let Ok(event) = events.recv_timeout(Duration::from_secs(60)) {
+        match event {
+            Event::Begun { cached, .. } => t.cached = cached,
+            Event::Prompt(p) => t.prompt.extend(p),
+            Event::Piece { choice, tokens, text, .. } => {
+                t.tokens[choice].extend(tokens.iter().map(|s| s.id));
+                t.texts[choice].push_str(&text);
+            }
+            Event::Done { choice, stop, tokens } => {
+                assert_eq!(tokens, t.tokens[choice].len());
+                assert!(t.stops[choice].replace(stop).is_none(), "a choice ends once");
+            }
+            Event::End(timings) => {
+                t.timings = Some(timings);
+                return t;
+            }
+            Event::Failed(e) => {
+                t.failed = Some(e);
+                return t;
+            }
+        }
+    }
+    panic!("no end came: {t:?}");
+}
+
+type Engine = Scheduler<BatchHash>;
+
+fn base(root: &str, adapter: Option<u64>) -> Base<BatchHash> {
+    Base { root: root.into(), state: None, adapter: adapter.map(Arc::new) }
+}
+
+fn request(prompt: &[u32], seed: u64, n: u64, max_tokens: usize) -> (Request<BatchHash>, Receiver<Event>) {
+    let (to, events) = channel();
+    let config = if seed % 2 == 0 { SamplerConfig::default() } else { SamplerConfig::chat() };
+    let strings = vec!["ab".into(), "Q!".into(), "e".into()];
+    let request = Request {
+        base: base("root", None),
+        prompt: prompt.to_vec(),
+        marks: Vec::new(),
+        samplers: (0..n).map(|i| sampler(config.clone(), seed + i)).collect(),
+        options: GenerateOptions { max_tokens, stops: StopRules { strings, tokens: vec![7] } },
+        constrained: None,
+        prompt_logprobs: None,
+        logprobs: false,
+        client: "one".into(),
+        deadline: None,
+        cached: true,
+        sink: Box::new(ToChannel { to, closed: Arc::default() }),
+    };
+    (request, events)
+}
+
+fn start(model: &Arc<BatchHash>, cache: StateCache<u64>, limits: Limits) -> Engine {
+    let turns = Turns::default();
+    Scheduler::start(model.clone(), Tokenizer::bytes(), Arc::new(cache), limits, turns).unwrap()
+}
+
+fn engine(limits: Limits) -> (Arc<BatchHash>, Engine) {
+    let model = Arc::new(BatchHash::default());
+    let engine = start(&model, StateCache::in_memory(8, 1 << 20), limits);
+    (model, engine)
+}
+
+/// The same choice by a sequence that knows nothing but its prompt.
+fn alone(r: &Request<BatchHash>, choice: usize) -> Generation {
+    let model = BatchHash::default();
+    let mut s = Session::new(&model, Tokenizer::bytes(), r.samplers[choice].clone());
+    s.feed_tokens(&r.prompt).unwrap();
+    s.generate(&r.options, |_| ControlFlow::Continue(())).unwrap()
+}
+
+fn same(told: &Told, want: &[Generation]) -> std::result::Result<(), String> {
+    for (i, g) in want.iter().enumerate() {
+        if told.tokens[i] != g.tokens || told.texts[i] != g.text || told.stops[i].as_ref() != Some(&g.stop) {
+            return Err(format!("choice {i}: {:?} {:?}, alone {g:?}", told.tokens[i], told.stops[i]));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn each_says_what_it_says_alone_whatever_runs_beside() {
+    let (model, engine) = engine(Limits { width: 7, queue: 100 });
+    let mut all = Vec::new();
+    for i in 0..40u64 {
+        let prompt: Vec<u32> = (0..(i * 37) % 400).map(|t| (t * i % 256) as u32).collect();
+        let (mut r, events) = request(&prompt, i, 1 + i % 4, (i as usize * 5) % 60);
+        r.client = format!("client {}", i % 5).into();
+        let want: Vec<_> = (0..r.samplers.len()).map(|c| alone(&r, c)).collect();
+        engine.submit(r).unwrap();
+        all.push((events, want));
+    }
+    for (events, want) in all {
+        let told = listen(&events, want.len());
+        same(&told, &want).unwrap();
+        let tokens: usize = want.iter().map(|g| g.tokens.len()).sum();
+        assert_eq!(told.timings.unwrap().tokens, tokens);
+    }
+    assert!(model.widest.load(Ordering::Relaxed) > 4);
+    let stats = engine.stats();
+    // Counted just after it is told.
+    while stats.finished.load(Ordering::Relaxed) < 40 {
+        std::thread::yield_now();
+    }
+    let read = stats.prompt_tokens.load(Ordering::Relaxed) + stats.reply_tokens.load(Ordering::Relaxed);
+    assert_eq!(read as usize, model.fed.load(Ordering::Relaxed));
+}
+
+/// Random trees of edits, forks, evictions and restarts. With `wrong_keys` states are also put under texts that do not lead
+/// to them.
+fn conversations(seed: u64, wrong_keys: bool) -> std::result::Result<usize, String> {
+    let folder = tempfile::tempdir().unwrap();
+    let model = Arc::new(BatchHash::default());
+    let open = || {
+        let files = FileStore::open(folder.path(), Arc::new(Number), 40_000).unwrap();
+        start(&model, StateCache::new(8, 20_000, Some(files), None, |e| panic!("{e}")), Limits::default())
+    };
+    let mut engine = open();
+    let mut rng = Rng::new(seed);
+    let mut below = |n: usize| (rng.next_u64() % n.max(1) as u64) as usize;
+    let mut texts: Vec<Vec<u32>> = vec![Vec::new()];
+    let mut cached = 0;
+    for round in 0..60 {
+        if round % 20 == 19 {
+            if below(2) == 0 {
+                engine.cache().save_all();
+            }
+            engine = open();
+        }
+        let mut waiting = Vec::new();
+        for _ in 0..1 + below(3) {
+            let mut prompt = texts[below(texts.len())].clone();
+            if below(2) == 0 {
+                prompt.truncate(below(prompt.len() + 1));
+            }
+            (0..below(90)).for_each(|_| prompt.push(below(3) as u32));
+            let (mut r, events) = request(&prompt, below(1 << 20) as u64, 1 + below(3) as u64, below(40));
+            r.marks = (0..below(4)).map(|_| below(prompt.len() + 1)).collect();
+            let adapter = (below(4) == 0).then_some(5);
+            if let Some(adapter) = adapter {
+                r.base = base("root and adapter", Some(adapter));
+            }
+            let want = match adapter {
+                None => (0..r.samplers.len()).map(|c| alone(&r, c)).collect::<Vec<_>>(),
+                Some(_) => Vec::new(),
+            };
+            let choices = r.samplers.len();
+            if wrong_keys && prompt.len() > 10 {
+                let mut state = model.new_state();
+                let feed = Feed { tokens: &prompt[..9], state: &mut state, logits: Wanted::Nothing };
+                LanguageModel::forward(&*model, &mut [feed]).unwrap();
+                let snapshot = crate::tree::Snapshot { state, logits: Vec::new() };
+                engine.cache().put(&"root".into(), &prompt[..10], Arc::new(snapshot));
+            }
+            engine.submit(r).map_err(|e| format!("{e:?}"))?;
+            waiting.push((events, want, choices, prompt));
+        }
+        for (events, want, choices, prompt) in waiting {
+            let told = listen(&events, choices);
+            same(&told, &want)?;
+            cached += told.cached;
+            for tokens in &told.tokens {
+                texts.push([&prompt[..], tokens].concat());
+            }
+        }
+    }
+    Ok(cached)
+}
+
+#[test]
+fn edits_forks_evictions_and_restarts_change_nothing() {
+    let mut cached = 0;
+    for seed in 0..8 {
+        cached += conversations(seed, false).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    }
+    assert!(cached > 5_000, "{cached} tokens came from the tree");
+    // Were keys wrong, this would show it.
+    assert!((0..3).all(|seed| conversations(seed, true).is_err()));
+}
+
+#[test]
+fn adapters_mix_in_a_batch_and_have_their_own_roots() {
+    let (_, engine) = engine(Limits::default());
+    let prompt: Vec<u32> = (0..100).collect();
+    let of = |adapter: Option<u64>, cached| {
+        let (mut r, events) = request(&prompt, 4, 1, 30);
+        r.base = base(&format!("{adapter:?}"), adapter);
+        r.cached = cached;
+        engine.submit(r).unwrap();
+        events
+    };
+    let kinds = [None, Some(3), Some(8)];
+    let first: Vec<_> = kinds.map(|a| of(a, false)).into_iter().map(|e| listen(&e, 1).tokens).collect();
+    assert!(first[0] != first[1] && first[1] != first[2]);
+    for _ in 0..3 {
+        let together = kinds.map(|a| of(a, true));
+        let got: Vec<_> = together.into_iter().map(|e| listen(&e, 1).tokens).collect();
+        assert_eq!(got, first);
+    }
+}
+
+#[test]
+fn only_new_tokens_are_computed() {
+    let (model, engine) = engine(Limits::default());
+    let mut prompt: Vec<u32> = (0..2000).map(|i| i * 7 % 251).collect();
+    let (r, events) = request(&prompt, 3, 1, 20);
+    let stop = StopRules { strings: vec![], tokens: vec![] };
+    let options = GenerateOptions { max_tokens: 20, stops: stop };
+    engine.submit(Request { options: options.clone(), ..r }).unwrap();
+    let told = listen(&events, 1);
+    assert_eq!((told.cached, model.fed.load(Ordering::Relaxed)), (0, 2019));
+    prompt.extend(&told.tokens[0]);
+    prompt.extend([1, 2, 3]);
+    let (r, events) = request(&prompt, 3, 1, 1);
+    engine.submit(Request { options: options.clone(), ..r }).unwrap();
+    let told = listen(&events, 1);
+    // The last token of the reply had not been read.
+    assert_eq!((told.cached, told.timings.unwrap().prompt_tokens), (2019, 4));
+    // Several choices read their prompt once; the same prompt again reads nothing.
+    let fed = model.fed.load(Ordering::Relaxed);
+    let (r, events) = request(&[9; 50], 3, 8, 1);
+    engine.submit(Request { options: GenerateOptions { max_tokens: 1, ..options.clone() }, ..r }).unwrap();
+    listen(&events, 8);
+    assert_eq!(model.fed.load(Ordering::Relaxed) - fed, 50);
+    let (r, events) = request(&[9; 50], 3, 8, 1);
+    engine.submit(Request { options: GenerateOptions { max_tokens: 1, ..options }, ..r }).unwrap();
+    assert_eq!((listen(&events, 8).cached, model.fed.load(Ordering::Relaxed) - fed), (50, 50));
+}
+
+#[test]
+fn texts_that_part_start_where_they_parted() {
+    let (_, engine) = engine(Limits::default());
+    let cached = |end: u32| {
+        let prompt: Vec<u32> = (0..200).chain([end; 30]).collect();
+        let (r, events) = request(&prompt, 1, 1, 1);
+        engine.submit(r).unwrap();
+        listen(&events, 1).cached
+    };
+    assert_eq!([cached(1), cached(2), cached(3), cached(4)], [0, 0, 200, 200]);
+}
+
+#[test]
+fn the_prompt_s_probabilities_are_the_model_s_cached_or_not() {
+    let (_, engine) = engine(Limits::default());
+    let prompt: Vec<u32> = (0..300).map(|i| i * 11 % 256).collect();
+    let model = BatchHash::default();
+    let mut want = Vec::new();
+    let mut state = 1;
+    for pair in prompt.windows(2) {
+        let mut logits = Vec::new();
+        let feed = Feed { tokens: &pair[..1], state: &mut state, logits: Wanted::Last(&mut logits) };
+        LanguageModel::forward(&model, &mut [feed]).unwrap();
+        let max = logits.iter().copied().fold(f32::MIN, f32::max);
+        let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
+        want.push(f64::from(logits[pair[1] as usize] - max) - sum.ln());
+    }
+    for from in [1, 250, 1, 299, 300, 9000] {
+        let (mut r, events) = request(&prompt, 1, 1, 3);
+        let text = alone(&r, 0);
+        r.prompt_logprobs = Some(from);
+        r.samplers[0] = sampler(SamplerConfig { top_logprobs: 3, ..r.samplers[0].config().clone() }, 1);
+        engine.submit(r).unwrap();
+        let told = listen(&events, 1);
+        assert_eq!(told.tokens[0], text.tokens);
+        let got: Vec<u32> = told.prompt.iter().map(|s| s.id).collect();
+        assert_eq!(got, prompt[from.min(300)..]);
+        for (s, w) in told.prompt.iter().zip(&want[from.min(300) - 1..]) {
+            assert!((f64::from(s.logprob) - w).abs() < 1e-4 && s.top.len() == 3);
+        }
+        assert_eq!(told.cached > 0, from > 250, "{from}");
+    }
+}
+
+#[test]
+fn grammars_force_tokens_and_hold_in_a_batch() {
+    let (model, engine) = engine(Limits::default());
+    let grammars = crate::Grammars::new(&Tokenizer::bytes(), 256).unwrap();
+    let schema = serde_json::json!({"type": "object", "properties": {"the_only_colour": {"enum": ["red", "blue"]}},
+        "required": ["the_only_colour"], "additionalProperties": false});
+    let constraint = grammars.compile(&crate::Grammar::JsonSchema(schema), false).unwrap();
+    let before = engine.stats().steps.load(Ordering::Relaxed);
+    let mut all = Vec::new();
+    for seed in 0..6 {
+        let (mut r, events) = request(b"abc".map(u32::from).as_slice(), seed, 2, 100);
+        r.options.stops = StopRules::none();
+        let after = (seed == 5).then(|| "!".to_owned());
+        if after.is_some() {
+            r.options.max_tokens = 4000;
+        }
+        r.constrained = Some(Constrained { constraint: constraint.clone(), after });
+        engine.submit(r).unwrap();
+        all.push(events);
+    }
+    for (seed, events) in all.into_iter().enumerate() {
+        let told = listen(&events, 2);
+        for (text, stop) in told.texts.iter().zip(&told.stops) {
+            let text = if seed == 5 { text.split_once('!').unwrap().1 } else { text };
+            let value: serde_json::Value =
+                serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+            assert!(["red", "blue"].contains(&value["the_only_colour"].as_str().unwrap()));
+            assert_eq!(*stop, Some(StopReason::Complete));
+        }
+    }
+    // 28 bytes each, of which few were a choice.
+    let steps = engine.stats().steps.load(Ordering::Relaxed) - before;
+    assert!(model.fed.load(Ordering::Relaxed) > 10 * 24 && steps < 4000);
+}
+
+#[test]
+fn who_leaves_or_waits_too_long_harms_nobody() {
+    let (_, engine) = engine(Limits { width: 2, queue: 3 });
+    let endless = |seed| {
+        let (mut r, events) = request(&[1, 2, 3], seed, 1, usize::MAX);
+        r.options.stops = StopRules::none();
+        let closed = Arc::new(AtomicBool::new(false));
+        let (to, events) = {
+            drop(events);
+            channel()
+        };
+        r.sink = Box::new(ToChannel { to, closed: closed.clone() });
+        (r, events, closed)
+    };
+    let (r, first, leave) = endless(1);
+    engine.submit(r).unwrap();
+    let (mut r, second, _) = endless(2);
+    r.deadline = Some(Instant::now() + Duration::from_millis(300));
+    engine.submit(r).unwrap();
+    while engine.stats().active.load(Ordering::Relaxed) < 2 {
+        std::thread::yield_now();
+    }
+    // The queue: one that would be computed, one whose time ends there, one that leaves.
+    let (r, third) = request(&[5; 40], 4, 1, 20);
+    let want = alone(&r, 0);
+    engine.submit(r).unwrap();
+    let (mut r, late) = request(&[6], 4, 1, 20);
+    r.deadline = Some(Instant::now());
+    engine.submit(r).unwrap();
+    let (r, gone, left) = endless(5);
+    left.store(true, Ordering::Relaxed);
+    engine.submit(r).unwrap();
+    let mut refused = 0;
+    for _ in 0..4 {
+        if let Err(Refused::Full(wait)) = engine.submit(request(&[1], 1, 1, 1).0) {
+            assert!(wait >= Duration::from_secs(1));
+            refused += 1;
+        }
+    }
+    assert!(refused >= 1);
+    assert_eq!(listen(&late, 1).failed, Some(Error::TimedOut));
+    let told = listen(&second, 1);
+    assert_eq!(told.stops[0], Some(StopReason::TimedOut));
+    same(&listen(&third, 1), &[want]).unwrap();
+    leave.store(true, Ordering::Relaxed);
+    assert_eq!(listen(&first, 1).stops[0], Some(StopReason::Cancelled));
+    assert!(gone.recv().is_err(), "nobody is told");
+    // It goes on.
+    let (r, events) = request(&[5; 10], 4, 1, 20);
+    engine.submit(r).unwrap();
+    listen(&events, 1);
+}
+
+#[test]
+fn what_is_wrong_is_refused_and_closing_ends_what_runs() {
+    let (_, engine) = engine(Limits::default());
+    let mut r = request(&[256], 1, 1, 1).0;
+    assert!(matches!(engine.submit(r), Err(Refused::Wrong(Error::TokenRange { .. }))));
+    r = request(&[1], 1, 1, 1).0;
+    r.options.stops.strings.push(String::new());
+    assert!(matches!(engine.submit(r), Err(Refused::Wrong(Error::EmptyStop { .. }))));
+    assert!(matches!(engine.submit(request(&[1], 1, 65, 1).0), Err(Refused::Wrong(Error::Setting { .. }))));
+    let (mut r, events) = request(&[1, 2], 1, 2, usize::MAX);
+    r.options.stops = StopRules::none();
+    engine.submit(r).unwrap();
+    engine.close(Duration::from_millis(50));
+    let told = listen(&events, 2);
+    assert_eq!(told.stops, [Some(StopReason::TimedOut), Some(StopReason::TimedOut)]);
+    assert!(matches!(engine.submit(request(&[1], 1, 1, 1).0), Err(Refused::Closing)));
+}
