@@ -124,6 +124,11 @@ impl Run {
         self.text_bytes
     }
 
+    /// Whether a token ends the reply.
+    pub(crate) fn stops_at(&self, id: u32) -> bool {
+        self.stops.tokens.contains(&id)
+    }
+
     /// Whether the text ends in what may become a stop string.
     pub(crate) fn is_holding(&self) -> bool {
         !self.matcher.held().is_empty()
@@ -147,23 +152,11 @@ impl Run {
         tokenizer: &Tokenizer,
         on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
     ) -> Result<Next> {
-        self.step_within(sampler, logits, None, tokenizer, on_event)
-    }
-
-    /// As [`Run::step`], among the tokens that `allowed` has ([`Sampler::sample_within`]).
-    pub(crate) fn step_within(
-        &mut self,
-        sampler: &mut Sampler,
-        logits: &[f32],
-        allowed: Option<&[u32]>,
-        tokenizer: &Tokenizer,
-        on_event: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
-    ) -> Result<Next> {
         if self.is_full() {
             self.finish(StopReason::MaxTokens, on_event);
             return Ok(Next::Done);
         }
-        let sampled = sampler.sample_within(logits, allowed)?;
+        let sampled = sampler.sample(logits)?;
         Ok(self.take(sampled, sampler, tokenizer, on_event))
     }
 

@@ -115,6 +115,8 @@ pub enum Event {
         choice: usize,
         /// Why.
         stop: StopReason,
+        /// The stop token, which is not among the choice's tokens, where one ended it.
+        stop_token: Option<Sampled>,
         /// Tokens of the choice.
         tokens: usize,
     },

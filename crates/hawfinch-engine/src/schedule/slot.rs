@@ -17,6 +17,10 @@ const HELD_APART: usize = 8;
 /// Rows of logits of one sequence in one step at most.
 const ROWS: usize = 64;
 
+/// A sequence's part of a step, and its adapter.
+type Part<'a, M> =
+    (Feed<'a, <M as crate::LanguageModel>::State>, Option<&'a <M as BatchModel>::Adapter>);
+
 /// What all choices of a request share.
 pub(super) struct Ticket {
     pub client: Arc<str>,
@@ -59,12 +63,18 @@ impl Ticket {
     }
 
     /// A choice ended; with the last one, all.
-    fn done(&self, choice: usize, stop: StopReason, tokens: usize, prompt_read: Option<Instant>) {
+    fn done(
+        &self,
+        choice: usize,
+        (stop, stop_token): (StopReason, Option<Sampled>),
+        tokens: usize,
+        prompt_read: Option<Instant>,
+    ) {
         let mut inner = self.lock();
         if inner.over {
             return;
         }
-        inner.sink.tell(Event::Done { choice, stop, tokens });
+        inner.sink.tell(Event::Done { choice, stop, stop_token, tokens });
         inner.choices -= 1;
         inner.timings.tokens += tokens;
         if inner.choices == 0 {
@@ -114,6 +124,8 @@ pub(super) struct Slot<M: BatchModel> {
     /// A snapshot before what may become a stop string.
     held: Option<(usize, Arc<Snapshot<M::State>>)>,
     last_held: usize,
+    /// The token that ended it, which is no part of it.
+    stop_token: Option<Sampled>,
     /// Why it ended.
     pub ended: bool,
 }
@@ -197,6 +209,7 @@ impl<M: BatchModel> Slot<M> {
             constrained,
             held: None,
             last_held: 0,
+            stop_token: None,
             ended: false,
         }
     }
@@ -231,7 +244,7 @@ impl<M: BatchModel> Slot<M> {
     }
 
     /// Its part of the step; `None` when it has none.
-    pub fn feed(&mut self) -> Option<(Feed<'_, M::State>, Option<&M::Adapter>)> {
+    pub fn feed(&mut self) -> Option<Part<'_, M>> {
         if self.reading == 0 || self.ended {
             return None;
         }
@@ -299,6 +312,7 @@ impl<M: BatchModel> Slot<M> {
             constrained: self.constrained.clone(),
             held: None,
             last_held: 0,
+            stop_token: None,
             ended: false,
         };
         p.others.into_iter().zip(1..).map(fork).collect()
@@ -396,8 +410,17 @@ impl<M: BatchModel> Slot<M> {
             Some(Allowed::Tokens(allowed)) => Some(allowed),
             None => None,
         };
-        let next = self.run.step_within(&mut self.sampler, &self.logits, allowed, tokenizer, &mut tell)?;
-        let Next::Feed(id) = next else { return Ok(false) };
+        if self.run.is_full() {
+            self.run.finish(StopReason::MaxTokens, &mut tell);
+            return Ok(false);
+        }
+        let sampled = self.sampler.sample_within(&self.logits, allowed)?;
+        if self.run.stops_at(sampled.id) {
+            self.stop_token = Some(sampled.clone());
+        }
+        let Next::Feed(id) = self.run.take(sampled, &mut self.sampler, tokenizer, &mut tell) else {
+            return Ok(false);
+        };
         self.tokens.push(id);
         let Some(constraint) = constraint else { return Ok(true) };
         constraint.accept(id)?;
@@ -416,6 +439,7 @@ impl<M: BatchModel> Slot<M> {
     fn end(&mut self, cache: &StateCache<M::State>) {
         self.keep(cache);
         let stop = self.run.generation.stop.clone();
+        let stop = (stop, self.stop_token.take());
         self.ticket.done(self.choice, stop, self.run.generation.tokens.len(), self.prompt_read);
         self.ended = true;
     }
@@ -440,7 +464,7 @@ impl<M: BatchModel> Slot<M> {
         let choices = self.prompt.take().map_or(0, |p| p.others.len());
         self.end(cache);
         for choice in 1..=choices {
-            self.ticket.done(choice, self.run.generation.stop.clone(), 0, None);
+            self.ticket.done(choice, (self.run.generation.stop.clone(), None), 0, None);
         }
     }
 

@@ -52,7 +52,9 @@ fn listen(events: &Receiver<Event>, choices: usize) -> Told {
                 t.tokens[choice].extend(tokens.iter().map(|s| s.id));
                 t.texts[choice].push_str(&text);
             }
-            Event::Done { choice, stop, tokens } => {
+            Event::Done { choice, stop, stop_token, tokens } => {
+                let by_token = matches!(stop, StopReason::StopToken(_) | StopReason::EndOfDocument);
+                assert_eq!(stop_token.is_some(), by_token);
                 assert_eq!(tokens, t.tokens[choice].len());
                 assert!(t.stops[choice].replace(stop).is_none(), "a choice ends once");
             }
@@ -77,7 +79,7 @@ fn base(root: &str, adapter: Option<u64>) -> Base<BatchHash> {
 
 fn request(prompt: &[u32], seed: u64, n: u64, max_tokens: usize) -> (Request<BatchHash>, Receiver<Event>) {
     let (to, events) = channel();
-    let config = if seed % 2 == 0 { SamplerConfig::default() } else { SamplerConfig::chat() };
+    let config = if seed.is_multiple_of(2) { SamplerConfig::default() } else { SamplerConfig::chat() };
     let strings = vec!["ab".into(), "Q!".into(), "e".into()];
     let request = Request {
         base: base("root", None),

@@ -53,7 +53,7 @@ fn it_finds_what_a_plain_list_finds() {
                     tree.remove(&root, &t);
                 }
                 1 | 2 => {
-                    let logits = rng.next_u64() % 2 == 0;
+                    let logits = rng.next_u64().is_multiple_of(2);
                     match list.iter_mut().find(|(u, ..)| *u == t) {
                         // Replaced only by one that has logits, where it has none.
                         Some((_, _, there)) if *there || !logits => {}
