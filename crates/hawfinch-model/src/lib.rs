@@ -26,7 +26,7 @@ pub use cpu::{Background, Cpu};
 pub use error::{Error, Printable, Result};
 pub use logits::log_sum_exp;
 pub use lora::Lora;
-pub use model::{Model, OpenOptions, Output, Rows, STEP_TOKENS, Sequence, Trace};
+pub use model::{Adapter, Model, OpenOptions, Output, Rows, STEP_TOKENS, Sequence, Trace};
 pub use quantize::Quant;
 pub use rng::Rng;
 pub use state::{State, StateLayout};
