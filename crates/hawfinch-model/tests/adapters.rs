@@ -194,7 +194,10 @@ fn adapters_come_and_go() {
     let kept = first.clone();
     compare(&model, &[(Some(&first), &with_x)], "the first");
     // Floats lie in memory as in their file.
-    assert_eq!(first.bytes(), x.modules.values().map(|(a, b)| (a.data.len() + b.data.len()) as u64).sum());
+    assert_eq!(
+        first.bytes(),
+        x.modules.values().map(|(a, b)| (a.data.len() + b.data.len()) as u64).sum::<u64>()
+    );
     drop(first);
     let second = std::thread::scope(|s| s.spawn(|| model.adapter(y).unwrap()).join().unwrap());
     compare(&model, &[(Some(&kept), &with_x), (Some(&second), &with_y)], "both");
