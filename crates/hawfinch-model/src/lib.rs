@@ -1,4 +1,8 @@
 //! RWKV checkpoints of every version and file format, and the models they hold.
+//!
+//! A LoRA is merged into a checkpoint ([`lora::merge`]), applied to all that a model computes ([`OpenOptions::loras`]), or
+//! prepared beside a model and chosen sequence by sequence, in one batch with others ([`Model::adapter`],
+//! [`Model::forward_adapted`]). The last two give the same bits.
 
 mod arch;
 pub mod checkpoint;
