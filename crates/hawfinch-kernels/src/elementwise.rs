@@ -92,6 +92,17 @@ fn add_scaled_body<F: Real>(y: &mut [F], a: &[F], b: &[F], s: F) {
 }
 
 compiled_for_each! {
+    /// `y += s x`, any one shape; the bits of [`add_scaled`].
+    pub fn add_scaled_to<F: Real>(y: &mut [F], x: &[F], s: F) = add_scaled_to_body
+}
+
+#[inline(always)]
+fn add_scaled_to_body<F: Real>(y: &mut [F], x: &[F], s: F) {
+    assert_eq!(y.len(), x.len(), "add_scaled_to: shapes");
+    y.iter_mut().zip(x).for_each(|(y, &x)| *y = s.mul_add(x, *y));
+}
+
+compiled_for_each! {
     /// `y += x`, any one shape.
     pub fn add_to<F: Real>(y: &mut [F], x: &[F]) = add_to_body
 }

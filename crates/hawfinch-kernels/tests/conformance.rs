@@ -42,6 +42,12 @@ fn element_by_element() {
         }
         compare("lerp", |isa| into(&|y| elementwise::lerp(isa, y, &a, &b, &row)));
         compare("add_scaled", |isa| into(&|y| elementwise::add_scaled(isa, y, &a, &b, 0.3)));
+        compare("add_scaled_to", |isa| {
+            let mut y = a.clone();
+            elementwise::add_scaled_to(isa, &mut y, &b, 0.3);
+            assert_eq!(y, into(&|y| elementwise::add_scaled(isa, y, &a, &b, 0.3)));
+            y
+        });
         compare("add_to", |isa| {
             let mut y = a.clone();
             elementwise::add_to(isa, &mut y, &b);

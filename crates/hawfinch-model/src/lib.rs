@@ -1,4 +1,8 @@
 //! RWKV checkpoints of every version and file format, and the models they hold.
+//!
+//! A LoRA is merged into a checkpoint ([`lora::merge`]), applied to all that a model computes ([`OpenOptions::loras`]), or
+//! prepared beside a model and chosen sequence by sequence, in one batch with others ([`Model::adapter`],
+//! [`Model::forward_adapted`]). The last two give the same bits.
 
 mod arch;
 pub mod checkpoint;
@@ -26,7 +30,7 @@ pub use cpu::{Background, Cpu};
 pub use error::{Error, Printable, Result};
 pub use logits::log_sum_exp;
 pub use lora::Lora;
-pub use model::{Model, OpenOptions, Output, Rows, STEP_TOKENS, Sequence, Trace};
+pub use model::{Adapter, Model, OpenOptions, Output, Rows, STEP_TOKENS, Sequence, Trace};
 pub use quantize::Quant;
 pub use rng::Rng;
 pub use state::{State, StateLayout};

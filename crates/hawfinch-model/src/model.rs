@@ -1,12 +1,17 @@
 //! A model: weights plus state plus tokens gives logits. One call serves prefill, decode and any mixture
 //! of sequences.
 
+mod adapter;
 mod trace;
 
+pub use adapter::Adapter;
+pub(crate) use adapter::AdapterRows;
 pub use trace::Trace;
 
 use std::path::Path;
 use std::sync::Arc;
+
+use indexmap::IndexSet;
 
 use crate::arch::{Layer, Linear, Loader, Step, Work};
 use crate::checkpoint::Checkpoint;
@@ -72,6 +77,8 @@ pub struct Model<O: Ops = Cpu<f32>> {
     tuned: Option<State>,
     config: Config,
     layout: Arc<StateLayout>,
+    /// The modules of its linear layers, by number.
+    linears: Arc<IndexSet<String>>,
     ops: O,
     embedding: O::Matrix,
     ln0: Norm<O::Tensor>,
@@ -108,8 +115,8 @@ impl<O: Ops + 'static> Model<O> {
         for lora in &options.loras {
             lora.check(&checkpoint, &config)?;
         }
-        let (loras, work) = (&options.loras[..], Default::default());
-        let load = Loader { ops: &ops, checkpoint: &checkpoint, config: &config, loras, work };
+        let (loras, linears, work) = (&options.loras[..], Default::default(), Default::default());
+        let load = Loader { ops: &ops, checkpoint: &checkpoint, config: &config, loras, linears, work };
         let embedding = load.table("emb.weight")?;
         let ln0 = load.layer_norm("blocks.0.ln0")?;
         let layers = load.layers()?;
@@ -117,6 +124,7 @@ impl<O: Ops + 'static> Model<O> {
         let body = load.work.take();
         let head = load.linear("head.weight")?;
         let work = [body, load.work.take()];
+        let linears = Arc::new(load.linears.into_inner());
         let layout = Arc::new(StateLayout::new(&config));
         let tuned = crate::state_file::tuned_inside(&checkpoint, &config, &layout)?;
         Ok(Model {
@@ -125,6 +133,7 @@ impl<O: Ops + 'static> Model<O> {
             tuned,
             config,
             layout,
+            linears,
             ops,
             embedding,
             ln0,
@@ -180,8 +189,7 @@ impl<O: Ops + 'static> Model<O> {
     /// # Errors
     /// None in practice: the model was opened from a sound checkpoint.
     pub fn identity(&self, progress: Option<&mut dyn FnMut(u64, u64)>) -> Result<String> {
-        let base = crate::hash::identity(&self.checkpoint, progress)?;
-        Ok(self.options.loras.iter().fold(base, |id, lora| format!("{id}+lora:{}", lora.fingerprint())))
+        self.identity_with(None, progress)
     }
 
     /// The operations it runs on.
@@ -218,7 +226,7 @@ impl<O: Ops + 'static> Model<O> {
         batch: &mut Batch<'_, O::State>,
         v_first: &mut Option<O::Tensor>,
     ) -> O::Tensor {
-        let mut step = Step { batch, v_first: v_first.take() };
+        let mut step = Step { batch, v_first: v_first.take(), adapters: &[] };
         let x = self.layers[layer].forward(&self.ops, layer, x, &mut step);
         *v_first = step.v_first;
         x
@@ -261,6 +269,36 @@ impl<O: Ops + 'static> Model<O> {
         sequences: &mut [Sequence<'_, O::State>],
         outputs: &mut [Output],
     ) -> Result<()> {
+        self.run(sequences, &[], outputs)
+    }
+
+    /// As [`Model::forward_into`], each sequence with the adapter of its entry in `adapters`, or with none. A sequence gets
+    /// what a model [opened with](OpenOptions::loras) its LoRA gives it, bit for bit, whatever runs beside it; adapters
+    /// that this model was opened with apply before.
+    ///
+    /// # Errors
+    /// As [`Model::forward`]; an adapter that another model prepared, before anything changes.
+    ///
+    /// # Panics
+    /// When there are not as many outputs, or as many entries of `adapters`, as sequences.
+    pub fn forward_adapted(
+        &self,
+        sequences: &mut [Sequence<'_, O::State>],
+        adapters: &[Option<&Adapter<O>>],
+        outputs: &mut [Output],
+    ) -> Result<()> {
+        assert_eq!(sequences.len(), adapters.len(), "an adapter, or none, a sequence");
+        adapters.iter().flatten().try_for_each(|adapter| self.check_own(adapter))?;
+        self.run(sequences, adapters, outputs)
+    }
+
+    /// The call. `adapters` may be shorter than the list of sequences: the others have none.
+    fn run(
+        &self,
+        sequences: &mut [Sequence<'_, O::State>],
+        adapters: &[Option<&Adapter<O>>],
+        outputs: &mut [Output],
+    ) -> Result<()> {
         assert_eq!(sequences.len(), outputs.len(), "an output a sequence");
         self.config.version.needs_state(&self.checkpoint.path)?;
         for s in &*sequences {
@@ -297,6 +335,7 @@ impl<O: Ops + 'static> Model<O> {
                         logits: s.logits,
                         hidden: s.hidden,
                         first: done[i],
+                        adapter: adapters.get(i).copied().flatten(),
                     });
                     batch.lengths.push(take);
                     batch.states.push(&mut *s.state);
@@ -319,12 +358,13 @@ impl<O: Ops + 'static> Model<O> {
         &self,
         tokens: &[u32],
         batch: &mut Batch<'_, O::State>,
-        parts: &[Part],
+        parts: &[Part<'_, O>],
         outputs: &mut [Output],
     ) -> Result<()> {
         let o = &self.ops;
         let mut x = self.embed(tokens);
-        let mut step = Step { batch, v_first: None };
+        let adapters = AdapterRows::of(parts.iter().map(|p| (p.len, p.adapter)));
+        let mut step = Step { batch, v_first: None, adapters: &adapters };
         for (l, layer) in self.layers.iter().enumerate() {
             x = layer.forward(o, l, &x, &mut step);
         }
@@ -338,7 +378,9 @@ impl<O: Ops + 'static> Model<O> {
             }
         }
         if !logit_rows.is_empty() {
-            let logits = self.head.forward(o, &o.layer_norm(&o.rows(&x, &logit_rows), &self.ln_out));
+            let adapters = AdapterRows::of(logits_of.iter().map(|p| (1, p.adapter)));
+            step.adapters = &adapters;
+            let logits = self.head.forward(o, &step, &o.layer_norm(&o.rows(&x, &logit_rows), &self.ln_out));
             for (row, (part, position)) in logits_of.iter().zip(&logit_rows).enumerate() {
                 let out = &mut outputs[part.sequence].logits;
                 o.read(&logits, row..row + 1, out);
@@ -354,8 +396,9 @@ impl<O: Ops + 'static> Model<O> {
 }
 
 /// The share of one sequence in a step.
-struct Part {
+struct Part<'a, O: Ops> {
     sequence: usize,
+    adapter: Option<&'a Adapter<O>>,
     /// Its first token's index in the call.
     first: usize,
     len: usize,
@@ -366,7 +409,10 @@ struct Part {
 }
 
 /// Rows of the step that are wanted, and whose they are.
-fn chosen(parts: &[Part], want: impl Fn(&Part) -> Rows) -> (Vec<usize>, Vec<&Part>) {
+fn chosen<'p, 'a, O: Ops>(
+    parts: &'p [Part<'a, O>],
+    want: impl Fn(&Part<'a, O>) -> Rows,
+) -> (Vec<usize>, Vec<&'p Part<'a, O>>) {
     let (mut rows, mut of, mut at) = (Vec::new(), Vec::new(), 0);
     for p in parts {
         // Of the sequence's last tokens, those that are in this step.

@@ -65,6 +65,19 @@ pub enum Then<'a, T> {
     Add(&'a T),
 }
 
+/// What an adapter adds to some rows of a linear layer's outputs: `scale B (A x)`.
+#[derive(Clone, Debug)]
+pub struct LoraRows<'a, M> {
+    /// The rows.
+    pub rows: Range<usize>,
+    /// A `[r, in]`
+    pub a: &'a M,
+    /// B `[out, r]`
+    pub b: &'a M,
+    /// alpha / r
+    pub scale: f64,
+}
+
 /// The operations of RWKV. Shapes: `t` rows of the step, `c` channels, `h` heads of `n` channels.
 pub trait Ops {
     /// Handle of `[rows, channels]` values. Cloning copies the handle, not the values.
@@ -124,6 +137,14 @@ pub trait Ops {
     fn binary(&self, f: Binary, a: &Self::Tensor, b: &Self::Tensor) -> Self::Tensor;
     /// `a + s b`.
     fn add_scaled(&self, a: &Self::Tensor, b: &Self::Tensor, s: f64) -> Self::Tensor;
+    /// `y` `[t, out]` with `scale B (A x)` added in the rows of each of `loras`; `x` `[t, in]`. Row by row the bits of
+    /// [`Ops::linear`] twice and [`Ops::add_scaled`].
+    fn add_loras(
+        &self,
+        y: Self::Tensor,
+        x: &Self::Tensor,
+        loras: &[LoraRows<'_, Self::Matrix>],
+    ) -> Self::Tensor;
     /// `from + (to - from) * weight`; `weight` may have one row.
     fn lerp(&self, from: &Self::Tensor, to: &Self::Tensor, weight: &Self::Tensor) -> Self::Tensor;
 

@@ -6,8 +6,9 @@ use hawfinch_kernels::cross_entropy::Targets;
 use hawfinch_kernels::gemm::Precision;
 use hawfinch_kernels::{DType, Isa, Pool};
 use hawfinch_model::cpu::Cpu;
+use hawfinch_model::ops::{Apply, LoraRows, Ops};
 use hawfinch_model::{State, Version, synthetic};
-use hawfinch_train::{Learner, Lesson, Segments};
+use hawfinch_train::{Gradients, Learner, Lesson, Parameters, Segments, Tape};
 
 const VERSIONS: [Version; 7] =
     [Version::V4, Version::V5_0, Version::V5_1, Version::V5_2, Version::V6, Version::V7, Version::Attention];
@@ -259,4 +260,50 @@ fn segments_are_the_whole_text() {
             }
         }
     }
+}
+
+/// A LoRA of some rows: forward and back as the operations that it is made of on these rows, and nothing on the others.
+#[test]
+fn a_lora_of_some_rows_is_its_products_there() {
+    let config =
+        synthetic::Shape { version: Version::V7, layers: 1, width: 16, vocab: 24, head_size: 8 }.config();
+    let checkpoint = synthetic::checkpoint(&config, DType::F64, 5);
+    let (a, b) = ("blocks.0.att.key.weight", "blocks.0.att.value.weight");
+    let of = |on_rows: bool| {
+        let cpu = Cpu::with(Arc::new(Pool::new(1)), Isa::best());
+        let parameters = Parameters::new(&cpu, &checkpoint, None, &|_| true).unwrap();
+        let tape: Tape<f64> = Tape::new(cpu, parameters, Precision::Full);
+        let matrix = |name| tape.matrix(name, checkpoint.get(name).unwrap(), Apply::Linear).unwrap();
+        let (at_a, at_b) = (matrix(a), matrix(b));
+        let wave = |rows: usize, step: f64| {
+            tape.cpu().make(rows, 16, |y| {
+                y.iter_mut().enumerate().for_each(|(n, y)| *y = (n as f64 * step).sin());
+            })
+        };
+        tape.begin(true);
+        let (x, y) = (tape.leaf(wave(5, 0.7)), tape.leaf(wave(5, 0.3)));
+        let mut back = Gradients::default();
+        let z = if on_rows {
+            let lora = LoraRows { rows: 1..3, a: &at_a, b: &at_b, scale: 1.5 };
+            let z = tape.add_loras(y.clone(), &x, &[lora]);
+            back.give(&tape, &z, wave(5, 1.1));
+            let z = tape.value(&z);
+            z.data().to_vec()
+        } else {
+            let [x, y_some, y] = [tape.rows(&x, &[1, 2]), tape.rows(&y, &[1, 2]), tape.rows(&y, &[0, 3, 4])];
+            let z = tape.add_scaled(&y_some, &tape.linear(&tape.linear(&x, &at_a), &at_b), 1.5);
+            let d = tape.leaf(wave(5, 1.1));
+            back.give(&tape, &z, tape.value(&tape.rows(&d, &[1, 2])));
+            back.give(&tape, &y, tape.value(&tape.rows(&d, &[0, 3, 4])));
+            let (z, y) = (tape.value(&z), tape.value(&y));
+            [&y.data()[..16], z.data(), &y.data()[16..]].concat()
+        };
+        let mut d = tape.backward(back);
+        let [d_x, d_y] = [x, y].map(|v| d.take(&v).unwrap().data().to_vec());
+        let parameters = tape.parameters();
+        let [d_a, d_b] = [a, b].map(|name| parameters.get(name).unwrap().gradient().to_vec());
+        assert!(d_a.iter().chain(&d_b).any(|d| d.abs() > 0.1));
+        [z, d_x, d_y, d_a, d_b]
+    };
+    assert_eq!(of(true), of(false));
 }

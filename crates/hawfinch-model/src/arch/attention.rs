@@ -54,16 +54,16 @@ impl<O: Ops> Block<O> for Attention<O> {
     fn time_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
         let normal = x.normalised(o);
         let qkv = [(&self.query, &normal), (&self.key, &normal), (&self.value, &normal)];
-        let [q, k, v] = Linear::forward_all(o, qkv);
+        let [q, k, v] = Linear::forward_all(o, step, qkv);
         let unit = |x: &O::Tensor, scale| o.binary(Binary::Mul, &o.normalize_heads(x, self.heads), scale);
         let (q, k) = (unit(&q, &self.q_scale), unit(&k, &self.k_scale));
         let y = o.attention([&q, &k, &v], self.heads, self.scale, step.batch);
-        x.plus(o, &self.output, &y)
+        x.plus(o, step, &self.output, &y)
     }
 
-    fn channel_mix(&self, o: &O, x: Input<'_, O>, _step: &mut Step<'_, '_, O>) -> O::Tensor {
+    fn channel_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
         let normal = x.normalised(o);
-        let [gate, k] = Linear::forward_all(o, [(&self.ffn_gate, &normal), (&self.ffn_key, &normal)]);
-        x.plus(o, &self.ffn_value, &o.binary(Binary::SiluMul, &gate, &k))
+        let [gate, k] = Linear::forward_all(o, step, [(&self.ffn_gate, &normal), (&self.ffn_key, &normal)]);
+        x.plus(o, step, &self.ffn_value, &o.binary(Binary::SiluMul, &gate, &k))
     }
 }

@@ -7,14 +7,16 @@ mod v5;
 mod v6;
 mod v7;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
 use hawfinch_kernels::elementwise::{Binary, Toward};
+use indexmap::IndexSet;
 
 use crate::checkpoint::{Checkpoint, DecayForm, StoredTensor};
 use crate::config::{Config, LAYER_NORM_EPS, Version, present_name};
 use crate::lora::Lora;
-use crate::ops::{Apply, Batch, Norm, Ops, Then, Weight};
+use crate::model::AdapterRows;
+use crate::ops::{Apply, Batch, LoraRows, Norm, Ops, Then, Weight};
 use crate::{Error, Result};
 
 /// The two halves of a version's block: from the residual stream to the residual stream.
@@ -48,8 +50,8 @@ impl<O: Ops> Input<'_, O> {
     }
 
     /// The residual stream with `W y` added.
-    pub fn plus(&self, o: &O, linear: &Linear<O>, y: &O::Tensor) -> O::Tensor {
-        linear.forward_then(o, y, Then::Add(self.x))
+    pub fn plus(&self, o: &O, step: &Step<'_, '_, O>, linear: &Linear<O>, y: &O::Tensor) -> O::Tensor {
+        linear.forward_then(o, step, y, Then::Add(self.x))
     }
 
     /// The residual stream with sigmoid(r) y added.
@@ -75,6 +77,8 @@ pub(crate) struct Step<'a, 'b, O: Ops> {
     pub batch: &'a mut Batch<'b, O::State>,
     /// v7: the value of layer 0, for the same tokens.
     pub v_first: Option<O::Tensor>,
+    /// Adapters of single sequences, each with the rows of its sequences in what linear layers are given.
+    pub adapters: &'a [AdapterRows<'a, O>],
 }
 
 /// A block with its norms.
@@ -92,10 +96,40 @@ impl<O: Ops> Layer<O> {
     }
 }
 
-/// A linear layer `W x`, with LoRA adapters applied unmerged: `W x + Σ scale B (A x)`.
+/// A linear layer `W x`, with LoRA adapters applied unmerged: `W x + Σ scale B (A x)`. First those that the model was
+/// opened with, in every row, then those of single sequences, in theirs.
 pub(crate) struct Linear<O: Ops> {
     weight: O::Matrix,
-    adapters: Vec<(O::Matrix, O::Matrix, f64)>,
+    /// The adapters that the model was opened with.
+    fixed: Vec<Pair<O::Matrix>>,
+    /// By which adapters of single sequences know the layer; low-rank weights have none.
+    number: Option<usize>,
+}
+
+/// The two matrices that a LoRA adds to a linear layer: `scale B (A x)`.
+pub(crate) struct Pair<M> {
+    /// A `[r, in]`
+    pub a: M,
+    /// B `[out, r]`
+    pub b: M,
+    pub scale: f64,
+}
+
+impl<M> Pair<M> {
+    /// What a LoRA has for a module, if anything, its halves as `matrix` prepares them.
+    pub fn of(
+        lora: &Lora,
+        module: &str,
+        matrix: impl Fn(&str, &StoredTensor) -> Result<M>,
+    ) -> Option<Result<Self>> {
+        let (a, b) = lora.modules.get(module)?;
+        let prepared = || {
+            let scale = lora.alpha / a.shape[0] as f64;
+            let (a, b) = (matrix(&format!("{module}.lora_A"), a)?, matrix(&format!("{module}.lora_B"), b)?);
+            Ok(Pair { a, b, scale })
+        };
+        Some(prepared())
+    }
 }
 
 impl<O: Ops> Linear<O> {
@@ -104,29 +138,50 @@ impl<O: Ops> Linear<O> {
         &self.weight
     }
 
-    pub fn forward(&self, o: &O, x: &O::Tensor) -> O::Tensor {
-        self.adapted(o, o.linear(x, &self.weight), x)
+    pub fn forward(&self, o: &O, step: &Step<'_, '_, O>, x: &O::Tensor) -> O::Tensor {
+        self.adapted(o, step, o.linear(x, &self.weight), x)
     }
 
     /// The layer, and what follows it.
-    pub fn forward_then(&self, o: &O, x: &O::Tensor, then: Then<'_, O::Tensor>) -> O::Tensor {
-        match self.adapters.is_empty() {
-            true => o.linear_then(x, &self.weight, then),
-            false => o.after(self.forward(o, x), then),
+    pub fn forward_then(
+        &self,
+        o: &O,
+        step: &Step<'_, '_, O>,
+        x: &O::Tensor,
+        then: Then<'_, O::Tensor>,
+    ) -> O::Tensor {
+        let adapted = !self.fixed.is_empty() || self.of_sequences(step).next().is_some();
+        match adapted {
+            false => o.linear_then(x, &self.weight, then),
+            true => o.after(self.forward(o, step, x), then),
         }
     }
 
     /// Layers that do not depend on each other, at once.
-    pub fn forward_all<const N: usize>(o: &O, layers: [(&Self, &O::Tensor); N]) -> [O::Tensor; N] {
+    pub fn forward_all<const N: usize>(
+        o: &O,
+        step: &Step<'_, '_, O>,
+        layers: [(&Self, &O::Tensor); N],
+    ) -> [O::Tensor; N] {
         let mut products = o.linears(layers.map(|(l, x)| (x, &l.weight))).into_iter();
-        layers.map(|(l, x)| l.adapted(o, products.next().expect("a product a layer"), x))
+        layers.map(|(l, x)| l.adapted(o, step, products.next().expect("a product a layer"), x))
     }
 
     /// `y`, which is `W x`, with the adapters' part added.
-    fn adapted(&self, o: &O, y: O::Tensor, x: &O::Tensor) -> O::Tensor {
-        self.adapters.iter().fold(y, |y, (a, b, scale)| {
+    fn adapted(&self, o: &O, step: &Step<'_, '_, O>, y: O::Tensor, x: &O::Tensor) -> O::Tensor {
+        let y = self.fixed.iter().fold(y, |y, Pair { a, b, scale }| {
             let low = o.linear(x, a);
             o.add_scaled(&y, &o.linear(&low, b), *scale)
+        });
+        let loras: Vec<_> = self.of_sequences(step).collect();
+        if loras.is_empty() { y } else { o.add_loras(y, x, &loras) }
+    }
+
+    /// What the step's adapters have for this layer.
+    fn of_sequences<'a>(&self, step: &Step<'a, '_, O>) -> impl Iterator<Item = LoraRows<'a, O::Matrix>> {
+        step.adapters.iter().filter_map(|of| {
+            let Pair { a, b, scale } = of.adapter.pair(self.number?)?;
+            Some(LoraRows { rows: of.rows.clone(), a, b, scale: *scale })
         })
     }
 }
@@ -137,6 +192,8 @@ pub(crate) struct Loader<'a, O: Ops> {
     pub checkpoint: &'a Checkpoint,
     pub config: &'a Config,
     pub loras: &'a [Lora],
+    /// The modules of the linear layers met so far: a layer's number is its place.
+    pub linears: RefCell<IndexSet<String>>,
     /// What the matrices prepared so far cost a token.
     pub work: Cell<Work>,
 }
@@ -223,19 +280,10 @@ impl<O: Ops> Loader<'_, O> {
     fn adapted(&self, name: &str, apply: Apply) -> Result<Linear<O>> {
         let weight = self.matrix(name, self.tensor(name)?, apply)?;
         let module = name.strip_suffix(".weight").unwrap_or(name);
-        let adapters = self
-            .loras
-            .iter()
-            .filter_map(|l| l.modules.get(module).map(|m| (l, m)))
-            .map(|(l, (a, b))| {
-                let scale = l.alpha / a.shape[0] as f64;
-                let half = |half: &str, weight| {
-                    self.matrix(&format!("{module}.lora_{half}"), weight, Apply::Adapter)
-                };
-                Ok((half("A", a)?, half("B", b)?, scale))
-            })
-            .collect::<Result<_>>()?;
-        Ok(Linear { weight, adapters })
+        let half = |name: &str, weight: &StoredTensor| self.matrix(name, weight, Apply::Adapter);
+        let fixed = self.loras.iter().filter_map(|l| Pair::of(l, module, half)).collect::<Result<_>>()?;
+        let (number, _) = self.linears.borrow_mut().insert_full(module.into());
+        Ok(Linear { weight, fixed, number: Some(number) })
     }
 
     /// A matrix applied as it is: the embedding table (rows are looked up), no adapters.
@@ -250,7 +298,7 @@ impl<O: Ops> Loader<'_, O> {
 
     /// The first weight `[in, rank]` of a low-rank function, to be applied beside linear layers.
     pub fn low_rank_first(&self, name: &str) -> Result<Linear<O>> {
-        Ok(Linear { weight: self.low_rank(name)?, adapters: Vec::new() })
+        Ok(Linear { weight: self.low_rank(name)?, fixed: Vec::new(), number: None })
     }
 
     /// The `z`-th low-rank weight of a stack `[k, in, out]`.

@@ -42,9 +42,9 @@ impl<O: Ops> Block<O> for V4<O> {
         let mixes = [&self.mix_r, &self.mix_k, &self.mix_v];
         let [x_r, x_k, x_v] = x.mixes(o, step, mixes, Toward::Row);
         let rkv = [(&self.receptance, &x_r), (&self.key, &x_k), (&self.value, &x_v)];
-        let [r, k, v] = Linear::forward_all(o, rkv);
+        let [r, k, v] = Linear::forward_all(o, step, rkv);
         let y = o.wkv4(&k, &v, &self.time_decay, &self.time_first, step.batch, x.layer);
-        x.plus(o, &self.output, &o.binary(Binary::SigmoidMul, &r, &y))
+        x.plus(o, step, &self.output, &o.binary(Binary::SigmoidMul, &r, &y))
     }
 
     fn channel_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
@@ -75,8 +75,8 @@ impl<O: Ops> ChannelMix<O> {
 
     pub fn forward(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
         let [x_k, x_r] = x.mixes(o, step, [&self.mix_k, &self.mix_r], Toward::Row);
-        let [k, r] = Linear::forward_all(o, [(&self.key, &x_k), (&self.receptance, &x_r)]);
-        let kv = self.value.forward(o, &o.unary(Unary::ReluSquared, &k));
+        let [k, r] = Linear::forward_all(o, step, [(&self.key, &x_k), (&self.receptance, &x_r)]);
+        let kv = self.value.forward(o, step, &o.unary(Unary::ReluSquared, &k));
         x.plus_gated(o, &r, &kv)
     }
 }

@@ -61,12 +61,12 @@ impl<O: Ops> Block<O> for V5<O> {
             Some((mix_g, g)) => {
                 let [m_r, m_k, m_v] = mixes;
                 let [x_r, x_k, x_v, x_g] = x.mixes(o, step, [m_r, m_k, m_v, mix_g], Toward::Row);
-                let [r, k, v, g] = Linear::forward_all(o, [(r, &x_r), (k, &x_k), (v, &x_v), (g, &x_g)]);
+                let [r, k, v, g] = Linear::forward_all(o, step, [(r, &x_r), (k, &x_k), (v, &x_v), (g, &x_g)]);
                 (Some(g), [r, k, v])
             }
             None => {
                 let [x_r, x_k, x_v] = x.mixes(o, step, mixes, Toward::Row);
-                (None, Linear::forward_all(o, [(r, &x_r), (k, &x_k), (v, &x_v)]))
+                (None, Linear::forward_all(o, step, [(r, &x_r), (k, &x_k), (v, &x_v)]))
             }
         };
         let y = o.wkv5([&r, &k, &v], &self.time_decay, &self.bonus, step.batch, x.layer);
@@ -74,7 +74,7 @@ impl<O: Ops> Block<O> for V5<O> {
         if let Some(g) = g {
             y = o.binary(Binary::SiluMul, &g, &y);
         }
-        x.plus(o, &self.output, &y)
+        x.plus(o, step, &self.output, &y)
     }
 
     fn channel_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {

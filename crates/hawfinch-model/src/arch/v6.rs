@@ -76,6 +76,7 @@ impl<O: Ops> Block<O> for V6<O> {
         let [x_w, x_k, x_v, x_r, x_g] = array::from_fn(mix);
         let [k, v, r, g, d] = Linear::forward_all(
             o,
+            step,
             [
                 (&self.key, &x_k),
                 (&self.value, &x_v),
@@ -88,13 +89,13 @@ impl<O: Ops> Block<O> for V6<O> {
         let d = o.binary(Binary::Add, &d, &self.time_decay);
         let y = o.wkv6([&r, &k, &v], &d, &self.bonus, step.batch, x.layer);
         let y = o.group_norm(&y, &self.ln_x, self.heads);
-        x.plus(o, &self.output, &o.binary(Binary::SiluMul, &g, &y))
+        x.plus(o, step, &self.output, &o.binary(Binary::SiluMul, &g, &y))
     }
 
     fn channel_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
         let [x_k, x_r] = x.mixes(o, step, [&self.ffn_maa_k, &self.ffn_maa_r], Toward::Before);
-        let [k, r] = Linear::forward_all(o, [(&self.ffn_key, &x_k), (&self.ffn_receptance, &x_r)]);
-        let kv = self.ffn_value.forward(o, &o.unary(Unary::ReluSquared, &k));
+        let [k, r] = Linear::forward_all(o, step, [(&self.ffn_key, &x_k), (&self.ffn_receptance, &x_r)]);
+        let kv = self.ffn_value.forward(o, step, &o.unary(Unary::ReluSquared, &k));
         x.plus_gated(o, &r, &kv)
     }
 }

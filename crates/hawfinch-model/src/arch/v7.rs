@@ -102,7 +102,7 @@ impl<O: Ops> Block<O> for V7<O> {
                 let [of_r, of_k, of_v, of_w, of_a, of_g] = first;
                 let all = [of_r, of_k, of_v, of_w, of_a, of_g, (&p.a, &x_v)];
                 let (w_1, a_1, g_1, v_1);
-                [r, k, v, w_1, a_1, g_1, v_1] = Linear::forward_all(o, all);
+                [r, k, v, w_1, a_1, g_1, v_1] = Linear::forward_all(o, step, all);
                 let (w_1, g_1) = activate(&w_1, &g_1);
                 let weight;
                 [w, a, g, weight] =
@@ -111,7 +111,7 @@ impl<O: Ops> Block<O> for V7<O> {
             }
             _ => {
                 let (w_1, a_1, g_1);
-                [r, k, v, w_1, a_1, g_1] = Linear::forward_all(o, first);
+                [r, k, v, w_1, a_1, g_1] = Linear::forward_all(o, step, first);
                 let (w_1, g_1) = activate(&w_1, &g_1);
                 [w, a, g] = o.linears([(&w_1, &self.w.b), (&a_1, &self.a.b), (&g_1, &self.g2)]);
                 mixed = None;
@@ -128,12 +128,12 @@ impl<O: Ops> Block<O> for V7<O> {
         let y = o.wkv7([&r, &k, &v], &om, &kk, &a, step.batch, x.layer);
         let y = o.group_norm(&y, &self.ln_x, self.heads);
         let y = o.bonus(&y, [&r, &k, &v], &self.r_k, self.heads);
-        x.plus(o, &self.output, &o.binary(Binary::Mul, &y, &g))
+        x.plus(o, step, &self.output, &o.binary(Binary::Mul, &y, &g))
     }
 
     fn channel_mix(&self, o: &O, x: Input<'_, O>, step: &mut Step<'_, '_, O>) -> O::Tensor {
         let [x_k] = x.mixes(o, step, [&self.ffn_x_k], Toward::Before);
-        let k = self.ffn_key.forward_then(o, &x_k, Then::ReluSquared);
-        x.plus(o, &self.ffn_value, &k)
+        let k = self.ffn_key.forward_then(o, step, &x_k, Then::ReluSquared);
+        x.plus(o, step, &self.ffn_value, &k)
     }
 }

@@ -264,6 +264,24 @@ impl<F: Real> Cpu<F> {
         self.pool().run_all(&works);
         scratch.into_iter().flatten().for_each(|a| self.activations.give(a));
     }
+
+    /// y = x Wᵀ, for any number of products that do not depend on each other, as one job of the threads. They are not among
+    /// those whose order is learned: which there are differs from step to step.
+    pub(super) fn multiply_each(&self, ys: Vec<&mut [F]>, products: &[(&[F], &Matrix)]) {
+        let isa = self.isa();
+        let rooms = products.iter().map(|(_, w)| w.blocks().map(|_| self.activations.take()));
+        let mut scratch: Vec<Option<Activations>> = rooms.collect();
+        let rounding = scratch
+            .iter_mut()
+            .zip(products)
+            .map(|(a, (x, w))| Some(a.as_mut()?.of(isa, only_f32(F::as_f32s(x)), w.inputs, w.blocks()?)));
+        self.pool().run_all(&rounding.collect::<Vec<_>>());
+        let operands = ys.into_iter().zip(products).zip(&scratch);
+        let works = operands
+            .map(|((y, (x, w)), a)| w.product((isa, self.threads()), (y, Then::Nothing), x, a.as_ref()));
+        self.pool().run_all(&works.collect::<Vec<_>>());
+        scratch.into_iter().flatten().for_each(|a| self.activations.give(a));
+    }
 }
 
 /// The same numbers in half the bytes, where nothing is lost: GGUF files hold low-rank weights in f32 that were trained

@@ -11,10 +11,11 @@ use hawfinch_kernels::mixes::{Affine, Run, norm_mixes};
 use hawfinch_kernels::{self as kernels, Isa, Pool, Real, norm, wkv};
 
 use crate::checkpoint::{Checkpoint, StoredTensor};
-use crate::ops::{Apply, Batch, Norm, Ops, Then};
+use crate::ops::{Apply, Batch, LoraRows, Norm, Ops, Then};
 use crate::quantize::Quant;
 use crate::{Result, State, StateLayout};
 
+mod adapters;
 mod lent;
 mod matrix;
 mod order;
@@ -413,6 +414,10 @@ impl<F: Real> Ops for Cpu<F> {
         self.by_rows(a.rows(), a.channels, |at, y| {
             elementwise::add_scaled(self.isa, y, &a.data()[at.clone()], &b.data()[at], F::from_f64(s));
         })
+    }
+
+    fn add_loras(&self, y: Tensor<F>, x: &Tensor<F>, loras: &[LoraRows<'_, Matrix>]) -> Tensor<F> {
+        self.with_loras(y, x, loras)
     }
 
     fn lerp(&self, from: &Tensor<F>, to: &Tensor<F>, weight: &Tensor<F>) -> Tensor<F> {

@@ -52,7 +52,7 @@ impl<'m, O: Ops + 'static> Trace<'m, O> {
         };
         let mut states = trace.states();
         let mut batch = Batch { lengths: trace.lengths.clone(), states: states.iter_mut().collect() };
-        let mut step = Step { batch: &mut batch, v_first: None };
+        let mut step = Step { batch: &mut batch, v_first: None, adapters: &[] };
         for (l, layer) in model.layers.iter().enumerate() {
             let x = layer.forward(o, l, &trace.inputs[l], &mut step);
             trace.inputs.push(x);
@@ -130,7 +130,7 @@ impl<'m, O: Ops + 'static> Trace<'m, O> {
         let mut batch = Batch { lengths: self.lengths.clone(), states: states.iter_mut().collect() };
         // Layer 0 makes it anew.
         let v_first = if first == 0 { None } else { self.v_first.clone() };
-        let mut step = Step { batch: &mut batch, v_first };
+        let mut step = Step { batch: &mut batch, v_first, adapters: &[] };
         for (l, layer) in model.layers.iter().enumerate().skip(first) {
             let Some(names) = by_layer.get(&l) else {
                 x = layer.forward(o, l, &x, &mut step);
@@ -151,7 +151,8 @@ impl<'m, O: Ops + 'static> Trace<'m, O> {
         let mut values = Vec::new();
         for rows in rows.chunks(STEP_TOKENS) {
             values.clear();
-            o.read(&head.forward(o, &o.layer_norm(&o.rows(&x, rows), norm)), 0..rows.len(), &mut values);
+            let logits = head.forward(o, &step, &o.layer_norm(&o.rows(&x, rows), norm));
+            o.read(&logits, 0..rows.len(), &mut values);
             if let Some(at) = values.iter().position(|v| !v.is_finite()) {
                 return Err(Error::NonFiniteLogits { position: rows[0] + at / model.config.vocab });
             }
@@ -168,7 +169,9 @@ impl<'m, O: Ops + 'static> Trace<'m, O> {
 
     /// What prepares parts of the model from other tensors, in the model's own way.
     fn loader<'a>(&'a self, checkpoint: &'a Checkpoint) -> Loader<'a, O> {
-        let (ops, config) = (&self.model.ops, &self.model.config);
-        Loader { ops, checkpoint, config, loras: &self.model.options.loras, work: Default::default() }
+        let (ops, config, loras) = (&self.model.ops, &self.model.config, &self.model.options.loras);
+        // Its layers keep the numbers that they have in the model.
+        let linears = (*self.model.linears).clone().into();
+        Loader { ops, checkpoint, config, loras, linears, work: Default::default() }
     }
 }

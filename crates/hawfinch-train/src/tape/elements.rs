@@ -92,6 +92,25 @@ impl<F: Real> Tape<F> {
         })
     }
 
+    /// `a` with `s b` added to as many rows as `b` has, from row `first` on.
+    pub(super) fn sum_scaled_rows(&self, a: &Var<F>, b: &Var<F>, s: f64, first: usize) -> Var<F> {
+        let (of_a, of_b) = (self.source(a), self.source(b));
+        let (isa, a, b, s) = (self.cpu.isa(), self.value(a), self.value(b), F::from_f64(s));
+        let (t, c) = (a.rows(), a.channels());
+        let at = first * c..(first + b.rows()) * c;
+        let y = self.cpu.make(t, c, |y| {
+            y.copy_from_slice(a.data());
+            elementwise::add_scaled_to(isa, &mut y[at.clone()], b.data(), s);
+        });
+        self.record_one(y, &[of_a, of_b], move |tape, g, d_y| {
+            let d_b = tape.cpu.make(at.len() / c, c, |d| {
+                d.iter_mut().zip(&d_y.data()[at]).for_each(|(d, d_y)| *d = s * *d_y);
+            });
+            g.add(tape, of_b, d_b);
+            g.add(tape, of_a, d_y);
+        })
+    }
+
     pub(super) fn between(&self, from: &Var<F>, to: &Var<F>, weight: &Var<F>) -> Var<F> {
         let sources = [self.source(from), self.source(to), self.source(weight)];
         let [of_from, of_to, of_weight] = sources;

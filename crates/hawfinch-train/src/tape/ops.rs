@@ -5,7 +5,7 @@ use std::ops::Range;
 use hawfinch_kernels::Real;
 use hawfinch_kernels::elementwise::{Binary, Toward, Unary};
 use hawfinch_model::checkpoint::StoredTensor;
-use hawfinch_model::ops::{Apply, Batch, Norm, Ops};
+use hawfinch_model::ops::{Apply, Batch, LoraRows, Norm, Ops};
 use hawfinch_model::{Error, Result, State, StateLayout};
 
 use super::{Matrix, States, Tape, Var};
@@ -74,6 +74,13 @@ impl<F: Real> Ops for Tape<F> {
 
     fn add_scaled(&self, a: &Var<F>, b: &Var<F>, s: f64) -> Var<F> {
         self.sum_scaled(a, b, s)
+    }
+
+    fn add_loras(&self, y: Var<F>, x: &Var<F>, loras: &[LoraRows<'_, Matrix>]) -> Var<F> {
+        loras.iter().fold(y, |y, LoraRows { rows, a, b, scale }| {
+            let low = self.product(&self.some_rows(x, &rows.clone().collect::<Vec<_>>()), a);
+            self.sum_scaled_rows(&y, &self.product(&low, b), *scale, rows.start)
+        })
     }
 
     fn lerp(&self, from: &Var<F>, to: &Var<F>, weight: &Var<F>) -> Var<F> {
