@@ -3,7 +3,7 @@
 use crate::schedule::BatchModel;
 use crate::tree::store::StateCodec;
 use crate::{Error, Feed, LanguageModel, Result};
-use hawfinch_model::{Model, Output, Rows, Sequence, State, StateLayout};
+use hawfinch_model::{Adapter, Model, Output, Rows, Sequence, State, StateLayout};
 use std::sync::Arc;
 
 impl LanguageModel for Model {
@@ -22,6 +22,14 @@ impl LanguageModel for Model {
     }
 
     fn forward(&self, feeds: &mut [Feed<'_, State>]) -> Result<()> {
+        BatchModel::forward_adapted(self, feeds, &vec![None; feeds.len()])
+    }
+}
+
+impl BatchModel for Model {
+    type Adapter = Adapter;
+
+    fn forward_adapted(&self, feeds: &mut [Feed<'_, State>], adapters: &[Option<&Adapter>]) -> Result<()> {
         // The logits go where they are wanted, into the memory that is there.
         let buffer = |f: &mut Feed<'_, State>| f.logits.buffer().map(std::mem::take).unwrap_or_default();
         let mut outputs: Vec<Output> =
@@ -35,21 +43,14 @@ impl LanguageModel for Model {
                 hidden: Rows::None,
             })
             .collect();
-        let result = self.forward_into(&mut sequences, &mut outputs).map_err(|e| Error::Model(e.to_string()));
+        let result = Model::forward_adapted(self, &mut sequences, adapters, &mut outputs);
+        let result = result.map_err(|e| Error::Model(e.to_string()));
         for (feed, output) in feeds.iter_mut().zip(outputs) {
             if let Some(logits) = feed.logits.buffer() {
                 *logits = output.logits;
             }
         }
         result
-    }
-}
-
-impl BatchModel for Model {
-    type Adapter = ();
-
-    fn forward_adapted(&self, feeds: &mut [Feed<'_, State>], _adapters: &[Option<&()>]) -> Result<()> {
-        LanguageModel::forward(self, feeds)
     }
 
     fn for_each<T: Send>(&self, items: &mut [T], work: impl Fn(&mut T) + Sync) {

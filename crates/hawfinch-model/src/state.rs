@@ -161,6 +161,20 @@ impl<F: Real> State<F> {
         &mut self.data[layer * len..(layer + 1) * len]
     }
 
+    /// SHA-256 of all floats as 64 bits (the same for the same values in another number type), in hexadecimal: tells states of
+    /// one model apart.
+    pub fn fingerprint(&self) -> String {
+        use sha2::{Digest, Sha256};
+        let mut hash = Sha256::new();
+        let mut bytes = Vec::with_capacity(8 * 1024);
+        for part in self.data.chunks(1024) {
+            bytes.clear();
+            part.iter().for_each(|v| bytes.extend_from_slice(&v.to_f64().to_le_bytes()));
+            hash.update(&bytes);
+        }
+        hash.finalize().iter().fold(String::new(), |s, b| format!("{s}{b:02x}"))
+    }
+
     /// The same state in another number type.
     pub fn cast<G: Real>(&self) -> State<G> {
         State {

@@ -5,7 +5,10 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
+use std::time::Duration;
 
 /// A body of JSON.
 #[derive(Debug, Clone)]
@@ -26,7 +29,7 @@ pub async fn read<S: Send + Sync>(request: Request, state: &S) -> ApiResult<Byte
     match Bytes::from_request(request, state).await {
         Ok(bytes) => Ok(bytes),
         Err(BytesRejection::FailedToBufferBody(e)) if e.status() == StatusCode::PAYLOAD_TOO_LARGE => {
-            Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "the request's body is larger than this server takes"))
+            Err(crate::app::too_large())
         }
         Err(e) => Err(ApiError::bad(format!("the request's body did not arrive whole: {e}"))),
     }
@@ -52,4 +55,26 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
         let kind = if e.is_data() { "is not what this route takes" } else { "is no JSON" };
         ApiError::bad(format!("the request's body {kind}: {e}"))
     })
+}
+
+/// Runs a handler with a body that must arrive within `time`: one that trickles in holds a connection, nothing else.
+pub async fn within<F: Future<Output = Response>>(
+    time: Duration,
+    request: Request,
+    handler: impl FnOnce(Request) -> F,
+) -> Response {
+    let (parts, body) = request.into_parts();
+    let late = tokio::time::Instant::now() + time;
+    let body = body.into_data_stream();
+    let timed = futures_util::stream::unfold((body, false), move |(mut body, over)| async move {
+        if over {
+            return None;
+        }
+        match tokio::time::timeout_at(late, body.next()).await {
+            Ok(Some(part)) => Some((part.map_err(|e| e.into_inner()), (body, false))),
+            Ok(None) => None,
+            Err(_) => Some((Err("it took too long".into()), (body, true))),
+        }
+    });
+    handler(Request::from_parts(parts, axum::body::Body::from_stream(timed))).await
 }

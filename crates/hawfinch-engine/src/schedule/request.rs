@@ -66,8 +66,6 @@ pub struct Request<M: BatchModel> {
     pub constrained: Option<Constrained>,
     /// Tell the log-probabilities of the prompt's tokens from this position (at least 1) on.
     pub prompt_logprobs: Option<usize>,
-    /// Tell log-probabilities of generated tokens, forced ones included.
-    pub logprobs: bool,
     /// Who asks: clients take turns.
     pub client: Arc<str>,
     /// When it must have ended.

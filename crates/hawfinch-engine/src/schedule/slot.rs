@@ -18,8 +18,7 @@ const HELD_APART: usize = 8;
 const ROWS: usize = 64;
 
 /// A sequence's part of a step, and its adapter.
-type Part<'a, M> =
-    (Feed<'a, <M as crate::LanguageModel>::State>, Option<&'a <M as BatchModel>::Adapter>);
+type Part<'a, M> = (Feed<'a, <M as crate::LanguageModel>::State>, Option<&'a <M as BatchModel>::Adapter>);
 
 /// What all choices of a request share.
 pub(super) struct Ticket {

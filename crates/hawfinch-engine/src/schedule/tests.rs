@@ -89,7 +89,6 @@ fn request(prompt: &[u32], seed: u64, n: u64, max_tokens: usize) -> (Request<Bat
         options: GenerateOptions { max_tokens, stops: StopRules { strings, tokens: vec![7] } },
         constrained: None,
         prompt_logprobs: None,
-        logprobs: false,
         client: "one".into(),
         deadline: None,
         cached: true,

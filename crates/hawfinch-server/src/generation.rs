@@ -1,0 +1,271 @@
+//! Chat replies under way, for every API that has them: each puts the same growth into its own words.
+
+use crate::app::{App, Client};
+use crate::conversation::Conversation;
+use crate::error::{ApiError, ApiResult};
+use crate::hosted::Chosen;
+use crate::reply::{Choice, Delta, Ending, Growth, Usage};
+use crate::run::{Events, Job};
+use crate::sampling::Sampling;
+use axum::response::sse::{Event as Frame, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use hawfinch_engine::schedule::Event;
+use hawfinch_engine::{Sampled, StopReason, Template};
+use serde_json::Value;
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How a chat reply is made, whichever API asked.
+pub struct Wish {
+    /// The model.
+    pub chosen: Chosen,
+    /// What was said.
+    pub conversation: Conversation,
+    /// A template in place of the model's own.
+    pub template: Option<String>,
+    /// How much reasoning, in OpenAI's words.
+    pub effort: Option<String>,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// Tokens of a choice at most.
+    pub max_tokens: usize,
+    /// Stop strings.
+    pub stops: Vec<String>,
+    /// Choices.
+    pub n: usize,
+    /// Log-probabilities of so many tokens beside each.
+    pub top_logprobs: u32,
+    /// A saved state to go on from.
+    pub state: Option<String>,
+    /// Whether the state tree is used.
+    pub cached: bool,
+    /// Who asks.
+    pub client: Arc<str>,
+}
+
+/// The template of a request.
+///
+/// # Errors
+/// There is none of that name.
+pub fn template(chosen: &Chosen, name: Option<&str>, effort: Option<&str>) -> ApiResult<Template> {
+    let own = &chosen.hosted.template;
+    let name = match (name, effort) {
+        (Some(name), _) => name,
+        // Only models that can think are told how much.
+        (None, Some(effort)) if own.name().starts_with("g1") => match effort {
+            "none" | "minimal" => "g1",
+            "low" => "g1-think-a-bit",
+            "medium" => "g1-think",
+            "high" | "xhigh" => "g1-think-a-lot",
+            _ => return Err(ApiError::field("reasoning_effort", "it must be none, minimal, low, medium or high")),
+        },
+        _ => return Ok(own.clone()),
+    };
+    let mut template = Template::builtin(name)?;
+    template.stops.tokens.clone_from(&own.stops.tokens);
+    Ok(template)
+}
+
+/// A chat reply under way.
+pub struct Generation {
+    /// The model.
+    pub chosen: Chosen,
+    /// Its choices.
+    pub choices: Vec<Choice>,
+    /// What its end told.
+    pub ending: Ending,
+    /// Log-probabilities of so many tokens beside each.
+    pub top_logprobs: u32,
+    events: Events,
+    over: bool,
+}
+
+/// What happened to it.
+pub enum Grown {
+    /// A choice said something, or ended.
+    Choice(usize, Growth),
+    /// All ended.
+    End,
+}
+
+impl Generation {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// What is wrong with the wish; 429; 503.
+    pub async fn start(app: &App, wish: Wish) -> ApiResult<Self> {
+        let Wish { mut chosen, conversation, sampling, max_tokens, n, top_logprobs, client, .. } = wish;
+        let template = template(&chosen, wish.template.as_deref(), wish.effort.as_deref())?;
+        let mut sampler = sampling.over(&template.sampler)?;
+        sampler.top_logprobs = top_logprobs;
+        sampler.validate()?;
+        // Grammars and long templates take their time.
+        let (of, by) = (chosen.clone(), template.clone());
+        let rendered = tokio::task::spawn_blocking(move || conversation.render(&of.hosted, &by)).await;
+        let mut rendered = rendered.map_err(|e| ApiError::internal(e.to_string()))??;
+        if let Some(id) = &wish.state {
+            crate::api::states::go_on_from(&mut chosen, id, &mut rendered.prompt, &mut rendered.marks).await?;
+        }
+        let mut stops = template.stops.clone();
+        stops.strings.extend(wish.stops);
+        let stream = || Choice::new(template.reply_stream(), rendered.callable.clone());
+        let choices = std::iter::repeat_with(stream).take(n).collect();
+        let job = Job {
+            chosen: chosen.clone(),
+            prompt: rendered.prompt,
+            marks: rendered.marks,
+            sampler,
+            n,
+            max_tokens,
+            stops,
+            constrained: rendered.constrained,
+            prompt_logprobs: None,
+            client,
+            deadline: app.deadline(),
+            cached: wish.cached,
+        };
+        let events = job.submit().await?;
+        Ok(Self { chosen, choices, ending: Ending::default(), top_logprobs, events, over: false })
+    }
+
+    /// The next thing that happens.
+    ///
+    /// # Errors
+    /// It failed; nothing follows.
+    pub async fn next(&mut self) -> ApiResult<Grown> {
+        loop {
+            let event = self.events.recv().await;
+            let event = event.ok_or_else(|| ApiError::internal("the reply broke off: the model was taken away"))?;
+            if self.ending.note(&event) {
+                self.over = true;
+                return Ok(Grown::End);
+            }
+            match event {
+                Event::Piece { choice, tokens, text, certain } => {
+                    let growth =
+                        self.choices[choice].piece(&self.chosen.hosted.tokenizer, tokens, &text, certain);
+                    return Ok(Grown::Choice(choice, growth));
+                }
+                Event::Done { choice, stop, .. } => {
+                    let growth = self.choices[choice].done(&stop);
+                    if matches!(stop, StopReason::Cancelled) && self.events.is_closed() {
+                        return Err(ApiError::closing());
+                    }
+                    return Ok(Grown::Choice(choice, growth));
+                }
+                Event::Failed(e) => return Err(e.into()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Its tokens.
+    pub fn usage(&self) -> Usage {
+        let completion = self.choices.iter().map(|c| c.completion_tokens).sum();
+        let reasoning = self.choices.iter().map(|c| c.reasoning_tokens).sum();
+        Usage::new(self.ending.prompt, self.ending.cached, completion, reasoning)
+    }
+
+    /// Waits for all of it.
+    ///
+    /// # Errors
+    /// It failed.
+    pub async fn whole(mut self) -> ApiResult<(Self, Vec<Whole>)> {
+        let mut all = vec![Whole::default(); self.choices.len()];
+        while let Grown::Choice(i, growth) = self.next().await? {
+            all[i].tokens.extend(growth.tokens);
+            for delta in growth.deltas {
+                match delta {
+                    Delta::Reasoning(text) => all[i].reasoning.push_str(&text),
+                    Delta::Text(text) => all[i].text.push_str(&text),
+                    Delta::Calls(calls) => all[i].calls.extend(calls),
+                }
+            }
+        }
+        Ok((self, all))
+    }
+}
+
+/// A whole choice.
+#[derive(Debug, Clone, Default)]
+pub struct Whole {
+    /// The reasoning.
+    pub reasoning: String,
+    /// The answer.
+    pub text: String,
+    /// Calls of functions.
+    pub calls: Vec<crate::conversation::Call>,
+    /// Its tokens.
+    pub tokens: Vec<Sampled>,
+}
+
+/// An API's words for a stream.
+pub trait Front: Send + 'static {
+    /// What comes first.
+    fn begin(&mut self, of: &Generation) -> Vec<Frame>;
+    /// What a choice said.
+    fn grew(&mut self, of: &Generation, choice: usize, growth: Growth) -> Vec<Frame>;
+    /// What comes last.
+    fn end(&mut self, of: &Generation) -> Vec<Frame>;
+    /// What comes last when it failed.
+    fn failed(&mut self, e: &ApiError) -> Vec<Frame>;
+}
+
+/// A frame of JSON.
+pub fn frame(data: &Value) -> Frame {
+    Frame::default().data(data.to_string())
+}
+
+/// A stream in an API's words.
+pub fn streamed(of: Generation, front: impl Front) -> Response {
+    struct Streaming<F> {
+        of: Generation,
+        front: F,
+        ready: VecDeque<Frame>,
+        over: bool,
+    }
+    let mut front = front;
+    let ready = front.begin(&of).into();
+    let state = Streaming { of, front, ready, over: false };
+    let frames = stream::unfold(state, |mut s| async move {
+        loop {
+            if let Some(frame) = s.ready.pop_front() {
+                return Some((Ok::<_, Infallible>(frame), s));
+            }
+            if s.over {
+                return None;
+            }
+            match s.of.next().await {
+                Ok(Grown::Choice(choice, growth)) => s.ready.extend(s.front.grew(&s.of, choice, growth)),
+                Ok(Grown::End) => {
+                    s.over = true;
+                    s.ready.extend(s.front.end(&s.of));
+                }
+                Err(e) => {
+                    s.over = true;
+                    s.ready.extend(s.front.failed(&e));
+                }
+            }
+        }
+    });
+    sse(frames)
+}
+
+/// A response of server-sent events, with a comment now and then while there is nothing to say.
+pub fn sse(frames: impl futures_util::Stream<Item = Result<Frame, Infallible>> + Send + 'static) -> Response {
+    let alive = KeepAlive::new().interval(Duration::from_secs(10)).text("keep-alive");
+    let mut response = Sse::new(frames).keep_alive(alive).into_response();
+    let headers = response.headers_mut();
+    headers.insert(axum::http::header::CACHE_CONTROL, axum::http::HeaderValue::from_static("no-store"));
+    // Proxies pass it on as it comes.
+    headers.insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
+    response
+}
+
+/// The client of a request.
+pub fn client_of(client: &Client, user: Option<&str>) -> Arc<str> {
+    client.with_user(user)
+}

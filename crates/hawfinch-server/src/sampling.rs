@@ -1,0 +1,213 @@
+//! The fields that all routes that generate share, and what they mean for the engine.
+
+use crate::error::{ApiError, ApiResult};
+use hawfinch_engine::{Grammar, SamplerConfig};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Stop strings of a request at most, and their bytes together.
+const MAX_STOPS: usize = 64;
+const MAX_STOP_BYTES: usize = 16 << 10;
+/// Choices of a request at most.
+pub const MAX_N: u32 = 64;
+
+/// How tokens are drawn. What is not given is the default of the model's family (chat) or of the reference (completions).
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+pub struct Sampling {
+    /// Below 1 sharpens, above 1 flattens, 0 always takes the most probable token.
+    #[schemars(range(min = 0))]
+    pub temperature: Option<f32>,
+    /// Keep the fewest most probable tokens whose probabilities reach this sum.
+    #[schemars(range(min = 0, max = 1))]
+    pub top_p: Option<f32>,
+    /// Keep at most this many most probable tokens; 0 and below keep all.
+    pub top_k: Option<i64>,
+    /// Keep tokens at least this share as probable as the most probable one.
+    #[schemars(range(min = 0, max = 1))]
+    pub min_p: Option<f32>,
+    /// Locally typical sampling.
+    #[schemars(range(min = 0, max = 1))]
+    pub typical_p: Option<f32>,
+    /// Taken once from the logit of every token generated before.
+    pub presence_penalty: Option<f32>,
+    /// Taken from a generated token's logit times its decayed count.
+    pub frequency_penalty: Option<f32>,
+    /// Counts are multiplied by this at every token.
+    #[schemars(range(min = 0, max = 1))]
+    pub penalty_decay: Option<f32>,
+    /// Divides the positive and multiplies the negative logits of tokens seen before; 1 is off.
+    pub repetition_penalty: Option<f32>,
+    /// The same seed gives the same text.
+    pub seed: Option<i64>,
+    /// Added to the logits of token ids, -100 to 100; -100 bans a token.
+    pub logit_bias: Option<BTreeMap<String, f32>>,
+}
+
+impl Sampling {
+    /// The sampler's settings over `defaults`.
+    ///
+    /// # Errors
+    /// A setting out of range.
+    pub fn over(&self, defaults: &SamplerConfig) -> ApiResult<SamplerConfig> {
+        let mut c = defaults.clone();
+        let set = |to: &mut f32, from: Option<f32>| *to = from.unwrap_or(*to);
+        set(&mut c.temperature, self.temperature);
+        set(&mut c.top_p, self.top_p);
+        set(&mut c.min_p, self.min_p);
+        set(&mut c.typical_p, self.typical_p);
+        set(&mut c.presence_penalty, self.presence_penalty);
+        set(&mut c.frequency_penalty, self.frequency_penalty);
+        set(&mut c.penalty_decay, self.penalty_decay);
+        set(&mut c.repetition_penalty, self.repetition_penalty);
+        if let Some(k) = self.top_k {
+            c.top_k = u32::try_from(k.max(0)).unwrap_or(u32::MAX);
+        }
+        c.seed = self.seed.map(|s| s as u64).or(c.seed);
+        for (id, &bias) in self.logit_bias.iter().flatten() {
+            let id = id.parse::<u32>().map_err(|_| {
+                let shown: String = id.chars().take(40).collect();
+                ApiError::field("logit_bias", format!("`{}` is no token id", shown.escape_debug()))
+            })?;
+            if !(-100.0..=100.0).contains(&bias) {
+                let message = format!("the bias {bias} of token {id} is not between -100 and 100");
+                return Err(ApiError::field("logit_bias", message));
+            }
+            c.logit_bias.insert(id, if bias == -100.0 { f32::NEG_INFINITY } else { bias });
+        }
+        c.validate()?;
+        Ok(c)
+    }
+}
+
+/// One text or several.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum OneOrMany {
+    /// One.
+    One(String),
+    /// Several.
+    Many(Vec<String>),
+}
+
+/// The stop strings of a request, besides the template's.
+///
+/// # Errors
+/// Too many, or an empty one.
+pub fn stops(given: Option<OneOrMany>) -> ApiResult<Vec<String>> {
+    let strings = match given {
+        None => Vec::new(),
+        Some(OneOrMany::One(s)) => vec![s],
+        Some(OneOrMany::Many(all)) => all,
+    };
+    if strings.len() > MAX_STOPS {
+        let message = format!("there are {} stop strings: at most {MAX_STOPS} are taken", strings.len());
+        return Err(ApiError::field("stop", message));
+    }
+    if strings.iter().map(String::len).sum::<usize>() > MAX_STOP_BYTES {
+        let message = format!("the stop strings have more than {MAX_STOP_BYTES} bytes together");
+        return Err(ApiError::field("stop", message));
+    }
+    if strings.iter().any(String::is_empty) {
+        return Err(ApiError::field("stop", "a stop string is empty: it would stop every reply before its first byte"));
+    }
+    Ok(strings)
+}
+
+/// The number of choices.
+///
+/// # Errors
+/// 0, or too many.
+pub fn choices(n: Option<u32>, param: &str) -> ApiResult<u32> {
+    match n.unwrap_or(1) {
+        n @ 1..=MAX_N => Ok(n),
+        n => Err(ApiError::field(param, format!("{param} is {n}: it must be between 1 and {MAX_N}"))),
+    }
+}
+
+/// How the reply is to be written.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ResponseFormat {
+    /// As the model likes.
+    Text,
+    /// A JSON object.
+    JsonObject,
+    /// JSON that a schema accepts.
+    JsonSchema {
+        /// The schema with its name.
+        json_schema: NamedSchema,
+    },
+    /// Text that a regular expression matches (beyond OpenAI's).
+    Regex {
+        /// It.
+        regex: String,
+    },
+    /// Text of a grammar in llguidance's variant of Lark (beyond OpenAI's).
+    Grammar {
+        /// It.
+        grammar: String,
+    },
+}
+
+/// A schema as OpenAI's API names it.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+pub struct NamedSchema {
+    /// A name for people.
+    pub name: Option<String>,
+    /// The schema.
+    pub schema: Option<Value>,
+    /// Schemas are always kept to.
+    pub strict: Option<bool>,
+}
+
+/// Grammars as vLLM's API names them.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+pub struct Guided {
+    /// JSON that this schema accepts.
+    pub guided_json: Option<Value>,
+    /// Text that this regular expression matches.
+    pub guided_regex: Option<String>,
+    /// One of these texts.
+    pub guided_choice: Option<Vec<String>>,
+    /// Text of this grammar (Lark).
+    pub guided_grammar: Option<String>,
+}
+
+/// The grammar that a request asks for.
+///
+/// # Errors
+/// More than one.
+pub fn grammar(format: Option<&ResponseFormat>, guided: &Guided) -> ApiResult<Option<Grammar>> {
+    let by_format = match format {
+        None | Some(ResponseFormat::Text) => None,
+        Some(ResponseFormat::JsonObject) => Some(Grammar::json_object()),
+        Some(ResponseFormat::JsonSchema { json_schema }) => match &json_schema.schema {
+            Some(schema) => Some(Grammar::JsonSchema(schema.clone())),
+            None => return Err(ApiError::field("response_format", "`json_schema` has no `schema`")),
+        },
+        Some(ResponseFormat::Regex { regex }) => Some(Grammar::Regex(regex.clone())),
+        Some(ResponseFormat::Grammar { grammar }) => Some(Grammar::Lark(grammar.clone())),
+    };
+    let choice = guided.guided_choice.as_ref().map(|texts| {
+        if texts.is_empty() || texts.iter().any(String::is_empty) {
+            return Err(ApiError::field("guided_choice", "it needs texts that are not empty"));
+        }
+        Ok(Grammar::choice(texts))
+    });
+    let mut all = [
+        by_format,
+        guided.guided_json.clone().map(Grammar::JsonSchema),
+        guided.guided_regex.clone().map(Grammar::Regex),
+        choice.transpose()?,
+        guided.guided_grammar.clone().map(Grammar::Lark),
+    ]
+    .into_iter()
+    .flatten();
+    let first = all.next();
+    match all.next() {
+        Some(_) => Err(ApiError::field("response_format", "a reply can follow one grammar, not several at once")),
+        None => Ok(first),
+    }
+}

@@ -1,0 +1,256 @@
+//! States that somebody saved under an id: each a state file of hawfinch's own form, which every command opens, with the
+//! tokens that led to it in its metadata.
+
+use crate::error::{ApiError, ApiResult};
+use crate::hosted::now;
+use hawfinch_model::{Model, Rng, State, format};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Metadata keys of our own.
+const TOKENS: &str = "hawfinch.saved.tokens";
+const NAME: &str = "hawfinch.saved.name";
+const CREATED: &str = "hawfinch.saved.created";
+const BASE: &str = "hawfinch.saved.model";
+
+/// What is told of a saved state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct SavedState {
+    /// How requests call it.
+    pub id: String,
+    /// Always `state`.
+    pub object: String,
+    /// The model, or model and adapter, that it belongs to.
+    pub model: String,
+    /// A name for people.
+    pub name: Option<String>,
+    /// Tokens that led to it.
+    pub tokens: u64,
+    /// Bytes of its file.
+    pub bytes: u64,
+    /// When it was saved, in seconds since 1970.
+    pub created: u64,
+}
+
+/// A saved state, read.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// What is told of it.
+    pub about: SavedState,
+    /// The state.
+    pub state: Arc<State>,
+    /// The tokens that led to it; `None` where nobody knows them (it came from elsewhere).
+    pub tokens: Option<Vec<u32>>,
+}
+
+/// A folder of saved states of one model.
+#[derive(Debug)]
+pub struct SavedStates {
+    folder: Option<PathBuf>,
+    states: Mutex<BTreeMap<String, SavedState>>,
+}
+
+/// An id that may be a file's name; nothing else reaches the folder.
+fn checked(id: &str) -> ApiResult<&str> {
+    let rest = id.strip_prefix("state-").unwrap_or_default();
+    if rest.len() == 16 && rest.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(id);
+    }
+    Err(none(id))
+}
+
+fn none(id: &str) -> ApiError {
+    let shown: String = id.chars().take(60).collect();
+    ApiError::missing(format!("there is no saved state `{}`", shown.escape_debug()), "state_not_found")
+}
+
+impl SavedStates {
+    /// None, and nowhere to save any.
+    pub fn nowhere() -> Self {
+        Self { folder: None, states: Mutex::default() }
+    }
+
+    /// Those of a folder, made if need be. Files that are no saved states stay where they are and are not listed.
+    ///
+    /// # Errors
+    /// The folder cannot be made or read.
+    pub fn open(folder: &Path) -> std::io::Result<Self> {
+        fs::create_dir_all(folder)?;
+        let mut states = BTreeMap::new();
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default().to_owned();
+            let is_file = path.extension().is_some_and(|e| e == "safetensors");
+            if is_file && checked(&stem).is_ok() && let Some(about) = read_about(&path, &stem) {
+                states.insert(stem, about);
+            }
+        }
+        Ok(Self { folder: Some(folder.into()), states: Mutex::new(states) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, SavedState>> {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn folder(&self) -> ApiResult<&Path> {
+        let message = "this server keeps no states: start it with --state-dir FOLDER";
+        self.folder.as_deref().ok_or_else(|| ApiError::new(axum::http::StatusCode::NOT_IMPLEMENTED, message))
+    }
+
+    fn path(&self, id: &str) -> ApiResult<PathBuf> {
+        Ok(self.folder()?.join(checked(id)?).with_extension("safetensors"))
+    }
+
+    /// All of them, the newest first.
+    pub fn list(&self) -> Vec<SavedState> {
+        let mut all: Vec<SavedState> = self.lock().values().cloned().collect();
+        all.sort_by_key(|s| std::cmp::Reverse(s.created));
+        all
+    }
+
+    /// What is told of one.
+    ///
+    /// # Errors
+    /// 404.
+    pub fn get(&self, id: &str) -> ApiResult<SavedState> {
+        self.lock().get(id).cloned().ok_or_else(|| none(id))
+    }
+
+    /// Saves a state; when this returns it is on the disk.
+    ///
+    /// # Errors
+    /// No folder; what the system says.
+    pub fn save(
+        &self,
+        hosted: &Model,
+        (model, root): (&str, &str),
+        name: Option<&str>,
+        state: &State,
+        tokens: Option<&[u32]>,
+    ) -> ApiResult<SavedState> {
+        let id = format!("state-{:016x}", Rng::new(Rng::fresh_seed()).next_u64());
+        let path = self.path(&id)?;
+        let created = now();
+        let mut more = vec![(CREATED, created.to_string()), (BASE, model.to_owned())];
+        if let Some(name) = name {
+            more.push((NAME, name.to_owned()));
+        }
+        if let Some(tokens) = tokens {
+            let list: Vec<String> = tokens.iter().map(u32::to_string).collect();
+            more.push((TOKENS, list.join(" ")));
+        }
+        let failed = |e: &dyn std::fmt::Display| {
+            let message = format!("the state could not be saved: {e}");
+            ApiError { code: Some("storage_error"), ..ApiError::new(axum::http::StatusCode::INSUFFICIENT_STORAGE, message) }
+        };
+        state
+            .save_with(&path, hosted.config().version, root, None, &more)
+            .map_err(|e| failed(&e))?;
+        // The name is in the folder for good, too.
+        let synced = fs::File::open(&path).and_then(|f| f.sync_all());
+        let synced = synced.and_then(|()| fs::File::open(self.folder().unwrap_or(Path::new("."))).and_then(|f| f.sync_all()));
+        if let Err(e) = synced {
+            let _ = fs::remove_file(&path);
+            return Err(failed(&e));
+        }
+        let about = read_about(&path, &id).ok_or_else(|| failed(&"it cannot be read back"))?;
+        self.lock().insert(id, about.clone());
+        Ok(about)
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// 404; a damaged file; a state of another model.
+    pub fn load(&self, model: &Model, id: &str) -> ApiResult<Loaded> {
+        let about = self.get(id)?;
+        let path = self.path(id)?;
+        let file = format::open_state(&path).map_err(|e| ApiError::internal(e.to_string()))?;
+        let state = read_state(model, &file)?;
+        let tokens = file.metadata.get(TOKENS).map(|list| numbers(list)).transpose()?;
+        Ok(Loaded { about, state: Arc::new(state), tokens })
+    }
+
+    /// The file of one.
+    ///
+    /// # Errors
+    /// 404; what the system says.
+    pub fn export(&self, id: &str) -> ApiResult<Vec<u8>> {
+        self.get(id)?;
+        fs::read(self.path(id)?).map_err(|e| ApiError::internal(format!("the state cannot be read: {e}")))
+    }
+
+    /// Takes in a state file of any kind that hawfinch reads.
+    ///
+    /// # Errors
+    /// 400: no state, a state of another model.
+    pub fn import(
+        &self,
+        hosted: &Model,
+        (model, root): (&str, &str),
+        name: Option<&str>,
+        bytes: &[u8],
+    ) -> ApiResult<SavedState> {
+        let incoming = self.folder()?.join(format!("incoming-{:016x}.part", Rng::fresh_seed()));
+        let taken = || -> ApiResult<SavedState> {
+            fs::write(&incoming, bytes).map_err(|e| ApiError::internal(format!("it cannot be written: {e}")))?;
+            // Its path is ours: what is wrong is told without it.
+            let shown = incoming.display().to_string();
+            let wrong = |e: String| ApiError::bad(e.replace(&shown, "the file"));
+            let file = format::open_state(&incoming).map_err(|e| wrong(e.to_string()))?;
+            let state = hosted.state_from(&file).map_err(|e| wrong(e.to_string()))?;
+            let tokens = file.metadata.get(TOKENS).map(|list| numbers(list)).transpose()?;
+            self.save(hosted, (model, root), name, &state, tokens.as_deref())
+        };
+        let result = taken();
+        let _ = fs::remove_file(&incoming);
+        result
+    }
+
+    /// Deletes one.
+    ///
+    /// # Errors
+    /// 404; what the system says.
+    pub fn delete(&self, id: &str) -> ApiResult<()> {
+        self.get(id)?;
+        match fs::remove_file(self.path(id)?) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(ApiError::internal(format!("the state cannot be deleted: {e}")))
+            }
+            _ => {
+                self.lock().remove(id);
+                Ok(())
+            }
+        }
+    }
+}
+
+fn read_state(model: &Model, file: &hawfinch_model::Checkpoint) -> ApiResult<State> {
+    model.state_from(file).map_err(|e| ApiError {
+        code: Some("wrong_model"),
+        ..ApiError::field("state", format!("the saved state does not fit this model: {e}"))
+    })
+}
+
+fn numbers(list: &str) -> ApiResult<Vec<u32>> {
+    let parse = |n: &str| n.parse().map_err(|_| ApiError::bad("the file's list of tokens is damaged"));
+    list.split_ascii_whitespace().map(parse).collect()
+}
+
+fn read_about(path: &Path, id: &str) -> Option<SavedState> {
+    let file = format::open_state(path).ok()?;
+    let meta = |key: &str| file.metadata.get(key);
+    Some(SavedState {
+        id: id.into(),
+        object: "state".into(),
+        model: meta(BASE)?.clone(),
+        name: meta(NAME).cloned(),
+        tokens: meta(hawfinch_model::metadata::TOKENS)?.parse().ok()?,
+        bytes: fs::metadata(path).ok()?.len(),
+        created: meta(CREATED)?.parse().ok()?,
+    })
+}
