@@ -182,6 +182,8 @@ function drawFoot(entry, busy) {
       h("span", {}, h("span", { class: "visually-hidden" }, "Branch "), `${index + 1}/${of}`),
       iconButton("right", "Next branch", step(1), { disabled: index === of - 1, "data-step": "1" })));
   }
+  // A reply that came to nothing has only its notice.
+  if (node.role === "assistant" && !node.content && !node.reasoning) return;
   const actions = h("div", { class: "actions" });
   const copy = iconButton("copy", node.role === "user" ? "Copy message" : "Copy reply", () => copyText(node.content, copy));
   actions.append(copy, iconButton("edit", node.role === "user" ? "Edit message" : "Edit reply", () => edit(node)));
@@ -206,7 +208,7 @@ function meta(node) {
   const speed = timings?.predicted_per_second;
   if (Number.isFinite(speed) && speed > 0) told.push(`${speed < 100 ? speed.toFixed(1) : count(speed)} tokens/s`);
   const cached = usage?.prompt_tokens_details?.cached_tokens;
-  if (usage && Number.isFinite(cached)) told.push(`${count(cached)} of ${count(usage.prompt_tokens)} prompt tokens from the state`);
+  if (usage && Number.isFinite(cached)) told.push(cached > 0 ? `${count(cached)} of ${count(usage.prompt_tokens)} prompt tokens from the state` : plural(usage.prompt_tokens, "prompt token"));
   return told;
 }
 
