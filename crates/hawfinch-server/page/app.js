@@ -133,7 +133,6 @@ let asking = null;
 function askKey(message) {
   asking ??= new Promise((resolve) => {
     const dialog = $("key");
-    const before = document.activeElement;
     $("key-why").textContent = message;
     $("key-value").value = "";
     let given = false;
@@ -141,7 +140,6 @@ function askKey(message) {
     $("key-cancel").onclick = () => dialog.close();
     dialog.onclose = () => {
       asking = null;
-      before?.focus?.();
       resolve(given);
       if (given && state.models.length === 0) loadModels();
     };
@@ -149,6 +147,14 @@ function askKey(message) {
     $("key-value").focus();
   });
   return asking;
+}
+
+// A dialog gives the focus back to where it was, but in Chromium, after a click, without the caret: keys would go nowhere.
+for (const dialog of document.querySelectorAll("dialog")) {
+  dialog.addEventListener("close", () => {
+    const back = document.activeElement;
+    if (back?.matches("textarea, input")) { back.blur(); back.focus(); }
+  });
 }
 
 // The message box.

@@ -4,9 +4,9 @@
 /** Numbers. `neutral` holds where the model names no default; `null` means that nothing is sent then. */
 export const NUMBERS = [
   { key: "temperature", group: "sampling", label: "Temperature", hint: "Higher is bolder; 0 always takes the likeliest token.", min: 0, max: 2, step: 0.05, neutral: 1 },
-  { key: "top_p", group: "sampling", label: "Top-p", hint: "Takes from the likeliest tokens that make up this share.", min: 0, max: 1, step: 0.01, neutral: 1 },
-  { key: "top_k", group: "sampling", label: "Top-k", hint: "Takes from this many likeliest tokens; 0 is all.", min: 0, max: 1000000, whole: true, neutral: 0 },
-  { key: "min_p", group: "sampling", label: "Min-p", hint: "Leaves out what is less likely than this share of the best.", min: 0, max: 1, step: 0.01, neutral: 0 },
+  { key: "top_p", group: "sampling", label: "Top-p", hint: "Keeps the likeliest tokens up to this share.", min: 0, max: 1, step: 0.01, neutral: 1 },
+  { key: "top_k", group: "sampling", label: "Top-k", hint: "Keeps this many of the likeliest tokens; 0 is all.", min: 0, max: 1000000, whole: true, neutral: 0 },
+  { key: "min_p", group: "sampling", label: "Min-p", hint: "Drops tokens below this share of the best.", min: 0, max: 1, step: 0.01, neutral: 0 },
   { key: "presence_penalty", group: "repetition", label: "Presence penalty", hint: "Against tokens that were used at all.", min: -2, max: 2, step: 0.05, neutral: 0 },
   { key: "frequency_penalty", group: "repetition", label: "Frequency penalty", hint: "Against tokens by how often they were used.", min: -2, max: 2, step: 0.05, neutral: 0 },
   { key: "repetition_penalty", group: "repetition", label: "Repetition penalty", hint: "Divides the score of used tokens; 1 is off.", min: 0.5, max: 2, step: 0.01, neutral: 1 },

@@ -119,7 +119,7 @@ function update(node) {
       entry.fold.hidden = false;
       entry.thoughts.set(node.reasoning);
       const thinking = streaming && node.content === "";
-      entry.label.textContent = thinking ? "Reasoning…" : node.thought ? `Reasoned for ${duration(node.thought)}` : "Reasoning";
+      entry.label.textContent = thinking ? "Reasoning…" : node.thought > 100 ? `Reasoned for ${duration(node.thought)}` : "Reasoning";
       if (!entry.chosen) entry.fold.open = thinking;
     } else {
       entry.fold.hidden = true;
