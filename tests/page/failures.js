@@ -19,12 +19,14 @@ for (const [name, answer, sentence] of cases) {
     await v.say("my words", { answer });
     assert.match(await v.text(".notice.error p"), sentence);
     assert.equal(await v.text(".bubble"), "my words");
+    if (answer.status === 429) assert.match(await v.text(".notice.error button"), /^Retry in \d s$/);
     assert.equal(await v.text("#alerts"), await v.text(".notice.error p"), "it is read out");
     if (name.startsWith("the network")) await v.shot("error");
     const partial = await v.text(".message.assistant .prose:not(.thoughts)");
     await v.reload();
     assert.match(await v.text(".notice.error p"), sentence, "it is still there after a reload");
     v.answers.push(says("Now it works."));
+    if (answer.status === 429) await v.page.waitForFunction(() => document.querySelector(".notice.error button").textContent === "Retry");
     await v.press(1, "Retry");
     await v.finished();
     assert.equal(await v.text(".message.assistant .prose:not(.thoughts)"), "Now it works.");
@@ -49,6 +51,11 @@ check("the page says when the server is not there at all, and comes back by itse
   v.answerAll = null;
   await v.page.waitForFunction(() => document.querySelector("#banner").hidden, { timeout: 15000 });
   assert.equal(await v.page.$eval("#draft", (d) => d.value), "kept");
+  v.answers.push(says("Back."));
+  await v.page.focus("#draft");
+  await v.page.keyboard.press("Enter");
+  await v.page.waitForSelector(".message.assistant .meta");
+  assert.equal(await v.text(".message.assistant .prose:not(.thoughts)"), "Back.");
 });
 
 check("a server with a key is asked with one", async (v) => {

@@ -27,7 +27,7 @@ const examples = [
   ["[a](https://x.org/y) [b](javascript:x) [c](data:text/html,x) [d](/local)", "<p><a href=\"https://x.org/y\">a</a> [b](javascript:x) [c](data:text/html,x) [d](/local)</p>"],
   ["see https://x.org/a_b_(c). Or <http://y.org>", "<p>see <a href=\"https://x.org/a_b_(c)\">https://x.org/a_b_(c)</a>. Or <a href=\"http://y.org/\">http://y.org</a></p>"],
   ["<img src=x onerror=alert(1)> & <b>", "<p>&lt;img src=x onerror=alert(1)&gt; &amp; &lt;b&gt;</p>"],
-  ["# One\n\n### Three #", "<h3 class=\"h1\">One</h3><h5 class=\"h3\">Three</h5>"],
+  ["# One\n\n### Three #", "<h2 class=\"h1\">One</h2><h4 class=\"h3\">Three</h4>"],
   ["- a\n- b\n  - c\n\ntext", "<ul><li><span>a</span></li><li><span>b</span><ul><li><span>c</span></li></ul></li></ul><p>text</p>"],
   ["3. a\n4. b", "<ol start=\"3\"><li><span>a</span></li><li><span>b</span></li></ol>"],
   ["1. a\n\n   more\n\n2. b", "<ol class=\"loose\"><li><p>a</p><p>more</p></li><li><p>b</p></li></ol>"],

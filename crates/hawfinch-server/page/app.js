@@ -58,6 +58,10 @@ function refresh() {
   const model = modelOf(conversation);
   if (model) $("model").value = model.id;
   $("facts").textContent = facts(model);
+  const changed = Object.keys(conversation.settings).length > 0;
+  const label = changed ? "Settings, changed" : "Settings";
+  $("settings-open").classList.toggle("changed", changed);
+  $("settings-open").ariaLabel = $("settings-open").title = label;
 }
 
 function facts(model) {
@@ -78,13 +82,14 @@ async function loadModels() {
   clearTimeout(retryTimer);
   read = Date.now();
   try {
-    state.models = await api.models();
+    const models = await api.models();
     tries = 0;
     $("banner").hidden = true;
-    if (state.models.length === 0) banner("The server has no model; start it with one.", "Look again");
-    listModels();
+    if (models.length === 0) banner("The server has no model; start it with one.", "Look again");
+    // Lists and panels are left alone while nothing changed: someone may be using them.
+    if (JSON.stringify(models) === JSON.stringify(state.models)) return;
+    state.models = models;
     emit("models");
-    refresh();
   } catch (error) {
     if (error.kind === "key") {
       if (await askKey(error.message)) return loadModels();
@@ -122,7 +127,7 @@ $("model").addEventListener("change", () => {
   state.conversation.model = $("model").value;
   local.set("hawfinch.model", $("model").value);
   if (state.stored) save(state.conversation, false);
-  emit("models");
+  emit("settings");
   refresh();
 });
 
@@ -232,23 +237,24 @@ Object.assign(sidebarHooks, {
   renamed: refresh,
   deleted(id) { if (id === state.conversation.id) show(fresh(), false); },
 });
-for (const name of ["tree", "finished", "branch"]) on(name, () => refresh());
+on("models", () => { $("banner").hidden = state.models.length > 0; listModels(); });
+for (const name of ["models", "tree", "finished", "branch", "settings"]) on(name, refresh);
 window.addEventListener("popstate", () => { const id = fromHash(); if (id) open(id); else if (state.stored) show(fresh(), false); });
 window.addEventListener("online", () => { if (state.models.length === 0) loadModels(); });
 document.addEventListener("visibilitychange", () => { if (!document.hidden && Date.now() - read > 30000 && !asking) loadModels(); });
 // What a running reply has so far is kept when the page goes.
 window.addEventListener("pagehide", () => { for (const { conversation } of state.running.values()) save(conversation); });
 
+// Keyboards on screens have no Shift Enter: there, Enter breaks the line.
+draft.enterKeyHint = touch.matches ? "enter" : "send";
 startTheme($("theme"), announce);
 startThread();
 startSidebar();
 startSettings();
-await store.open(async (id) => {
+await store.open((id, conversation) => {
   renderList();
   // Another tab wrote the open conversation: show what it wrote, unless a reply is being written here.
-  if (id !== state.conversation?.id || !state.stored || state.running.has(id)) return;
-  const conversation = await store.get(id);
-  if (!conversation || state.running.has(id)) return;
+  if (!conversation || id !== state.conversation?.id || !state.stored || state.running.has(id)) return;
   state.conversation = conversation;
   emit("tree", conversation);
 });

@@ -80,6 +80,11 @@ async function run(conversation, node, proceeding) {
 
   for (;;) {
     try {
+      if (state.models.length === 0) {
+        // The page came up without the server: what is wrong now is what it says now.
+        state.models = await api.models();
+        emit("models");
+      }
       const model = modelOf(conversation);
       if (!model) throw new api.ApiError("request", "The server has no model; start it with one, then try again.");
       if (!proceeding || !node.model) node.model = model.id;

@@ -136,7 +136,7 @@ function node(block, depth) {
   const dir = depth === 0 ? { dir: "auto" } : {};
   switch (block.type) {
     case "code": return codeBlock(block);
-    case "heading": return h(`h${Math.min(block.level + 2, 6)}`, { ...dir, class: `h${block.level}` }, inline(block.text));
+    case "heading": return h(`h${Math.min(block.level + 1, 6)}`, { ...dir, class: `h${block.level}` }, inline(block.text));
     case "rule": return h("hr");
     case "quote": return h("blockquote", dir, nodes(block.inner, depth + 1));
     case "list": {

@@ -4,6 +4,8 @@ import { $, announce, count, h, icon, iconButton, local } from "./dom.js";
 import { modelDefault, NUMBERS, read } from "./parameters.js";
 import { emit, modelOf, on, save, state } from "./state.js";
 
+/** The model whose defaults the panel shows. */
+let shown;
 const wide = matchMedia("(min-width: 72rem)");
 
 /** Changes one setting of the open conversation; undefined gives it back to the model. */
@@ -107,6 +109,7 @@ function about(model) {
 /** Builds the panel anew for the open conversation and its model. */
 export function renderSettings() {
   const model = modelOf(state.conversation);
+  shown = model?.id;
   const group = (title, ...children) => h("fieldset", {}, h("legend", {}, title), ...children);
   const numbers = (name) => NUMBERS.filter((f) => f.group === name).map((f) => numberField(f, model));
   $("settings-body").replaceChildren(
@@ -155,4 +158,6 @@ export function startSettings() {
     $("settings-title").focus();
   });
   for (const name of ["open", "models"]) on(name, () => { if (panel.open) renderSettings(); });
+  // Another model has other defaults.
+  on("settings", () => { if (panel.open && modelOf(state.conversation)?.id !== shown) renderSettings(); });
 }

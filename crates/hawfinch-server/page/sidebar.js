@@ -82,14 +82,14 @@ function section(time) {
 export async function renderList() {
   if (renaming) return;
   const mine = ++turnOf;
-  const [all, found] = await Promise.all([store.list(), query ? store.search(query) : null]);
+  const found = query ? await store.search(query) : null;
   if (mine !== turnOf || renaming) return;
   const list = $("conversations");
   const focused = list.contains(document.activeElement) ? { id: document.activeElement.closest("li")?.dataset.id, more: document.activeElement.classList.contains("more") } : null;
   const parts = [];
   let heading = null;
   let items = null;
-  for (const entry of all) {
+  for (const entry of store.list()) {
     if (found && !found.has(entry.id)) continue;
     const name = section(entry.updated);
     if (name !== heading) {

@@ -4,6 +4,8 @@
 import { checked, titleOf } from "./tree.js";
 
 const memory = new Map();
+/** What the list shows of each conversation, so that it need not read them all. */
+const index = new Map();
 let database = null;
 /** Why conversations are not kept, or null. */
 export let notKept = null;
@@ -18,9 +20,12 @@ const store = (mode) => database.transaction("conversations", mode).objectStore(
 // Other tabs of the same page hear of changes and read again.
 const channel = typeof BroadcastChannel === "function" ? new BroadcastChannel("hawfinch") : null;
 
-/** Opens the database; `changed(id)` is called when another tab wrote or deleted a conversation. */
+const note = ({ id, updated, ...rest }) => index.set(id, { id, updated, title: titleOf(rest) });
+
+const everything = async () => database ? await request(store("readonly").getAll()) : [...memory.values()];
+
+/** Opens the database; `changed(id, conversation)` is called when another tab wrote or deleted one. */
 export async function open(changed) {
-  if (channel) channel.onmessage = (e) => changed(e.data);
   try {
     const opening = indexedDB.open("hawfinch", 1);
     opening.onupgradeneeded = () => opening.result.createObjectStore("conversations", { keyPath: "id" });
@@ -28,13 +33,18 @@ export async function open(changed) {
   } catch (error) {
     notKept = `This browser keeps no data for the page (${error?.message ?? error}); conversations are lost when it closes.`;
   }
+  for (const conversation of await everything()) note(conversation);
+  if (channel) {
+    channel.onmessage = async ({ data: id }) => {
+      const conversation = await get(id);
+      if (conversation) note(conversation); else index.delete(id);
+      changed(id, conversation);
+    };
+  }
 }
 
 /** Every conversation as the list needs it, newest first. */
-export async function list() {
-  const all = database ? await request(store("readonly").getAll()) : [...memory.values()];
-  return all.map(({ id, updated, ...rest }) => ({ id, updated, title: titleOf(rest) })).sort((a, b) => b.updated - a.updated);
-}
+export const list = () => [...index.values()].sort((a, b) => b.updated - a.updated);
 
 export async function get(id) {
   return (database ? await request(store("readonly").get(id)) : structuredClone(memory.get(id))) ?? null;
@@ -43,12 +53,14 @@ export async function get(id) {
 export async function put(conversation) {
   if (database) await request(store("readwrite").put(conversation));
   else memory.set(conversation.id, structuredClone(conversation));
+  note(conversation);
   channel?.postMessage(conversation.id);
 }
 
 export async function remove(id) {
   if (database) await request(store("readwrite").delete(id));
   else memory.delete(id);
+  index.delete(id);
   channel?.postMessage(id);
 }
 
@@ -57,9 +69,8 @@ const folded = (text) => text.normalize("NFKD").replace(/\p{M}/gu, "").toLocaleL
 /** Ids of conversations that hold every word of the query, each with the line around the first find. */
 export async function search(query) {
   const words = folded(query).split(/\s+/).filter(Boolean);
-  const all = database ? await request(store("readonly").getAll()) : [...memory.values()];
   const found = new Map();
-  for (const conversation of all) {
+  for (const conversation of await everything()) {
     const texts = [titleOf(conversation), ...Object.values(conversation.nodes).map((n) => n.content)];
     const lower = texts.map(folded);
     if (!words.every((w) => lower.some((t) => t.includes(w)))) continue;
@@ -78,7 +89,7 @@ const FORMAT = "hawfinch-conversations";
 
 /** Conversations as a file: all, or the one with an id. */
 export async function exported(id) {
-  const all = id ? [await get(id)] : database ? await request(store("readonly").getAll()) : [...memory.values()];
+  const all = id ? [await get(id)] : await everything();
   return JSON.stringify({ format: FORMAT, version: 1, exported: new Date().toISOString(), conversations: all.filter(Boolean) }, null, 1);
 }
 

@@ -13,6 +13,7 @@ const shown = new Map();
 export const hooks = { fork: async (_node) => {} };
 
 const editKey = (node) => `hawfinch.edit.${state.conversation.id}.${node.id}`;
+const touch = matchMedia("(hover: none) and (pointer: coarse)");
 let atEnd = true;
 let frame = 0;
 let dirty = null;
@@ -146,6 +147,7 @@ function drawNotice(entry, live) {
   else if (node.status === "stopped") { kind = "calm"; text = "Stopped."; }
   else if (node.status === "streaming" && !live) { kind = "calm"; text = "This reply was interrupted when the page closed."; }
   else if (node.finish === "length" && node.status === "done") { kind = "calm"; text = node.content ? "The reply reached its longest length." : "The longest length was reached before the answer began; allow longer replies in the settings."; }
+  else if (node.status === "done" && node.content === "") { kind = "calm"; text = "The model said nothing."; }
   const stamp = `${kind}${text}${node.content === ""}${entry.last}`;
   if (entry.noticed === stamp) return;
   entry.noticed = stamp;
@@ -157,19 +159,31 @@ function drawNotice(entry, live) {
   notice.append(h("p", {}, text));
   const actions = h("div", { class: "notice-actions" });
   if (node.content && node.children.length === 0) actions.append(button("Continue", () => { proceed(conversation, node); focusDraft(); }, "continue"));
-  if (kind === "error") actions.append(button("Retry", () => { retry(conversation, node); focusDraft(); }, "retry"));
+  if (kind === "error") {
+    const again = button("Retry", () => { retry(conversation, node); focusDraft(); }, "retry");
+    actions.append(again);
+    countDown(again, node.wait ?? 0);
+  }
   else if (!node.content) actions.append(button("Try again", () => { retry(conversation, node); focusDraft(); }, "retry"));
   if (actions.children.length > 0) notice.append(actions);
 }
 
+/** Says on a button how long the server asks to wait. It can be pressed before: the server decides. */
+function countDown(button, until) {
+  const left = Math.ceil((until - Date.now()) / 1000);
+  button.lastChild.data = left > 0 ? `Retry in ${left} s` : "Retry";
+  if (left > 0) setTimeout(() => { if (button.isConnected) countDown(button, until); }, 250);
+}
+
 // The button that was pressed goes away with its notice; the focus goes where one writes next (not on phones, where that
 // would open the keyboard).
-const focusDraft = () => { if (matchMedia("(pointer: fine)").matches) $("draft").focus(); };
+const focusDraft = () => { if (!touch.matches) $("draft").focus(); };
 
 function drawFoot(entry, busy) {
   const { node, foot } = entry;
   const { index, of } = position(state.conversation, node);
-  const stamp = JSON.stringify([busy, index, of, entry.editing, node.usage, node.timings, node.model, node.status]);
+  const unanswered = node.role === "user" && node.children.length === 0;
+  const stamp = JSON.stringify([busy, unanswered, index, of, entry.editing, node.usage, node.timings, node.model, node.status]);
   if (entry.footed === stamp) return;
   entry.footed = stamp;
   foot.replaceChildren();
@@ -189,6 +203,7 @@ function drawFoot(entry, busy) {
   actions.append(copy, iconButton("edit", node.role === "user" ? "Edit message" : "Edit reply", () => edit(node)));
   if (node.role === "assistant") actions.append(iconButton("retry", "Regenerate", () => { reply(state.conversation, node.parent); focusDraft(); }));
   actions.append(iconButton("fork", "Fork here", () => hooks.fork(node)));
+  if (unanswered) foot.append(h("button", { type: "button", class: "small-button", onclick: () => { reply(state.conversation, node.id); focusDraft(); } }, icon("continue"), "Get a reply"));
   foot.append(actions);
   if (node.role === "assistant") {
     const told = meta(node);
@@ -259,7 +274,7 @@ export function edit(node, focus = true) {
   area.addEventListener("keydown", (e) => {
     if (e.isComposing || e.keyCode === 229) return;
     if (e.key === "Escape") { e.preventDefault(); e.stopPropagation(); close(); }
-    else if (e.key === "Enter" && !e.shiftKey && (node.role === "user" || e.ctrlKey || e.metaKey)) { e.preventDefault(); submit(); }
+    else if (e.key === "Enter" && !e.shiftKey && ((node.role === "user" && !touch.matches) || e.ctrlKey || e.metaKey)) { e.preventDefault(); submit(); }
   });
   entry.editing = h("div", { class: "editor" }, area, h("div", { class: "editor-actions" },
     h("span", { class: "hint" }, node.role === "user" ? "A new branch; the message as it was stays." : "A new branch; Ctrl+Enter saves."),
