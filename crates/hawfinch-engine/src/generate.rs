@@ -44,6 +44,20 @@ pub enum StopReason {
     TimedOut,
 }
 
+impl StopReason {
+    /// The word for it in machine-readable output.
+    pub fn name(&self) -> &'static str {
+        match self {
+            StopReason::StopString(_) | StopReason::StopToken(_) => "stop",
+            StopReason::EndOfDocument => "end_of_document",
+            StopReason::MaxTokens => "max_tokens",
+            StopReason::Cancelled => "interrupted",
+            StopReason::Complete => "complete",
+            StopReason::TimedOut => "timed_out",
+        }
+    }
+}
+
 /// What happens while a reply grows.
 #[derive(Debug)]
 pub enum Event<'a> {

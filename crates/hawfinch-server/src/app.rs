@@ -136,7 +136,7 @@ async fn guard(State(app): State<Shared>, mut request: Request, next: Next) -> R
     let mut response = match admit(&app, &mut request, peer) {
         Ok(()) if method == Method::OPTIONS => preflight(),
         Ok(()) => {
-            let length = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+            let length: Option<u64> = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
             match length {
                 // Said before the body is sent, where the client waits for it.
                 Some(n) if n > app.settings.max_body as u64 => too_large().into_response(),

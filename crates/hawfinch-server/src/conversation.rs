@@ -164,6 +164,8 @@ pub struct Conversation {
     pub choice: ToolChoice,
     /// What the reply must be.
     pub grammar: Option<Grammar>,
+    /// The last message is the beginning of the reply.
+    pub goes_on: bool,
 }
 
 /// A conversation as the model reads it.
@@ -190,7 +192,16 @@ impl Conversation {
         let names = self.names()?;
         let tools = if self.choice == ToolChoice::None { &[][..] } else { &self.tools[..] };
         let messages: Vec<Message> = self.messages.iter().map(|m| as_written(template, m)).collect();
-        let text = template.render(&messages, tools, true)?;
+        let text = match self.goes_on {
+            false => template.render(&messages, tools, true)?,
+            true if self.messages.last().is_some_and(|m| m.role == Role::Assistant) => {
+                template.render(&messages, tools, false)?.trim_end().to_owned()
+            }
+            true => {
+                let message = "only a last message of the assistant can be continued";
+                return Err(ApiError::field("continue_final_message", message));
+            }
+        };
         let prompt = hosted.tokenizer.encode(text.as_bytes());
         // The end of the first message (instructions that many conversations share) and of the last ones.
         let from = messages.len().saturating_sub(MARKS).max(2);
@@ -206,6 +217,7 @@ impl Conversation {
             Some(grammar) => {
                 let constraint = hosted.grammars()?.compile(&grammar, true)?;
                 let after = match template.opening() {
+                    _ if self.goes_on => None,
                     "" => None,
                     // The tag before the answer is closed already, but for its last letter.
                     o if o.ends_with("</think") => Some(">".to_owned()),

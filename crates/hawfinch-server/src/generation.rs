@@ -1,6 +1,6 @@
 //! Chat replies under way, for every API that has them: each puts the same growth into its own words.
 
-use crate::app::{App, Client};
+use crate::app::App;
 use crate::conversation::Conversation;
 use crate::error::{ApiError, ApiResult};
 use crate::hosted::Chosen;
@@ -102,6 +102,7 @@ impl Generation {
         let mut sampler = sampling.over(&template.sampler)?;
         sampler.top_logprobs = top_logprobs;
         sampler.validate()?;
+        let goes_on = conversation.goes_on;
         // Grammars and long templates take their time.
         let (of, by) = (chosen.clone(), template.clone());
         let rendered = tokio::task::spawn_blocking(move || conversation.render(&of.hosted, &by)).await;
@@ -111,7 +112,10 @@ impl Generation {
         }
         let mut stops = template.stops.clone();
         stops.strings.extend(wish.stops);
-        let stream = || Choice::new(template.reply_stream(), rendered.callable.clone());
+        let stream = || {
+            let stream = if goes_on { template.continued_stream() } else { template.reply_stream() };
+            Choice::new(stream, rendered.callable.clone())
+        };
         let choices = std::iter::repeat_with(stream).take(n).collect();
         let job = Job {
             chosen: chosen.clone(),
@@ -263,9 +267,4 @@ pub fn sse(frames: impl futures_util::Stream<Item = Result<Frame, Infallible>> +
     // Proxies pass it on as it comes.
     headers.insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
     response
-}
-
-/// The client of a request.
-pub fn client_of(client: &Client, user: Option<&str>) -> Arc<str> {
-    client.with_user(user)
 }

@@ -32,6 +32,9 @@ enum Command {
     Generate(commands::generate::Args),
     /// Talk with a model in the terminal
     Chat(commands::chat::Args),
+    /// Serve models over HTTP: the APIs of OpenAI and Anthropic, and a chat page
+    #[cfg(feature = "serve")]
+    Serve(Box<commands::serve::Args>),
     /// Show what a checkpoint is: version, sizes, parameters, state, memory, tensors
     Inspect(commands::inspect::Args),
     /// Write a checkpoint in another format or number type
@@ -84,6 +87,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
         None => commands::generate::first_run(),
         Some(Command::Generate(args)) => commands::generate::run(&args),
         Some(Command::Chat(args)) => commands::chat::run(&args),
+        #[cfg(feature = "serve")]
+        Some(Command::Serve(args)) => commands::serve::run(&args),
         Some(Command::Inspect(args)) => commands::inspect::run(&args),
         Some(Command::Convert(args)) => commands::convert::run(&args),
         Some(Command::Plan(args)) => commands::plan::run(&args),

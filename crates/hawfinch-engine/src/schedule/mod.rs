@@ -14,7 +14,7 @@ mod tests;
 mod turn;
 
 pub use request::{Base, BatchModel, Constrained, Event, Request, Sink, Timings};
-pub use stats::{Histogram, Stats};
+pub use stats::{Histogram, SECONDS, Stats};
 pub use turn::{Turn, Turns};
 
 use crate::generate::check_ids;

@@ -202,6 +202,11 @@ impl Template {
         ReplyStream::new(self.rule, self.opening)
     }
 
+    /// Cleans what goes on behind an answer that was begun.
+    pub fn continued_stream(&self) -> ReplyStream {
+        ReplyStream::within_answer(self.rule)
+    }
+
     /// Cleans a whole reply (the text after the rendering) or a stored assistant message's content.
     pub fn clean(&self, raw: &str) -> Reply {
         let already_open = self.opening.is_empty() || raw.starts_with(self.opening);

@@ -79,6 +79,11 @@ impl ReplyStream {
         Self { rule, stage, held: opening.to_owned(), begun: false }
     }
 
+    /// Of a reply that goes on behind an answer that is there already: nothing is leading any more.
+    pub(super) fn within_answer(rule: Rule) -> Self {
+        Self { rule, stage: Stage::Answer, held: String::new(), begun: true }
+    }
+
     /// Takes raw text and appends what is certain to `out`.
     pub fn push(&mut self, text: &str, out: &mut Vec<Segment>) {
         self.held.push_str(text);

@@ -64,6 +64,8 @@ pub struct ChatRequest {
     pub state: Option<String>,
     /// Whether known states are used and new ones kept (default true).
     pub cache: Option<bool>,
+    /// Go on with the last message, which is the assistant's (vLLM's name).
+    pub continue_final_message: Option<bool>,
     /// Not here.
     #[schemars(skip)]
     pub functions: Option<Value>,
@@ -119,6 +121,7 @@ pub async fn chat(
         tools: r.tools.clone().unwrap_or_default(),
         choice: ToolChoice::from_openai(r.tool_choice.as_ref())?,
         grammar: grammar(r.response_format.as_ref(), &r.guided)?,
+        goes_on: r.continue_final_message.unwrap_or(false),
     };
     let wish = Wish {
         chosen: app.models.find(&r.model)?,

@@ -133,7 +133,7 @@ impl<'m> Talk<'m> {
                 "reasoning": reply.reply.reasoning,
                 "prompt_tokens": reply.prompt_tokens,
                 "generated_tokens": reply.generation.tokens.len(),
-                "finish": finish(&reply.generation.stop),
+                "finish": reply.generation.stop.name(),
             });
             let mut out = Stream::new();
             out.write(&format!("{line}\n"))?;
@@ -375,15 +375,6 @@ fn at(state: State) -> Position<State> {
 
 fn plural(n: u64, what: &str) -> String {
     format!("{} {what}{}", thousands(n), if n == 1 { "" } else { "s" })
-}
-
-fn finish(stop: &StopReason) -> &'static str {
-    match stop {
-        StopReason::MaxTokens => "max_tokens",
-        StopReason::Cancelled => "interrupted",
-        StopReason::EndOfDocument => "end_of_document",
-        StopReason::StopString(_) | StopReason::StopToken(_) => "stop",
-    }
 }
 
 /// Notes of less weight, where there are colours.

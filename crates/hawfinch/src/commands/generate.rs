@@ -292,6 +292,8 @@ pub(super) fn stop_words(stop: &StopReason) -> String {
         StopReason::EndOfDocument => "the document ended".into(),
         StopReason::MaxTokens => "as many tokens as asked for".into(),
         StopReason::Cancelled => "interrupted".into(),
+        StopReason::Complete => "its grammar is complete".into(),
+        StopReason::TimedOut => "its time was over".into(),
     }
 }
 
@@ -303,19 +305,17 @@ pub(super) fn report(
     seed: u64,
     logprobs: Option<&[Sampled]>,
 ) -> Value {
-    let (stop, by) = match &generation.stop {
-        StopReason::StopString(s) => ("stop", json!(s)),
-        StopReason::StopToken(id) => ("stop", json!(id)),
-        StopReason::EndOfDocument => ("end_of_document", Value::Null),
-        StopReason::MaxTokens => ("max_tokens", Value::Null),
-        StopReason::Cancelled => ("interrupted", Value::Null),
+    let by = match &generation.stop {
+        StopReason::StopString(s) => json!(s),
+        StopReason::StopToken(id) => json!(id),
+        _ => Value::Null,
     };
     let text = |id| String::from_utf8_lossy(tokenizer.token_bytes(id).unwrap_or_default()).into_owned();
     let mut said = json!({
         "prompt": Value::Null,
         "text": generation.text,
         "tokens": generation.tokens,
-        "finish": stop,
+        "finish": generation.stop.name(),
         "stopped_by": by,
         "prompt_tokens": prompt_tokens,
         "generated_tokens": generation.tokens.len(),

@@ -21,6 +21,8 @@ pub mod plan;
 pub mod plot;
 pub mod pull;
 pub mod quantize;
+#[cfg(feature = "serve")]
+pub mod serve;
 pub mod synthesize;
 pub mod tokenize;
 pub mod train;

@@ -1,0 +1,348 @@
+//! `/v1/messages`, as Anthropic's API has it.
+
+use super::chat::refuse;
+use crate::app::{Client, Shared};
+use crate::body::{Body, parse};
+use crate::conversation::{Call, Content, Conversation, ToolChoice};
+use crate::error::{ApiError, ApiResult};
+use crate::generation::{Front, Generation, Wish, streamed};
+use crate::hosted::Chosen;
+use crate::reply::{Choice, Delta, Growth};
+use crate::run::fresh_id;
+use crate::sampling::{OneOrMany, Sampling, stops};
+use axum::Json;
+use axum::extract::{Extension, Request, State};
+use axum::response::sse::Event as Frame;
+use axum::response::{IntoResponse, Response};
+use hawfinch_engine::{Message, Role};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// A request of a message.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+pub struct MessagesRequest {
+    /// The model, or `model+adapter`.
+    pub model: String,
+    /// What was said.
+    pub messages: Vec<AnthropicMessage>,
+    /// Tokens of the reply at most.
+    #[serde(default)]
+    pub max_tokens: Option<u64>,
+    /// Instructions: a text or blocks of text.
+    pub system: Option<Content>,
+    /// How tokens are drawn.
+    #[serde(flatten)]
+    pub sampling: Sampling,
+    /// Texts that end the reply.
+    pub stop_sequences: Option<Vec<String>>,
+    /// Send it as it grows.
+    pub stream: Option<bool>,
+    /// Functions that the model may call.
+    pub tools: Option<Vec<Value>>,
+    /// Whether it must.
+    pub tool_choice: Option<Value>,
+    /// Whether a model that can think shall.
+    pub thinking: Option<Value>,
+    /// `user_id`: who asks.
+    pub metadata: Option<Value>,
+    /// Not here.
+    #[schemars(skip)]
+    pub mcp_servers: Option<Value>,
+}
+
+/// A message.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+pub struct AnthropicMessage {
+    /// `user` or `assistant`.
+    pub role: AnthropicRole,
+    /// A text, or blocks: `text`, `tool_use`, `tool_result`, `thinking`.
+    pub content: Content,
+}
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AnthropicRole {
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// A message's blocks as the engine's messages: results of functions are messages of their own.
+fn messages(m: &AnthropicMessage, out: &mut Vec<Message>) -> ApiResult<()> {
+    let role = if m.role == AnthropicRole::User { Role::User } else { Role::Assistant };
+    let blocks = match &m.content {
+        Content::Text(text) => {
+            out.push(Message::new(role, text.clone()));
+            return Ok(());
+        }
+        Content::Parts(blocks) => blocks,
+    };
+    let (mut text, mut calls) = (Vec::new(), Vec::new());
+    for block in blocks {
+        let str_of = |key: &str| block.get(key).and_then(Value::as_str);
+        match str_of("type").unwrap_or_default() {
+            "text" => text.push(str_of("text").unwrap_or_default().to_owned()),
+            "thinking" | "redacted_thinking" => {}
+            "tool_use" => calls.push(json!({
+                "id": block.get("id"),
+                "type": "function",
+                "function": {"name": block.get("name"), "arguments": block.get("input").unwrap_or(&Value::Null).to_string()},
+            })),
+            "tool_result" => {
+                let content = match block.get("content") {
+                    None | Some(Value::Null) => String::new(),
+                    Some(v) => serde_json::from_value::<Content>(v.clone())
+                        .map_err(|_| ApiError::field("messages", "a tool_result has neither text nor blocks"))?
+                        .text()?,
+                };
+                let mut result = Message::tool(content);
+                result.tool_call_id = str_of("tool_use_id").map(str::to_owned);
+                out.push(result);
+            }
+            other => {
+                let shown: String = other.chars().take(40).collect();
+                let message = format!("a block of type `{}`: this model reads text only", shown.escape_debug());
+                return Err(ApiError::unsupported("messages", message));
+            }
+        }
+    }
+    if !text.is_empty() || !calls.is_empty() {
+        out.push(Message { tool_calls: calls, ..Message::new(role, text.join("\n")) });
+    }
+    Ok(())
+}
+
+fn conversation(r: &MessagesRequest) -> ApiResult<Conversation> {
+    let mut all = Vec::new();
+    if let Some(system) = &r.system {
+        all.push(Message::system(system.text()?));
+    }
+    for m in &r.messages {
+        messages(m, &mut all)?;
+    }
+    let tool = |t: &Value| {
+        json!({"type": "function", "function": {
+            "name": t.get("name"), "description": t.get("description"), "parameters": t.get("input_schema"),
+        }})
+    };
+    let choice = match r.tool_choice.as_ref().and_then(|c| c.get("type")).and_then(Value::as_str) {
+        None | Some("auto") => ToolChoice::Auto,
+        Some("none") => ToolChoice::None,
+        Some("any") => ToolChoice::Required,
+        Some("tool") => {
+            let name = r.tool_choice.as_ref().and_then(|c| c.get("name")).and_then(Value::as_str);
+            ToolChoice::Named(name.ok_or_else(|| ApiError::field("tool_choice", "it names no tool"))?.into())
+        }
+        Some(_) => return Err(ApiError::field("tool_choice", "its type must be auto, any, tool or none")),
+    };
+    // A last message of the assistant is the beginning of the reply.
+    let goes_on = all.last().is_some_and(|m| m.role == Role::Assistant && m.tool_calls.is_empty());
+    let tools = r.tools.iter().flatten().map(tool).collect();
+    Ok(Conversation { messages: all, tools, choice, grammar: None, goes_on })
+}
+
+/// The handler: its errors have Anthropic's shape.
+pub async fn create(
+    State(app): State<Shared>,
+    Extension(client): Extension<Client>,
+    body: ApiResult<Body<MessagesRequest>>,
+) -> Response {
+    match answer(app, client, body).await {
+        Ok(response) => response,
+        Err(e) => e.response(e.anthropic()),
+    }
+}
+
+async fn answer(app: Shared, client: Client, body: ApiResult<Body<MessagesRequest>>) -> ApiResult<Response> {
+    let Body(r) = body?;
+    refuse(&[("mcp_servers", r.mcp_servers.as_ref().is_some_and(|v| !v.is_null()), "give `tools`")])?;
+    let Some(max_tokens) = r.max_tokens else {
+        return Err(ApiError::field("max_tokens", "max_tokens is missing"));
+    };
+    let thinks = r.thinking.as_ref().and_then(|t| t.get("type")).and_then(Value::as_str);
+    let effort = thinks.map(|t| if t == "disabled" { "none" } else { "medium" }.to_owned());
+    let user = r.metadata.as_ref().and_then(|m| m.get("user_id")).and_then(Value::as_str);
+    let wish = Wish {
+        chosen: app.models.find(&r.model)?,
+        conversation: conversation(&r)?,
+        template: None,
+        effort,
+        client: client.with_user(user),
+        sampling: r.sampling,
+        max_tokens: app.max_tokens(Some(max_tokens)),
+        stops: stops(r.stop_sequences.map(OneOrMany::Many))?,
+        n: 1,
+        top_logprobs: 0,
+        state: None,
+        cached: true,
+    };
+    let generation = Generation::start(&app, wish).await?;
+    let id = fresh_id("msg_");
+    if r.stream.unwrap_or(false) {
+        return Ok(streamed(generation, Events { id, open: None, next: 0 }));
+    }
+    let (generation, mut all) = generation.whole().await?;
+    let whole = all.pop().unwrap_or_default();
+    let mut content = Vec::new();
+    if !whole.reasoning.is_empty() {
+        content.push(json!({"type": "thinking", "thinking": whole.reasoning, "signature": ""}));
+    }
+    if !whole.text.is_empty() || whole.calls.is_empty() {
+        content.push(json!({"type": "text", "text": whole.text}));
+    }
+    content.extend(whole.calls.iter().map(tool_use));
+    let mut body = head(&id, &generation.chosen);
+    body["content"] = json!(content);
+    let (reason, sequence) = stop_reason(&generation.choices[0]);
+    body["stop_reason"] = json!(reason);
+    body["stop_sequence"] = sequence;
+    body["usage"] = usage(&generation);
+    Ok(Json(body).into_response())
+}
+
+fn head(id: &str, chosen: &Chosen) -> Value {
+    json!({
+        "id": id,
+        "type": "message",
+        "role": "assistant",
+        "model": chosen.id,
+        "content": [],
+        "stop_reason": null,
+        "stop_sequence": null,
+    })
+}
+
+fn tool_use(call: &Call) -> Value {
+    let input: Value = serde_json::from_str(&call.arguments).unwrap_or_default();
+    json!({"type": "tool_use", "id": fresh_id("toolu_"), "name": call.name, "input": input})
+}
+
+fn usage(of: &Generation) -> Value {
+    let u = of.usage();
+    json!({
+        "input_tokens": u.prompt_tokens - u.prompt_tokens_details.cached_tokens,
+        "cache_read_input_tokens": u.prompt_tokens_details.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": u.completion_tokens,
+    })
+}
+
+/// Why it ended; stop strings of the template are the model's own end.
+fn stop_reason(choice: &Choice) -> (&'static str, Value) {
+    match choice.finish {
+        Some("length") => ("max_tokens", Value::Null),
+        Some("tool_calls") => ("tool_use", Value::Null),
+        _ => match &choice.stop_string {
+            Some(s) if !s.starts_with('\n') => ("stop_sequence", json!(s)),
+            _ => ("end_turn", Value::Null),
+        },
+    }
+}
+
+/// The stream.
+struct Events {
+    id: String,
+    /// The block that is open.
+    open: Option<&'static str>,
+    /// The next block's index.
+    next: usize,
+}
+
+fn event(name: &str, data: Value) -> Frame {
+    Frame::default().event(name).data(data.to_string())
+}
+
+impl Events {
+    fn close(&mut self, frames: &mut Vec<Frame>) {
+        if self.open.take().is_some() {
+            let data = json!({"type": "content_block_stop", "index": self.next - 1});
+            frames.push(event("content_block_stop", data));
+        }
+    }
+
+    fn block(&mut self, kind: &'static str, start: Value, frames: &mut Vec<Frame>) {
+        if self.open != Some(kind) || kind == "tool_use" {
+            self.close(frames);
+            let data = json!({"type": "content_block_start", "index": self.next, "content_block": start});
+            frames.push(event("content_block_start", data));
+            (self.open, self.next) = (Some(kind), self.next + 1);
+        }
+    }
+
+    fn delta(&self, delta: Value, frames: &mut Vec<Frame>) {
+        let data = json!({"type": "content_block_delta", "index": self.next - 1, "delta": delta});
+        frames.push(event("content_block_delta", data));
+    }
+}
+
+impl Front for Events {
+    fn begin(&mut self, of: &Generation) -> Vec<Frame> {
+        let mut message = head(&self.id, &of.chosen);
+        message["usage"] = json!({"input_tokens": 0, "output_tokens": 0});
+        vec![
+            event("message_start", json!({"type": "message_start", "message": message})),
+            event("ping", json!({"type": "ping"})),
+        ]
+    }
+
+    fn grew(&mut self, _of: &Generation, _choice: usize, growth: Growth) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        for delta in growth.deltas {
+            match delta {
+                Delta::Reasoning(text) => {
+                    self.block("thinking", json!({"type": "thinking", "thinking": "", "signature": ""}), &mut frames);
+                    self.delta(json!({"type": "thinking_delta", "thinking": text}), &mut frames);
+                }
+                Delta::Text(text) => {
+                    self.block("text", json!({"type": "text", "text": ""}), &mut frames);
+                    self.delta(json!({"type": "text_delta", "text": text}), &mut frames);
+                }
+                Delta::Calls(calls) => {
+                    for call in &calls {
+                        let mut start = tool_use(call);
+                        start["input"] = json!({});
+                        self.block("tool_use", start, &mut frames);
+                        let delta = json!({"type": "input_json_delta", "partial_json": call.arguments});
+                        self.delta(delta, &mut frames);
+                    }
+                }
+            }
+        }
+        frames
+    }
+
+    fn end(&mut self, of: &Generation) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        self.close(&mut frames);
+        let (reason, sequence) = stop_reason(&of.choices[0]);
+        let delta = json!({"stop_reason": reason, "stop_sequence": sequence});
+        let data = json!({"type": "message_delta", "delta": delta, "usage": usage(of)});
+        frames.push(event("message_delta", data));
+        frames.push(event("message_stop", json!({"type": "message_stop"})));
+        frames
+    }
+
+    fn failed(&mut self, e: &ApiError) -> Vec<Frame> {
+        vec![event("error", e.anthropic())]
+    }
+}
+
+/// How many tokens a request's prompt has.
+pub async fn count(State(app): State<Shared>, request: Request) -> Response {
+    let counted = async {
+        let bytes = crate::body::read(request, &app).await?;
+        let r: MessagesRequest = parse(&bytes)?;
+        let chosen = app.models.find(&r.model)?;
+        let rendered = tokio::task::spawn_blocking(move || -> ApiResult<usize> {
+            Ok(conversation(&r)?.render(&chosen.hosted, &chosen.hosted.template)?.prompt.len())
+        });
+        rendered.await.map_err(|e| ApiError::internal(e.to_string()))?
+    };
+    match counted.await {
+        Ok(tokens) => Json(json!({"input_tokens": tokens})).into_response(),
+        Err(e) => ApiError::response(&e, e.anthropic()),
+    }
+}

@@ -1,0 +1,228 @@
+//! `/v1/states`: states that are saved under an id, forked, exported, imported and gone on from.
+
+use crate::app::{Client, Shared};
+use crate::body::{self, Body};
+use crate::conversation::{ChatMessage, Conversation, ToolChoice, message};
+use crate::error::{ApiError, ApiResult};
+use crate::hosted::{Chosen, Hosted, state_root};
+use crate::run::Job;
+use crate::saved::SavedState;
+use axum::Json;
+use axum::extract::{Extension, Path, Query, Request, State};
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use hawfinch_engine::schedule::{Base, Event};
+use hawfinch_engine::{SamplerConfig, StopRules};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// A name for people at most.
+const MAX_NAME: usize = 200;
+
+/// What to save.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+pub struct StateRequest {
+    /// The model, or `model+adapter`.
+    pub model: String,
+    /// A name for people.
+    pub name: Option<String>,
+    /// The state after this text,
+    pub prompt: Option<String>,
+    /// or after this conversation,
+    pub messages: Option<Vec<ChatMessage>>,
+    /// or a copy of this saved state; with `prompt` or `messages`, the state after them behind it.
+    pub from: Option<String>,
+}
+
+/// All saved states, of all models.
+pub async fn list(State(app): State<Shared>) -> Json<Value> {
+    let data: Vec<SavedState> = app.models.all().iter().flat_map(|h| h.saved.list()).collect();
+    Json(json!({"object": "list", "data": data}))
+}
+
+/// The model that has a saved state.
+fn owner(app: &Shared, id: &str) -> ApiResult<Arc<Hosted>> {
+    let all = app.models.all();
+    match all.iter().find(|h| h.saved.get(id).is_ok()) {
+        Some(hosted) => Ok(hosted.clone()),
+        None => {
+            let shown: String = id.chars().take(60).collect();
+            let message = format!("there is no saved state `{}`", shown.escape_debug());
+            Err(ApiError::missing(message, "state_not_found"))
+        }
+    }
+}
+
+/// What is told of one.
+pub async fn get(State(app): State<Shared>, Path(id): Path<String>) -> ApiResult<Json<SavedState>> {
+    owner(&app, &id)?.saved.get(&id).map(Json)
+}
+
+/// Deletes one.
+pub async fn delete(State(app): State<Shared>, Path(id): Path<String>) -> ApiResult<Json<Value>> {
+    owner(&app, &id)?.saved.delete(&id)?;
+    Ok(Json(json!({"id": id, "object": "state.deleted", "deleted": true})))
+}
+
+/// The file of one.
+pub async fn export(State(app): State<Shared>, Path(id): Path<String>) -> ApiResult<Response> {
+    let hosted = owner(&app, &id)?;
+    let of = id.clone();
+    let bytes = tokio::task::spawn_blocking(move || hosted.saved.export(&of)).await;
+    let bytes = bytes.map_err(|e| ApiError::internal(e.to_string()))??;
+    let mut response = bytes.into_response();
+    let name = format!("attachment; filename=\"{id}.safetensors\"");
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    if let Ok(name) = HeaderValue::from_str(&name) {
+        headers.insert(header::CONTENT_DISPOSITION, name);
+    }
+    Ok(response)
+}
+
+/// Whose and under which name.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ImportQuery {
+    /// The model, or `model+adapter`.
+    pub model: String,
+    /// A name for people.
+    pub name: Option<String>,
+}
+
+/// Takes a state file in.
+pub async fn import(
+    State(app): State<Shared>,
+    Query(q): Query<ImportQuery>,
+    request: Request,
+) -> ApiResult<Json<SavedState>> {
+    let bytes = body::read(request, &app).await?;
+    let chosen = app.models.find(&q.model)?;
+    let name = checked_name(q.name)?;
+    let saved = tokio::task::spawn_blocking(move || {
+        let hosted = &chosen.hosted;
+        hosted.saved.import(&hosted.model, (&chosen.id, &chosen.base.root), name.as_deref(), &bytes)
+    });
+    saved.await.map_err(|e| ApiError::internal(e.to_string()))?.map(Json)
+}
+
+fn checked_name(name: Option<String>) -> ApiResult<Option<String>> {
+    if name.as_ref().is_some_and(|n| n.len() > MAX_NAME) {
+        return Err(ApiError::field("name", format!("the name is longer than {MAX_NAME} bytes")));
+    }
+    Ok(name)
+}
+
+/// Computes a state, or copies one, and saves it.
+pub async fn create(
+    State(app): State<Shared>,
+    Extension(client): Extension<Client>,
+    Body(r): Body<StateRequest>,
+) -> ApiResult<Json<SavedState>> {
+    let mut chosen = app.models.find(&r.model)?;
+    let name = checked_name(r.name)?;
+    let mut prompt = match (r.prompt, r.messages) {
+        (Some(_), Some(_)) => return Err(ApiError::field("prompt", "give either `prompt` or `messages`")),
+        (Some(text), None) => chosen.hosted.tokenizer.encode(text.as_bytes()),
+        (None, Some(messages)) => {
+            let messages = messages.iter().map(message).collect::<ApiResult<Vec<_>>>()?;
+            let conversation = Conversation {
+                messages,
+                tools: Vec::new(),
+                choice: ToolChoice::Auto,
+                grammar: None,
+                goes_on: false,
+            };
+            // Where the next message would begin, not where a reply would.
+            let text = chosen.hosted.template.render(&conversation.messages, &[], false)?;
+            chosen.hosted.tokenizer.encode(text.as_bytes())
+        }
+        (None, None) if r.from.is_some() => Vec::new(),
+        (None, None) => return Err(ApiError::field("prompt", "give `prompt`, `messages` or `from`")),
+    };
+    if let Some(id) = &r.from {
+        go_on_from(&mut chosen, id, &mut prompt, &mut Vec::new()).await?;
+    }
+    // Reading it leaves the state in the tree, from where it is saved.
+    if !prompt.is_empty() {
+        let job = Job {
+            chosen: chosen.clone(),
+            prompt: prompt.clone(),
+            marks: Vec::new(),
+            sampler: SamplerConfig::greedy(),
+            n: 1,
+            max_tokens: 0,
+            stops: StopRules::none(),
+            constrained: None,
+            prompt_logprobs: None,
+            client: client.0,
+            deadline: app.deadline(),
+            cached: true,
+        };
+        let mut events = job.submit().await?;
+        loop {
+            match events.recv().await {
+                Some(Event::End(_)) => break,
+                Some(Event::Failed(e)) => return Err(e.into()),
+                Some(_) => {}
+                None => return Err(ApiError::internal("it broke off: the model was taken away")),
+            }
+        }
+    }
+    let saved = tokio::task::spawn_blocking(move || {
+        let hosted = &chosen.hosted;
+        let start = hosted.scheduler.cache().find(&chosen.base.root, &prompt);
+        let state = match start.from {
+            Some((at, snapshot)) if at == prompt.len() => Arc::new(snapshot.state.clone()),
+            _ if prompt.is_empty() => {
+                chosen.base.state.clone().unwrap_or_else(|| Arc::new(hosted.model.new_state()))
+            }
+            _ => return Err(ApiError::internal("the state was not kept: there is no memory for it")),
+        };
+        // Behind a state that nobody knows the tokens of, nobody knows them either.
+        let known = chosen.base.state.is_none().then_some(&prompt[..]);
+        let root = plain_root(&chosen);
+        hosted.saved.save(&hosted.model, (&chosen.id, root), name.as_deref(), &state, known)
+    });
+    saved.await.map_err(|e| ApiError::internal(e.to_string()))?.map(Json)
+}
+
+/// The identity of what computes, without the state where it began: what a state file belongs to.
+fn plain_root(chosen: &Chosen) -> &str {
+    chosen.base.root.split("+state:").next().unwrap_or_default()
+}
+
+/// Puts a saved state before a prompt: by its tokens where they are known, so that the tree knows it like any other text, else as
+/// where texts begin.
+///
+/// # Errors
+/// 404; a state of another model.
+pub async fn go_on_from(
+    chosen: &mut Chosen,
+    id: &str,
+    prompt: &mut Vec<u32>,
+    marks: &mut Vec<usize>,
+) -> ApiResult<()> {
+    let (of, wanted) = (chosen.hosted.clone(), id.to_owned());
+    let loaded = tokio::task::spawn_blocking(move || of.saved.load(&of.model, &wanted)).await;
+    let loaded = loaded.map_err(|e| ApiError::internal(e.to_string()))??;
+    if loaded.about.model != chosen.id {
+        let message = format!("the saved state belongs to `{}`: ask that model", loaded.about.model);
+        return Err(ApiError { code: Some("wrong_model"), ..ApiError::field("state", message) });
+    }
+    match loaded.tokens {
+        Some(tokens) => {
+            let snapshot = hawfinch_engine::tree::Snapshot { state: (*loaded.state).clone(), logits: Vec::new() };
+            chosen.hosted.scheduler.cache().put(&chosen.base.root, &tokens, Arc::new(snapshot));
+            marks.iter_mut().for_each(|m| *m += tokens.len());
+            prompt.splice(0..0, tokens);
+        }
+        None => {
+            let root: Arc<str> = state_root(plain_root(chosen), &loaded.state).into();
+            let adapter = chosen.base.adapter.clone();
+            chosen.base = Base { root, state: Some(loaded.state), adapter };
+        }
+    }
+    Ok(())
+}
