@@ -75,7 +75,9 @@ impl App {
 
     /// Tokens of a reply: what was asked for within what is allowed.
     pub fn max_tokens(&self, asked: Option<u64>) -> usize {
-        asked.map_or(self.settings.max_tokens, |n| usize::try_from(n).unwrap_or(usize::MAX)).min(self.settings.max_tokens)
+        asked
+            .map_or(self.settings.max_tokens, |n| usize::try_from(n).unwrap_or(usize::MAX))
+            .min(self.settings.max_tokens)
     }
 }
 
@@ -117,7 +119,10 @@ pub fn router(app: Shared) -> Router {
 
 async fn nothing_here(request: Request) -> ApiError {
     let path: String = request.uri().path().chars().take(100).collect();
-    ApiError::missing(format!("there is nothing at `{}`: /openapi.json lists what is", path.escape_debug()), "unknown_url")
+    ApiError::missing(
+        format!("there is nothing at `{}`: /openapi.json lists what is", path.escape_debug()),
+        "unknown_url",
+    )
 }
 
 async fn wrong_method(request: Request) -> ApiError {
@@ -130,13 +135,15 @@ async fn wrong_method(request: Request) -> ApiError {
 async fn guard(State(app): State<Shared>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let origin = request.headers().get(header::ORIGIN).cloned();
-    let anthropic = request.headers().contains_key("anthropic-version") || request.uri().path().starts_with("/v1/messages");
+    let anthropic = request.headers().contains_key("anthropic-version")
+        || request.uri().path().starts_with("/v1/messages");
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let peer = request.extensions().get::<Peer>().copied();
     let mut response = match admit(&app, &mut request, peer) {
         Ok(()) if method == Method::OPTIONS => preflight(),
         Ok(()) => {
-            let length: Option<u64> = request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+            let length: Option<u64> =
+                request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
             match length {
                 // Said before the body is sent, where the client waits for it.
                 Some(n) if n > app.settings.max_body as u64 => too_large().into_response(),
@@ -146,7 +153,8 @@ async fn guard(State(app): State<Shared>, mut request: Request, next: Next) -> R
         Err(e) if anthropic => e.response(e.anthropic()),
         Err(e) => e.into_response(),
     };
-    if let Some(origin) = origin.filter(|o| app.settings.origins.iter().any(|a| a == "*" || o == a.as_str())) {
+    if let Some(origin) = origin.filter(|o| app.settings.origins.iter().any(|a| a == "*" || o == a.as_str()))
+    {
         allow(response.headers_mut(), origin);
     }
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -186,7 +194,9 @@ fn key(app: &App, headers: &HeaderMap) -> ApiResult<Option<usize>> {
         return Ok(None);
     }
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok());
-    let bearer = text("authorization").and_then(|v| v.split_once(' ')).filter(|(s, _)| s.eq_ignore_ascii_case("bearer"));
+    let bearer = text("authorization")
+        .and_then(|v| v.split_once(' '))
+        .filter(|(s, _)| s.eq_ignore_ascii_case("bearer"));
     let given = bearer.map(|(_, k)| k.trim()).or_else(|| text("x-api-key")).unwrap_or_default();
     let mut found = None;
     // All of them, each in constant time.
@@ -203,7 +213,10 @@ fn key(app: &App, headers: &HeaderMap) -> ApiResult<Option<usize>> {
             } else {
                 "the key is not one of this server's"
             };
-            Err(ApiError { code: Some("invalid_api_key"), ..ApiError::new(StatusCode::UNAUTHORIZED, message) })
+            Err(ApiError {
+                code: Some("invalid_api_key"),
+                ..ApiError::new(StatusCode::UNAUTHORIZED, message)
+            })
         }
     }
 }
@@ -222,7 +235,8 @@ fn known_host(app: &App, headers: &HeaderMap, in_uri: Option<&str>) -> ApiResult
         return Ok(());
     }
     let shown: String = name.chars().take(100).collect();
-    let message = format!("this server is not `{}`: --host-name lets it answer to that name", shown.escape_debug());
+    let message =
+        format!("this server is not `{}`: --host-name lets it answer to that name", shown.escape_debug());
     Err(ApiError::new(StatusCode::MISDIRECTED_REQUEST, message))
 }
 

@@ -49,7 +49,10 @@ fn json_type(headers: &HeaderMap) -> ApiResult<()> {
 /// JSON of a known shape.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
     if let Err(e) = std::str::from_utf8(bytes) {
-        return Err(ApiError::bad(format!("the request's body is not UTF-8: byte {} is wrong", e.valid_up_to())));
+        return Err(ApiError::bad(format!(
+            "the request's body is not UTF-8: byte {} is wrong",
+            e.valid_up_to()
+        )));
     }
     serde_json::from_slice(bytes).map_err(|e| {
         let kind = if e.is_data() { "is not what this route takes" } else { "is no JSON" };

@@ -86,7 +86,8 @@ impl Content {
                 }
                 _ => {
                     let shown: String = kind.chars().take(40).collect();
-                    let message = format!("a part of type `{}`: this model reads text only", shown.escape_debug());
+                    let message =
+                        format!("a part of type `{}`: this model reads text only", shown.escape_debug());
                     return Err(ApiError::unsupported("messages", message));
                 }
             }
@@ -142,10 +143,13 @@ impl ToolChoice {
                 "auto" => Ok(Self::Auto),
                 "none" => Ok(Self::None),
                 "required" => Ok(Self::Required),
-                _ => Err(ApiError::field("tool_choice", "it must be `auto`, `none`, `required` or a function")),
+                _ => {
+                    Err(ApiError::field("tool_choice", "it must be `auto`, `none`, `required` or a function"))
+                }
             },
             Some(object) => {
-                let name = object.pointer("/function/name").or_else(|| object.get("name")).and_then(Value::as_str);
+                let name =
+                    object.pointer("/function/name").or_else(|| object.get("name")).and_then(Value::as_str);
                 let name = name.ok_or_else(|| ApiError::field("tool_choice", "it names no function"))?;
                 Ok(Self::Named(name.into()))
             }
@@ -259,9 +263,10 @@ impl Conversation {
     fn whole_grammar(&self, tools: &[Value]) -> ApiResult<Option<Grammar>> {
         let wanted: Vec<&Value> = match &self.choice {
             ToolChoice::Required => tools.iter().collect(),
-            ToolChoice::Named(name) => {
-                tools.iter().filter(|t| function(t).get("name").and_then(Value::as_str) == Some(name)).collect()
-            }
+            ToolChoice::Named(name) => tools
+                .iter()
+                .filter(|t| function(t).get("name").and_then(Value::as_str) == Some(name))
+                .collect(),
             _ => return Ok(self.grammar.clone()),
         };
         if self.grammar.is_some() {
@@ -296,7 +301,10 @@ pub fn function(tool: &Value) -> &Value {
 /// An earlier reply as the model wrote it: clients send back the answer alone, the model had read a closed think tag before it.
 fn as_written(template: &Template, m: &Message) -> Message {
     let opening = template.opening();
-    if m.role == Role::Assistant && opening.ends_with("</think") && !m.content.trim_start().starts_with("<think") {
+    if m.role == Role::Assistant
+        && opening.ends_with("</think")
+        && !m.content.trim_start().starts_with("<think")
+    {
         return Message { content: format!("{opening}>\n{}", m.content), ..m.clone() };
     }
     m.clone()
@@ -371,7 +379,8 @@ mod tests {
         let names = vec!["weather".to_owned(), "time".to_owned()];
         let one = calls("{\"name\": \"weather\", \"arguments\": {\"city\": \"Oslo\"}}", &names).unwrap();
         assert_eq!((one[0].name.as_str(), one[0].arguments.as_str()), ("weather", "{\"city\":\"Oslo\"}"));
-        let two = "```json\n[{\"name\":\"time\"}, {\"function\":{\"name\":\"weather\",\"arguments\":\"{}\"}}]\n```";
+        let two =
+            "```json\n[{\"name\":\"time\"}, {\"function\":{\"name\":\"weather\",\"arguments\":\"{}\"}}]\n```";
         assert_eq!(calls(two, &names).unwrap().len(), 2);
         for text in ["{\"name\": \"other\"}", "[]", "Hello", "{\"a\": 1}", "{\"name\": \"time\"} and more"] {
             assert_eq!(calls(text, &names), None, "{text}");

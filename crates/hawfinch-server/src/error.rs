@@ -58,7 +58,10 @@ impl ApiError {
     /// 503: the server is closing.
     pub fn closing() -> Self {
         let message = "the server is shutting down: send the request again to one that runs";
-        Self { retry_after: Some(Duration::from_secs(5)), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
+        Self {
+            retry_after: Some(Duration::from_secs(5)),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+        }
     }
 
     /// OpenAI's `type`.
@@ -118,7 +121,9 @@ impl From<hawfinch_engine::Error> for ApiError {
             E::Setting { setting, .. } => Self::field(setting, message),
             E::EmptyStop { .. } => Self::field("stop", message),
             E::TokenRange { .. } => Self::field("prompt", message),
-            E::Grammar { .. } => Self { code: Some("invalid_grammar"), ..Self::field("response_format", message) },
+            E::Grammar { .. } => {
+                Self { code: Some("invalid_grammar"), ..Self::field("response_format", message) }
+            }
             E::TemplateRender { .. } => Self::field("messages", message),
             E::UnknownTemplate { .. } => Self::field("template", message),
             E::NothingLeft { .. } => Self::field("logit_bias", message),

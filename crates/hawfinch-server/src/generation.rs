@@ -60,7 +60,12 @@ pub fn template(chosen: &Chosen, name: Option<&str>, effort: Option<&str>) -> Ap
             "low" => "g1-think-a-bit",
             "medium" => "g1-think",
             "high" | "xhigh" => "g1-think-a-lot",
-            _ => return Err(ApiError::field("reasoning_effort", "it must be none, minimal, low, medium or high")),
+            _ => {
+                return Err(ApiError::field(
+                    "reasoning_effort",
+                    "it must be none, minimal, low, medium or high",
+                ));
+            }
         },
         _ => return Ok(own.clone()),
     };
@@ -108,7 +113,8 @@ impl Generation {
         let rendered = tokio::task::spawn_blocking(move || conversation.render(&of.hosted, &by)).await;
         let mut rendered = rendered.map_err(|e| ApiError::internal(e.to_string()))??;
         if let Some(id) = &wish.state {
-            crate::api::states::go_on_from(&mut chosen, id, &mut rendered.prompt, &mut rendered.marks).await?;
+            crate::api::states::go_on_from(&mut chosen, id, &mut rendered.prompt, &mut rendered.marks)
+                .await?;
         }
         let mut stops = template.stops.clone();
         stops.strings.extend(wish.stops);
@@ -142,7 +148,8 @@ impl Generation {
     pub async fn next(&mut self) -> ApiResult<Grown> {
         loop {
             let event = self.events.recv().await;
-            let event = event.ok_or_else(|| ApiError::internal("the reply broke off: the model was taken away"))?;
+            let event =
+                event.ok_or_else(|| ApiError::internal("the reply broke off: the model was taken away"))?;
             if self.ending.note(&event) {
                 self.over = true;
                 return Ok(Grown::End);

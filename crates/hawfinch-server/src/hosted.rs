@@ -142,7 +142,10 @@ pub fn state_root(root: &str, state: &State) -> String {
 fn valid_name(name: &str) -> Result<(), String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._-:/@".contains(c);
     if name.is_empty() || name.len() > 200 || !name.chars().all(fits) {
-        return Err(format!("`{}` cannot be a name: use letters, digits and . _ - : / @", name.escape_debug()));
+        return Err(format!(
+            "`{}` cannot be a name: use letters, digits and . _ - : / @",
+            name.escape_debug()
+        ));
     }
     Ok(())
 }
@@ -247,7 +250,8 @@ impl Models {
             Some(id) => self.find(id),
             None => {
                 let first = self.all().into_iter().next();
-                let hosted = first.ok_or_else(|| ApiError::missing("no model is loaded", "model_not_found"))?;
+                let hosted =
+                    first.ok_or_else(|| ApiError::missing("no model is loaded", "model_not_found"))?;
                 Ok(Chosen { id: hosted.name.clone(), base: hosted.base(None)?, hosted })
             }
         }

@@ -83,7 +83,13 @@ impl Choice {
     }
 
     /// It grew.
-    pub fn piece(&mut self, tokenizer: &Tokenizer, tokens: Vec<Sampled>, text: &str, certain: usize) -> Growth {
+    pub fn piece(
+        &mut self,
+        tokenizer: &Tokenizer,
+        tokens: Vec<Sampled>,
+        text: &str,
+        certain: usize,
+    ) -> Growth {
         self.completion_tokens += tokens.len();
         if self.reasoned && !self.answered {
             self.reasoning_tokens += tokens.len();

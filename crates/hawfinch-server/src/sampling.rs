@@ -110,7 +110,10 @@ pub fn stops(given: Option<OneOrMany>) -> ApiResult<Vec<String>> {
         return Err(ApiError::field("stop", message));
     }
     if strings.iter().any(String::is_empty) {
-        return Err(ApiError::field("stop", "a stop string is empty: it would stop every reply before its first byte"));
+        return Err(ApiError::field(
+            "stop",
+            "a stop string is empty: it would stop every reply before its first byte",
+        ));
     }
     Ok(strings)
 }
@@ -207,7 +210,9 @@ pub fn grammar(format: Option<&ResponseFormat>, guided: &Guided) -> ApiResult<Op
     .flatten();
     let first = all.next();
     match all.next() {
-        Some(_) => Err(ApiError::field("response_format", "a reply can follow one grammar, not several at once")),
+        Some(_) => {
+            Err(ApiError::field("response_format", "a reply can follow one grammar, not several at once"))
+        }
         None => Ok(first),
     }
 }

@@ -85,7 +85,10 @@ impl SavedStates {
             let path = entry?.path();
             let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default().to_owned();
             let is_file = path.extension().is_some_and(|e| e == "safetensors");
-            if is_file && checked(&stem).is_ok() && let Some(about) = read_about(&path, &stem) {
+            if is_file
+                && checked(&stem).is_ok()
+                && let Some(about) = read_about(&path, &stem)
+            {
                 states.insert(stem, about);
             }
         }
@@ -145,14 +148,17 @@ impl SavedStates {
         }
         let failed = |e: &dyn std::fmt::Display| {
             let message = format!("the state could not be saved: {e}");
-            ApiError { code: Some("storage_error"), ..ApiError::new(axum::http::StatusCode::INSUFFICIENT_STORAGE, message) }
+            ApiError {
+                code: Some("storage_error"),
+                ..ApiError::new(axum::http::StatusCode::INSUFFICIENT_STORAGE, message)
+            }
         };
-        state
-            .save_with(&path, hosted.config().version, root, None, &more)
-            .map_err(|e| failed(&e))?;
+        state.save_with(&path, hosted.config().version, root, None, &more).map_err(|e| failed(&e))?;
         // The name is in the folder for good, too.
         let synced = fs::File::open(&path).and_then(|f| f.sync_all());
-        let synced = synced.and_then(|()| fs::File::open(self.folder().unwrap_or(Path::new("."))).and_then(|f| f.sync_all()));
+        let synced = synced.and_then(|()| {
+            fs::File::open(self.folder().unwrap_or(Path::new("."))).and_then(|f| f.sync_all())
+        });
         if let Err(e) = synced {
             let _ = fs::remove_file(&path);
             return Err(failed(&e));
@@ -197,7 +203,8 @@ impl SavedStates {
     ) -> ApiResult<SavedState> {
         let incoming = self.folder()?.join(format!("incoming-{:016x}.part", Rng::fresh_seed()));
         let taken = || -> ApiResult<SavedState> {
-            fs::write(&incoming, bytes).map_err(|e| ApiError::internal(format!("it cannot be written: {e}")))?;
+            fs::write(&incoming, bytes)
+                .map_err(|e| ApiError::internal(format!("it cannot be written: {e}")))?;
             // Its path is ours: what is wrong is told without it.
             let shown = incoming.display().to_string();
             let wrong = |e: String| ApiError::bad(e.replace(&shown, "the file"));

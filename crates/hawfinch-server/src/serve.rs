@@ -30,7 +30,9 @@ const HEADERS: usize = 100;
 /// In words: the address is taken or not this machine's.
 pub async fn bind(address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|e| match e.kind() {
-        io::ErrorKind::AddrInUse => format!("{address} is in use: another program listens there, give another --port"),
+        io::ErrorKind::AddrInUse => {
+            format!("{address} is in use: another program listens there, give another --port")
+        }
         _ => format!("cannot listen at {address}: {e}"),
     })
 }
@@ -60,7 +62,12 @@ pub fn tls(certificate: &Path, key: &Path) -> Result<TlsAcceptor, String> {
 }
 
 /// Answers until `stop` says so, then lets what runs end within the settings' grace.
-pub async fn serve(app: Shared, listener: TcpListener, tls: Option<TlsAcceptor>, mut stop: watch::Receiver<bool>) {
+pub async fn serve(
+    app: Shared,
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    mut stop: watch::Receiver<bool>,
+) {
     let routes = router(app.clone());
     let places = Arc::new(Semaphore::new(app.settings.max_connections));
     let mut full_since = false;
@@ -115,7 +122,9 @@ async fn connection(
 ) {
     let _ = stream.set_nodelay(true);
     // A peer that has gone without a word is noticed within minutes.
-    let alive = socket2::TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(20));
+    let alive = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(60))
+        .with_interval(Duration::from_secs(20));
     let _ = socket2::SockRef::from(&stream).set_tcp_keepalive(&alive);
     let time = app.settings.io_timeout;
     let stream = Stalling::new(stream, time);
@@ -189,7 +198,11 @@ impl<S> Stalling<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Stalling<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }

@@ -9,10 +9,10 @@ use crate::hosted::now;
 use crate::reply::{Delta, Growth, chat_logprobs, timings};
 use crate::run::fresh_id;
 use crate::sampling::{Guided, OneOrMany, ResponseFormat, Sampling, choices, grammar, stops};
+use axum::Json;
 use axum::extract::{Extension, State};
 use axum::response::sse::Event as Frame;
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -110,7 +110,10 @@ pub async fn chat(
     ])?;
     let top = r.top_logprobs.unwrap_or(0);
     if top > 20 {
-        return Err(ApiError::field("top_logprobs", format!("top_logprobs is {top}: it must be between 0 and 20")));
+        return Err(ApiError::field(
+            "top_logprobs",
+            format!("top_logprobs is {top}: it must be between 0 and 20"),
+        ));
     }
     let logprobs = r.logprobs.unwrap_or(false);
     if top > 0 && !logprobs {
@@ -210,7 +213,8 @@ fn whole_choice(of: &Generation, index: usize, whole: Whole, logprobs: bool) -> 
         message["tool_calls"] = json!(tool_calls(&whole.calls, false));
     }
     let tokens = &of.chosen.hosted.tokenizer;
-    let logprobs = if logprobs { chat_logprobs(tokens, &whole.tokens, of.top_logprobs as usize) } else { Value::Null };
+    let logprobs =
+        if logprobs { chat_logprobs(tokens, &whole.tokens, of.top_logprobs as usize) } else { Value::Null };
     let finish = of.choices[index].finish.unwrap_or("stop");
     json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish})
 }

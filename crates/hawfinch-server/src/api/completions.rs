@@ -205,10 +205,16 @@ pub async fn complete(
     let best_of = choices(r.best_of.or(r.n), "best_of")? as usize;
     let stream = r.stream.unwrap_or(false);
     if best_of < n {
-        return Err(ApiError::field("best_of", format!("best_of is {best_of}: it must not be below n ({n})")));
+        return Err(ApiError::field(
+            "best_of",
+            format!("best_of is {best_of}: it must not be below n ({n})"),
+        ));
     }
     if best_of > n && stream {
-        return Err(ApiError::field("best_of", "the best are known at the end only: best_of cannot be streamed"));
+        return Err(ApiError::field(
+            "best_of",
+            "the best are known at the end only: best_of cannot be streamed",
+        ));
     }
     let top = r.logprobs.unwrap_or(0);
     if top > 20 {
@@ -224,7 +230,10 @@ pub async fn complete(
         return Err(ApiError::field("prompt", message));
     }
     if best_of * prompts.len() > 4 * app.models.limits().width.max(64) {
-        return Err(ApiError::field("n", "prompts times choices are more than this server runs for one request"));
+        return Err(ApiError::field(
+            "n",
+            "prompts times choices are more than this server runs for one request",
+        ));
     }
     if let Some(id) = &r.state {
         for prompt in &mut prompts {
@@ -245,14 +254,17 @@ pub async fn complete(
             Some(Constrained { constraint, after: None })
         }
     };
-    let stops = StopRules { strings: stops(r.stop)?, tokens: chosen.hosted.tokenizer.eos().into_iter().collect() };
+    let stops =
+        StopRules { strings: stops(r.stop)?, tokens: chosen.hosted.tokenizer.eos().into_iter().collect() };
     let client = client.with_user(r.user.as_deref());
     let deadline = app.deadline();
     let mut running = Vec::new();
     for (i, prompt) in prompts.into_iter().enumerate() {
         // Each prompt has its own random numbers, the same as it would have alone and first.
         let sampler = match sampler.seed {
-            Some(seed) => SamplerConfig { seed: Some(seed.wrapping_add((i * best_of) as u64)), ..sampler.clone() },
+            Some(seed) => {
+                SamplerConfig { seed: Some(seed.wrapping_add((i * best_of) as u64)), ..sampler.clone() }
+            }
             None => sampler.clone(),
         };
         let job = Job {

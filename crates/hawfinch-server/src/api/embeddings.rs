@@ -34,7 +34,10 @@ pub struct EmbeddingRequest {
 pub async fn embed(State(app): State<Shared>, Body(r): Body<EmbeddingRequest>) -> ApiResult<Json<Value>> {
     let chosen = app.models.find(&r.model)?;
     if chosen.base.adapter.is_some() || chosen.base.state.is_some() {
-        return Err(ApiError::field("model", "embeddings are made by the plain model, without adapter or state"));
+        return Err(ApiError::field(
+            "model",
+            "embeddings are made by the plain model, without adapter or state",
+        ));
     }
     let width = chosen.hosted.model.config().width;
     if r.dimensions.is_some_and(|d| d != width as u64) {

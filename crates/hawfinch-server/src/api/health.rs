@@ -87,7 +87,9 @@ pub async fn metrics(State(app): State<Shared>) -> Response {
     p.about("step_seconds", "histogram", "Time of a step.");
     hosted.iter().for_each(|h| p.histogram("step_seconds", &label(&h.name), &h.scheduler.stats().step_time));
     p.about("request_seconds", "histogram", "Time of a request, queue included.");
-    hosted.iter().for_each(|h| p.histogram("request_seconds", &label(&h.name), &h.scheduler.stats().request_time));
+    hosted
+        .iter()
+        .for_each(|h| p.histogram("request_seconds", &label(&h.name), &h.scheduler.stats().request_time));
     p.about("state_lookups_total", "counter", "Where texts started from.");
     for h in &hosted {
         let c = h.scheduler.cache().counts();

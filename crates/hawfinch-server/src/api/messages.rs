@@ -293,7 +293,11 @@ impl Front for Events {
         for delta in growth.deltas {
             match delta {
                 Delta::Reasoning(text) => {
-                    self.block("thinking", json!({"type": "thinking", "thinking": "", "signature": ""}), &mut frames);
+                    self.block(
+                        "thinking",
+                        json!({"type": "thinking", "thinking": "", "signature": ""}),
+                        &mut frames,
+                    );
                     self.delta(json!({"type": "thinking_delta", "thinking": text}), &mut frames);
                 }
                 Delta::Text(text) => {

@@ -20,8 +20,13 @@ fn entry(app: &Shared, hosted: &Hosted, variant: Option<(&str, &Variant)>) -> Va
         Some((_, Variant::State(_))) => "state",
     };
     let id = variant.map_or(hosted.name.clone(), |(name, _)| format!("{}+{name}", hosted.name));
-    let parameters: u64 =
-        hosted.model.checkpoint().tensors.values().map(|t| t.shape.iter().map(|&n| n as u64).product::<u64>()).sum();
+    let parameters: u64 = hosted
+        .model
+        .checkpoint()
+        .tensors
+        .values()
+        .map(|t| t.shape.iter().map(|&n| n as u64).product::<u64>())
+        .sum();
     json!({
         "id": id,
         "object": "model",
@@ -100,7 +105,9 @@ pub async fn load(State(app): State<Shared>, Body(r): Body<LoadRequest>) -> ApiR
     allowed(&app)?;
     let of = app.clone();
     let loaded = tokio::task::spawn_blocking(move || match &r.model {
-        None => of.models.load(&r.path, r.name.as_deref()).map(|h| entry(&of, &h, None)).map_err(ApiError::bad),
+        None => {
+            of.models.load(&r.path, r.name.as_deref()).map(|h| entry(&of, &h, None)).map_err(ApiError::bad)
+        }
         Some(model) => {
             let chosen = of.models.find(model)?;
             let stem = r.path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();

@@ -66,15 +66,33 @@ pub fn build() -> Value {
     let settings = SchemaSettings::draft2020_12().with(|s| s.definitions_path = "/components/schemas".into());
     let mut d = Document { schemas: SchemaGenerator::new(settings), paths: Map::new() };
     let takes = Some(d.of::<chat::ChatRequest>());
-    d.add("post", "/v1/chat/completions", "A chat completion (OpenAI), whole or as a stream", takes, object("chat.completion"));
+    d.add(
+        "post",
+        "/v1/chat/completions",
+        "A chat completion (OpenAI), whole or as a stream",
+        takes,
+        object("chat.completion"),
+    );
     let takes = Some(d.of::<completions::CompletionRequest>());
-    d.add("post", "/v1/completions", "A completion (OpenAI), whole or as a stream", takes, object("text_completion"));
+    d.add(
+        "post",
+        "/v1/completions",
+        "A completion (OpenAI), whole or as a stream",
+        takes,
+        object("text_completion"),
+    );
     let takes = Some(d.of::<responses::ResponsesRequest>());
     d.add("post", "/v1/responses", "A response (OpenAI), whole or as a stream", takes, object("response"));
     d.add("get", "/v1/responses/{id}", "An earlier response", None, object("response"));
     d.add("delete", "/v1/responses/{id}", "Forgets an earlier response", None, object("id, deleted"));
     let takes = Some(d.of::<messages::MessagesRequest>());
-    d.add("post", "/v1/messages", "A message (Anthropic), whole or as a stream", takes.clone(), object("message"));
+    d.add(
+        "post",
+        "/v1/messages",
+        "A message (Anthropic), whole or as a stream",
+        takes.clone(),
+        object("message"),
+    );
     d.add("post", "/v1/messages/count_tokens", "Tokens of a message's prompt", takes, object("input_tokens"));
     let takes = Some(d.of::<embeddings::EmbeddingRequest>());
     d.add("post", "/v1/embeddings", "Vectors of texts", takes, object("list of embedding"));
@@ -83,7 +101,13 @@ pub fn build() -> Value {
     d.add("get", "/v1/models", "The models, their adapters and tuned states", None, object("list of model"));
     d.add("get", "/v1/models/{id}", "One of them", None, object("model"));
     let takes = Some(d.of::<models::LoadRequest>());
-    d.add("post", "/v1/models/load", "Loads a model, adapter or tuned state (--allow-load)", takes, object("model"));
+    d.add(
+        "post",
+        "/v1/models/load",
+        "Loads a model, adapter or tuned state (--allow-load)",
+        takes,
+        object("model"),
+    );
     let takes = Some(d.of::<models::UnloadRequest>());
     d.add("post", "/v1/models/unload", "Takes one away (--allow-load)", takes, object("id, unloaded"));
     let gives = d.of::<SavedState>();
@@ -106,7 +130,13 @@ pub fn build() -> Value {
     d.add("post", "/tokenize", "Text or conversation to tokens", takes, object("tokens, count"));
     let takes = Some(d.of::<tokens::DetokenizeRequest>());
     d.add("post", "/detokenize", "Tokens to text", takes, object("prompt"));
-    d.add("get", "/tokenizer_info", "What a client needs to work with the tokenizer", None, object("tokenizer"));
+    d.add(
+        "get",
+        "/tokenizer_info",
+        "What a client needs to work with the tokenizer",
+        None,
+        object("tokenizer"),
+    );
     d.add("get", "/health", "That it runs, and how busy it is", None, object("status"));
     d.add("get", "/metrics", "Counts and times", None, json!({}));
     d.paths["/metrics"]["get"]["summary"] = json!("Counts and times for Prometheus");

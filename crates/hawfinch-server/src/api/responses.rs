@@ -43,7 +43,10 @@ impl Kept {
         kept.get(id).cloned().ok_or_else(|| {
             let shown: String = id.chars().take(60).collect();
             let message = format!("there is no response `{}` (any more)", shown.escape_debug());
-            ApiError { param: Some("previous_response_id".into()), ..ApiError::missing(message, "response_not_found") }
+            ApiError {
+                param: Some("previous_response_id".into()),
+                ..ApiError::missing(message, "response_not_found")
+            }
         })
     }
 
@@ -123,7 +126,12 @@ fn item(v: &Value) -> ApiResult<Option<Message>> {
                 "system" | "developer" => Role::System,
                 "user" => Role::User,
                 "assistant" => Role::Assistant,
-                _ => return Err(ApiError::field("input", "a role must be system, developer, user or assistant")),
+                _ => {
+                    return Err(ApiError::field(
+                        "input",
+                        "a role must be system, developer, user or assistant",
+                    ));
+                }
             };
             let content = v.get("content").cloned().unwrap_or_default();
             let content: Content = serde_json::from_value(content)
@@ -158,11 +166,15 @@ fn item(v: &Value) -> ApiResult<Option<Message>> {
 fn format(text: Option<&Value>) -> ApiResult<Option<ResponseFormat>> {
     let Some(format) = text.and_then(|t| t.get("format")).filter(|f| !f.is_null()) else { return Ok(None) };
     let mut format = format.clone();
-    if format.get("type").and_then(Value::as_str) == Some("json_schema") && format.get("json_schema").is_none() {
+    if format.get("type").and_then(Value::as_str) == Some("json_schema")
+        && format.get("json_schema").is_none()
+    {
         format = json!({"type": "json_schema", "json_schema": format});
     }
     let parsed = serde_json::from_value(format);
-    parsed.map(Some).map_err(|e| ApiError::field("text.format", format!("it is not a format known here: {e}")))
+    parsed
+        .map(Some)
+        .map_err(|e| ApiError::field("text.format", format!("it is not a format known here: {e}")))
 }
 
 /// The handler.
@@ -282,7 +294,8 @@ impl Events {
             "output_tokens_details": usage.completion_tokens_details,
             "total_tokens": usage.total_tokens,
         });
-        let incomplete = if status == "incomplete" { json!({"reason": "max_output_tokens"}) } else { Value::Null };
+        let incomplete =
+            if status == "incomplete" { json!({"reason": "max_output_tokens"}) } else { Value::Null };
         json!({
             "id": self.id,
             "object": "response",

@@ -213,7 +213,8 @@ pub async fn go_on_from(
     }
     match loaded.tokens {
         Some(tokens) => {
-            let snapshot = hawfinch_engine::tree::Snapshot { state: (*loaded.state).clone(), logits: Vec::new() };
+            let snapshot =
+                hawfinch_engine::tree::Snapshot { state: (*loaded.state).clone(), logits: Vec::new() };
             chosen.hosted.scheduler.cache().put(&chosen.base.root, &tokens, Arc::new(snapshot));
             marks.iter_mut().for_each(|m| *m += tokens.len());
             prompt.splice(0..0, tokens);

@@ -53,11 +53,14 @@ pub async fn tokenize(State(app): State<Shared>, Body(r): Body<TokenizeRequest>)
             Some((id, name)) if name == text => vec![id],
             _ => hosted.tokenizer.encode(text.as_bytes()),
         };
-        let texts = r.return_token_strs.unwrap_or(false).then(|| {
-            tokens.iter().map(|&id| token_text(&hosted.tokenizer, id)).collect::<Vec<_>>()
-        });
+        let texts = r
+            .return_token_strs
+            .unwrap_or(false)
+            .then(|| tokens.iter().map(|&id| token_text(&hosted.tokenizer, id)).collect::<Vec<_>>());
         // A state has no length: nothing but patience limits a text.
-        Ok(Json(json!({"count": tokens.len(), "max_model_len": i32::MAX, "tokens": tokens, "token_strs": texts})))
+        Ok(Json(
+            json!({"count": tokens.len(), "max_model_len": i32::MAX, "tokens": tokens, "token_strs": texts}),
+        ))
     };
     tokio::task::spawn_blocking(run).await.map_err(|e| ApiError::internal(e.to_string()))?
 }
@@ -72,7 +75,10 @@ pub struct DetokenizeRequest {
 }
 
 /// Tokens to text.
-pub async fn detokenize(State(app): State<Shared>, Body(r): Body<DetokenizeRequest>) -> ApiResult<Json<Value>> {
+pub async fn detokenize(
+    State(app): State<Shared>,
+    Body(r): Body<DetokenizeRequest>,
+) -> ApiResult<Json<Value>> {
     let chosen = app.models.or_first(r.model.as_deref())?;
     let tokenizer = &chosen.hosted.tokenizer;
     let vocab = chosen.hosted.model.config().vocab;
