@@ -114,6 +114,9 @@ pub enum Error {
     /// A request whose time was over before it began.
     #[error("the request waited longer than it may take: try again later, or allow more time")]
     TimedOut,
+    /// A fault of the program.
+    #[error("the computation broke off by a fault of the program: the request may be sent again")]
+    Broken,
     /// A turn that does not exist.
     #[error("there is no turn {turn} to go back to: this session has {turns}")]
     NoSuchTurn {

@@ -14,7 +14,10 @@ use std::sync::Arc;
 use toktrie::{InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 
 /// Bytes of a grammar's text at most.
-const MAX_SOURCE: usize = 1 << 20;
+const MAX_SOURCE: usize = 128 << 10;
+/// Stack of the thread that compiles one: the engine descends into rules that use rules as deep as they go, and a source of that
+/// many bytes can go some ten thousand deep. (Pages that it does not reach are never there.)
+const STACK: usize = 1 << 30;
 
 /// What a reply must be.
 #[derive(Debug, Clone, PartialEq)]
@@ -149,19 +152,28 @@ impl Grammars {
             let outer = GrammarWithLexer::from_lark("start: SPACE? @body\nSPACE: \" \"\n".into());
             whole.grammars.insert(0, outer);
         }
-        let made = caught(AssertUnwindSafe(|| self.factory.create_parser(whole)))?;
-        let matcher = Matcher::new(made);
-        if let Some(reason) = matcher.get_error() {
-            return Err(failed(reason.split_whitespace().collect::<Vec<_>>().join(" ")));
-        }
-        let mut constraint =
-            Constraint { matcher, mask: SimpleVob::new(), vocab: self.vocab, kind: grammar.kind() };
-        // What cannot begin is told now, not when the model has been asked.
-        let ends = matches!(constraint.allowed()?, Allowed::End);
-        if ends && !constraint.matcher.is_accepting().unwrap_or(false) {
-            return Err(failed("no text can satisfy it".into()));
-        }
-        Ok(constraint)
+        let make = || {
+            let made = caught(AssertUnwindSafe(|| self.factory.create_parser(whole)))?;
+            let matcher = Matcher::new(made);
+            if let Some(reason) = matcher.get_error() {
+                return Err(failed(reason.split_whitespace().collect::<Vec<_>>().join(" ")));
+            }
+            let mut constraint =
+                Constraint { matcher, mask: SimpleVob::new(), vocab: self.vocab, kind: grammar.kind() };
+            // What cannot begin is told now, not when the model has been asked.
+            let ends = matches!(constraint.allowed()?, Allowed::End);
+            if ends && !constraint.matcher.is_accepting().unwrap_or(false) {
+                return Err(failed("no text can satisfy it".into()));
+            }
+            Ok(constraint)
+        };
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name("grammar".into()).stack_size(STACK);
+            let thread = thread
+                .spawn_scoped(scope, make)
+                .map_err(|e| failed(format!("there is no thread to read it: {e}")))?;
+            thread.join().unwrap_or_else(|_| Err(failed("the grammar engine broke on it".into())))
+        })
     }
 }
 
@@ -342,6 +354,21 @@ mod tests {
         assert!(says(&Grammar::JsonSchema(json!(false))).contains("JSON schema"));
         let never = json!({"type": "integer", "minimum": 5, "maximum": 3});
         assert!(says(&Grammar::JsonSchema(never)).contains("JSON schema"));
+        // Whatever goes very deep is compiled or refused.
+        let chain: String = (0..3000).map(|i| format!("r{i}: r{}\n", i + 1)).collect();
+        let _ = grammars.compile(&Grammar::Lark(format!("start: r0\n{chain}r3000: \"x\"")), true);
+        let tokens: String = (0..3000).map(|i| format!("T{i}: T{}\n", i + 1)).collect();
+        let _ = grammars.compile(&Grammar::Lark(format!("start: T0\n{tokens}T3000: \"x\"")), true);
+        let mut defs = serde_json::Map::new();
+        for i in 0..1500 {
+            let next =
+                json!({"type": "object", "properties": {"x": {"$ref": format!("#/$defs/a{}", i + 1)}}});
+            defs.insert(format!("a{i}"), next);
+        }
+        defs.insert("a1500".into(), json!({"type": "string"}));
+        let _ = grammars.compile(&Grammar::JsonSchema(json!({"$ref": "#/$defs/a0", "$defs": defs})), true);
+        let deep = format!("{}a{}", "(".repeat(20_000), ")".repeat(20_000));
+        let _ = grammars.compile(&Grammar::Regex(deep), true);
         let large = "a".repeat(MAX_SOURCE + 1);
         assert!(says(&Grammar::Regex(large)).contains("bytes"));
     }

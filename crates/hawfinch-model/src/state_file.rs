@@ -20,7 +20,7 @@ use crate::checkpoint::{Checkpoint, FileFormat, StoredTensor};
 use crate::format::{SaveFormat, SaveOptions};
 use crate::ops::Ops;
 use crate::state::StateLayout;
-use crate::{Config, Error, Model, Result, State, Version, format, metadata};
+use crate::{Adapter, Config, Error, Model, Result, State, Version, format, metadata};
 
 /// What the names of the state's tensors begin with in our file.
 const STATE: &str = "state.";
@@ -122,12 +122,20 @@ impl<O: Ops + 'static> Model<O> {
     /// # Errors
     /// As [`Model::load_state`].
     pub fn state_from(&self, file: &Checkpoint) -> Result<State> {
+        self.state_with(file, None)
+    }
+
+    /// As [`Model::state_from`], of the model with that adapter.
+    ///
+    /// # Errors
+    /// As [`Model::load_state`].
+    pub fn state_with(&self, file: &Checkpoint, adapter: Option<&Adapter<O>>) -> Result<State> {
         if file.tensors.keys().any(|k| k.starts_with("state.")) {
-            self.check_owner(file)?;
+            self.check_owner(file, adapter)?;
             return read_ours(file, STATE, self.config(), self.state_layout());
         }
         if file.tensors.keys().any(|k| k.ends_with(".att.time_state")) {
-            self.check_owner(file)?;
+            self.check_owner(file, adapter)?;
             return read_tuned(file, self.config(), self.state_layout());
         }
         let why = match Config::infer(file) {
@@ -152,18 +160,18 @@ impl<O: Ops + 'static> Model<O> {
         if !file.tensors.keys().any(|k| k.starts_with(START)) {
             return Ok(None);
         }
-        self.check_owner(file)?;
+        self.check_owner(file, None)?;
         read_ours(file, START, self.config(), self.state_layout()).map(Some)
     }
 
-    fn check_owner(&self, file: &Checkpoint) -> Result<()> {
+    fn check_owner(&self, file: &Checkpoint, adapter: Option<&Adapter<O>>) -> Result<()> {
         let own = self.config().version.number();
         if let Some(v) = file.metadata.get(metadata::VERSION).filter(|v| *v != own) {
             let shown: String = v.chars().take(8).collect();
             return Err(Error::State(format!("it is a state of RWKV-{shown}, the model is RWKV-{own}")));
         }
         if let Some(model) = file.metadata.get(metadata::MODEL) {
-            let own = self.identity(None)?;
+            let own = self.identity_with(adapter, None)?;
             let base = |id: &str| id.split('+').next().unwrap_or_default().to_string();
             if *model != own && base(model) == base(&own) {
                 return Err(Error::State(

@@ -12,12 +12,15 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use futures_util::FutureExt;
 use hawfinch_engine::schedule::Histogram;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
 
 /// What all requests share.
 pub struct App {
@@ -27,6 +30,8 @@ pub struct App {
     pub models: Models,
     /// Replies that later requests of `/v1/responses` may go on from.
     pub responses: api::responses::Kept,
+    /// Places of requests for embeddings that compute at once.
+    pub embedding: Semaphore,
     /// What was answered.
     pub http: HttpCounts,
     /// When it started.
@@ -46,6 +51,9 @@ pub struct HttpCounts {
     pub connections: AtomicUsize,
 }
 
+/// Requests for embeddings that compute at once.
+pub const EMBEDDING: usize = 2;
+
 /// Shared by all handlers.
 pub type Shared = Arc<App>;
 
@@ -57,13 +65,14 @@ pub struct Peer(pub SocketAddr);
 #[derive(Debug, Clone)]
 pub struct Client(pub Arc<str>);
 
+/// A client, and a user of it.
+pub type Who = (Arc<str>, Arc<str>);
+
 impl Client {
     /// With the `user` of a request: users of one client take turns, too.
-    pub fn with_user(&self, user: Option<&str>) -> Arc<str> {
-        match user {
-            Some(user) => format!("{}/{}", self.0, user.chars().take(64).collect::<String>()).into(),
-            None => self.0.clone(),
-        }
+    pub fn with_user(&self, user: Option<&str>) -> Who {
+        let user: String = user.unwrap_or_default().chars().take(64).collect();
+        (self.0.clone(), user.into())
     }
 }
 
@@ -73,6 +82,13 @@ impl App {
         Instant::now() + self.settings.timeout
     }
 
+    /// Logs the text of a request, where that is wished.
+    pub fn log_text(&self, text: impl FnOnce() -> String) {
+        if self.settings.log_texts {
+            (self.log)(&format!("text: {}", text().escape_debug()));
+        }
+    }
+
     /// Tokens of a reply: what was asked for within what is allowed.
     pub fn max_tokens(&self, asked: Option<u64>) -> usize {
         asked
@@ -80,6 +96,10 @@ impl App {
             .min(self.settings.max_tokens)
     }
 }
+
+/// Where states are taken in, and how large they may be.
+const IMPORT: &str = "/v1/states/import";
+const MAX_STATE: usize = 512 << 20;
 
 /// All routes.
 pub fn router(app: Shared) -> Router {
@@ -98,7 +118,7 @@ pub fn router(app: Shared) -> Router {
         .route("/v1/embeddings", post(api::embeddings::embed))
         .route("/v1/rank", post(api::rank::rank))
         .route("/v1/states", get(api::states::list).post(api::states::create))
-        .route("/v1/states/import", post(api::states::import))
+        .route(IMPORT, post(api::states::import).layer(DefaultBodyLimit::max(MAX_STATE)))
         .route("/v1/states/{id}", get(api::states::get).delete(api::states::delete))
         .route("/v1/states/{id}/content", get(api::states::export))
         .route("/tokenize", post(api::tokens::tokenize))
@@ -139,19 +159,30 @@ async fn guard(State(app): State<Shared>, mut request: Request, next: Next) -> R
         || request.uri().path().starts_with("/v1/messages");
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let peer = request.extensions().get::<Peer>().copied();
+    let asked = request.headers().get(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
+    let answer = |e: ApiError| if anthropic { e.response(e.anthropic()) } else { e.into_response() };
     let mut response = match admit(&app, &mut request, peer) {
-        Ok(()) if method == Method::OPTIONS => preflight(),
+        Ok(()) if method == Method::OPTIONS => preflight(asked),
         Ok(()) => {
             let length: Option<u64> =
                 request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+            let limit = match path.as_str() {
+                IMPORT => MAX_STATE,
+                _ => app.settings.max_body,
+            };
             match length {
                 // Said before the body is sent, where the client waits for it.
-                Some(n) if n > app.settings.max_body as u64 => too_large().into_response(),
-                _ => body::within(app.settings.io_timeout, request, |r| next.run(r)).await,
+                Some(n) if n > limit as u64 => answer(too_large()),
+                _ => {
+                    let run = body::within(app.settings.io_timeout, request, |r| next.run(r));
+                    match AssertUnwindSafe(run).catch_unwind().await {
+                        Ok(response) => shaped(response, answer).await,
+                        Err(_) => answer(ApiError::internal("the request met a fault of this program")),
+                    }
+                }
             }
         }
-        Err(e) if anthropic => e.response(e.anthropic()),
-        Err(e) => e.into_response(),
+        Err(e) => answer(e),
     };
     if let Some(origin) = origin.filter(|o| app.settings.origins.iter().any(|a| a == "*" || o == a.as_str()))
     {
@@ -166,6 +197,17 @@ async fn guard(State(app): State<Shared>, mut request: Request, next: Next) -> R
     let ms = began.elapsed().as_millis();
     (app.log)(&format!("{who} {method} {} {} {ms} ms", path.escape_debug(), response.status().as_u16()));
     response
+}
+
+/// Errors that come from below, as plain text, in the shape that the client knows.
+async fn shaped(response: Response, answer: impl FnOnce(ApiError) -> Response) -> Response {
+    let status = response.status();
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    if !(status.is_client_error() || status.is_server_error()) || !kind.starts_with("text/plain") {
+        return response;
+    }
+    let text = axum::body::to_bytes(response.into_body(), 4096).await.unwrap_or_default();
+    answer(ApiError::new(status, String::from_utf8_lossy(&text).replace('\n', " ")))
 }
 
 /// 413.
@@ -223,13 +265,16 @@ fn key(app: &App, headers: &HeaderMap) -> ApiResult<Option<usize>> {
 
 /// A page of another site cannot use a server on this machine under a name of its own (DNS rebinding).
 fn known_host(app: &App, headers: &HeaderMap, in_uri: Option<&str>) -> ApiResult<()> {
-    if !app.settings.address.ip().is_loopback() {
+    if !app.settings.address.ip().is_loopback() && app.settings.hosts.is_empty() {
         return Ok(());
     }
     let given = headers.get(header::HOST).and_then(|v| v.to_str().ok()).or(in_uri).unwrap_or_default();
     let name = without_port(given);
+    // A name in the form of an address is no name that a foreign site could have taken.
     let own = name.eq_ignore_ascii_case("localhost")
-        || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        || name
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback() || !app.settings.address.ip().is_loopback())
         || app.settings.hosts.iter().any(|h| h.eq_ignore_ascii_case(name));
     if own {
         return Ok(());
@@ -260,12 +305,13 @@ fn own_site(app: &App, headers: &HeaderMap) -> ApiResult<()> {
     Err(ApiError::new(StatusCode::FORBIDDEN, message))
 }
 
-fn preflight() -> Response {
+/// The answer to a browser that asks whether a site may send these headers: a site that is allowed may send any.
+fn preflight(asked: Option<HeaderValue>) -> Response {
     let mut response = StatusCode::NO_CONTENT.into_response();
     let headers = response.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, DELETE"));
-    let allowed = "authorization, content-type, x-api-key, anthropic-version, anthropic-beta";
-    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(allowed));
+    let usual = HeaderValue::from_static("authorization, content-type, x-api-key");
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, asked.unwrap_or(usual));
     headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("600"));
     response
 }

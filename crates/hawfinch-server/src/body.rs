@@ -10,6 +10,9 @@ use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 
+/// Bodies from so many bytes on are read on a thread of their own.
+const LARGE: usize = 256 << 10;
+
 /// A body of JSON.
 #[derive(Debug, Clone)]
 pub struct Body<T>(pub T);
@@ -20,7 +23,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     async fn from_request(request: Request, state: &S) -> ApiResult<Self> {
         json_type(request.headers())?;
         let bytes = read(request, state).await?;
-        parse(&bytes).map(Body)
+        if bytes.len() < LARGE {
+            return parse(&bytes).map(Body);
+        }
+        // Others are served meanwhile.
+        tokio::task::block_in_place(|| parse(&bytes)).map(Body)
     }
 }
 
@@ -60,19 +67,22 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
     })
 }
 
-/// Runs a handler with a body that must arrive within `time`: one that trickles in holds a connection, nothing else.
+/// Runs a handler with a body each part of which must arrive within `time`, all within ten times that: one that trickles in
+/// holds a connection, nothing else.
 pub async fn within<F: Future<Output = Response>>(
     time: Duration,
     request: Request,
     handler: impl FnOnce(Request) -> F,
 ) -> Response {
     let (parts, body) = request.into_parts();
-    let late = tokio::time::Instant::now() + time;
+    // Large bodies take longer; each part comes in time.
+    let late = tokio::time::Instant::now() + 10 * time;
     let body = body.into_data_stream();
     let timed = futures_util::stream::unfold((body, false), move |(mut body, over)| async move {
         if over {
             return None;
         }
+        let late = late.min(tokio::time::Instant::now() + time);
         match tokio::time::timeout_at(late, body.next()).await {
             Ok(Some(part)) => Some((part.map_err(|e| e.into_inner()), (body, false))),
             Ok(None) => None,

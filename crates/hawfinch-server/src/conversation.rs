@@ -298,7 +298,7 @@ pub fn function(tool: &Value) -> &Value {
     tool.get("function").unwrap_or(tool)
 }
 
-/// An earlier reply as the model wrote it: clients send back the answer alone, the model had read a closed think tag before it.
+/// A message as the model read or wrote it: clients send back the answer alone, the model had read a closed think tag before it.
 fn as_written(template: &Template, m: &Message) -> Message {
     let opening = template.opening();
     if m.role == Role::Assistant
@@ -306,6 +306,10 @@ fn as_written(template: &Template, m: &Message) -> Message {
         && !m.content.trim_start().starts_with("<think")
     {
         return Message { content: format!("{opening}>\n{}", m.content), ..m.clone() };
+    }
+    if m.role == Role::User {
+        // Some templates ask for more or less reasoning by words behind each question.
+        return Message { content: template.user_message(&m.content).content, ..m.clone() };
     }
     m.clone()
 }
@@ -361,7 +365,11 @@ pub fn calls(text: &str, callable: &[String]) -> Option<Vec<Call>> {
             let f = function(call);
             let name = f.get("name")?.as_str().filter(|n| callable.iter().any(|c| c == n))?;
             let arguments = match f.get("arguments").or_else(|| f.get("parameters")) {
-                Some(Value::String(text)) => text.clone(),
+                // A text must be JSON itself, or clients fail on it.
+                Some(Value::String(text)) => {
+                    serde_json::from_str::<Value>(text).ok().filter(Value::is_object)?;
+                    text.clone()
+                }
                 Some(v) => v.to_string(),
                 None => "{}".into(),
             };

@@ -1,6 +1,6 @@
 //! Chat replies under way, for every API that has them: each puts the same growth into its own words.
 
-use crate::app::App;
+use crate::app::{App, Who};
 use crate::conversation::Conversation;
 use crate::error::{ApiError, ApiResult};
 use crate::hosted::Chosen;
@@ -15,7 +15,6 @@ use hawfinch_engine::{Sampled, StopReason, Template};
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// How a chat reply is made, whichever API asked.
@@ -42,8 +41,8 @@ pub struct Wish {
     pub state: Option<String>,
     /// Whether the state tree is used.
     pub cached: bool,
-    /// Who asks.
-    pub client: Arc<str>,
+    /// Who asks, and for whom.
+    pub who: Who,
 }
 
 /// The template of a request.
@@ -102,9 +101,9 @@ impl Generation {
     /// # Errors
     /// What is wrong with the wish; 429; 503.
     pub async fn start(app: &App, wish: Wish) -> ApiResult<Self> {
-        let Wish { mut chosen, conversation, sampling, max_tokens, n, top_logprobs, client, .. } = wish;
+        let Wish { mut chosen, conversation, sampling, max_tokens, n, top_logprobs, who, .. } = wish;
         let template = template(&chosen, wish.template.as_deref(), wish.effort.as_deref())?;
-        let mut sampler = sampling.over(&template.sampler)?;
+        let mut sampler = sampling.over(&template.sampler, chosen.hosted.model.config().vocab)?;
         sampler.top_logprobs = top_logprobs;
         sampler.validate()?;
         let goes_on = conversation.goes_on;
@@ -112,6 +111,7 @@ impl Generation {
         let (of, by) = (chosen.clone(), template.clone());
         let rendered = tokio::task::spawn_blocking(move || conversation.render(&of.hosted, &by)).await;
         let mut rendered = rendered.map_err(|e| ApiError::internal(e.to_string()))??;
+        app.log_text(|| chosen.hosted.tokenizer.decode_lossy(&rendered.prompt));
         if let Some(id) = &wish.state {
             crate::api::states::go_on_from(&mut chosen, id, &mut rendered.prompt, &mut rendered.marks)
                 .await?;
@@ -133,7 +133,7 @@ impl Generation {
             stops,
             constrained: rendered.constrained,
             prompt_logprobs: None,
-            client,
+            who,
             deadline: app.deadline(),
             cached: wish.cached,
         };

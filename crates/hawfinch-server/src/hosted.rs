@@ -5,7 +5,7 @@ use crate::saved::SavedStates;
 use hawfinch_engine::schedule::{Base, Limits, Scheduler, Turns};
 use hawfinch_engine::tree::cache::StateCache;
 use hawfinch_engine::{Grammars, Template, Uncounted};
-use hawfinch_model::{Adapter, Lora, Model, State, format};
+use hawfinch_model::{Adapter, Lora, Model, Output, Rows, Sequence, State, format};
 use hawfinch_tokenizer::Tokenizer;
 use indexmap::IndexMap;
 use std::path::Path;
@@ -61,7 +61,7 @@ pub struct Hosted {
     /// Names all that results of the plain model depend on.
     pub root: Arc<str>,
     grammars: OnceLock<Result<Grammars, hawfinch_engine::Error>>,
-    variants: RwLock<IndexMap<String, Variant>>,
+    variants: RwLock<IndexMap<String, (Variant, Base<Model>)>>,
 }
 
 /// A model with what a request chose beside it.
@@ -82,25 +82,15 @@ impl Hosted {
         made.as_ref().map_err(|e| e.clone().into())
     }
 
-    /// The base of a variant, or of the plain model.
-    fn base(&self, variant: Option<&Variant>) -> ApiResult<Base<Model>> {
-        Ok(match variant {
-            None => Base { root: self.root.clone(), state: None, adapter: None },
-            Some(Variant::Adapter(adapter)) => {
-                let root = self.model.identity_with(Some(adapter), None);
-                let root = root.map_err(|e| ApiError::internal(e.to_string()))?;
-                Base { root: root.into(), state: None, adapter: Some(adapter.clone()) }
-            }
-            Some(Variant::State(state)) => {
-                Base { root: state_root(&self.root, state).into(), state: Some(state.clone()), adapter: None }
-            }
-        })
+    /// The base of the plain model.
+    fn base(&self) -> Base<Model> {
+        Base { root: self.root.clone(), state: None, adapter: None }
     }
 
     /// Names and kinds of its variants.
     pub fn variants(&self) -> Vec<(String, Variant)> {
         let variants = self.variants.read().unwrap_or_else(PoisonError::into_inner);
-        variants.iter().map(|(name, v)| (name.clone(), v.clone())).collect()
+        variants.iter().map(|(name, (v, _))| (name.clone(), v.clone())).collect()
     }
 
     /// Adds a LoRA or a tuned state under `name`.
@@ -118,11 +108,20 @@ impl Hosted {
             let file = format::open_state(path).map_err(|e| e.to_string())?;
             Variant::State(Arc::new(self.model.state_from(&file).map_err(|e| e.to_string())?))
         };
+        let base = match &variant {
+            Variant::Adapter(adapter) => {
+                let root = root_of(&self.model, Some(adapter))?;
+                Base { root: root.into(), state: None, adapter: Some(adapter.clone()) }
+            }
+            Variant::State(state) => {
+                Base { root: state_root(&self.root, state).into(), state: Some(state.clone()), adapter: None }
+            }
+        };
         let mut variants = self.variants.write().unwrap_or_else(PoisonError::into_inner);
         if variants.contains_key(name) {
             return Err(format!("{} has an adapter or state called `{name}` already", self.name));
         }
-        variants.insert(name.into(), variant);
+        variants.insert(name.into(), (variant, base));
         Ok(())
     }
 
@@ -131,6 +130,25 @@ impl Hosted {
         let mut variants = self.variants.write().unwrap_or_else(PoisonError::into_inner);
         variants.shift_remove(name).is_some()
     }
+}
+
+/// Tokens whose results tell computations apart.
+const PROBE: u32 = 24;
+
+/// The root of a model's texts: its identity, and a fingerprint of what it makes of some tokens. The identity is that of the
+/// weights before they were quantised; how they are computed with shows in the results.
+fn root_of(model: &Model, adapter: Option<&Adapter>) -> Result<String, String> {
+    let identity = model.identity_with(adapter, None).map_err(|e| e.to_string())?;
+    let vocab = model.config().vocab as u32;
+    let tokens: Vec<u32> = (0..PROBE).map(|i| (i * 7919 + 1) % vocab).collect();
+    let mut state = model.new_state();
+    let mut outputs = [Output::default()];
+    let call = Sequence { tokens: &tokens, state: &mut state, logits: Rows::Last, hidden: Rows::None };
+    model.forward_adapted(&mut [call], &[adapter], &mut outputs).map_err(|e| e.to_string())?;
+    // FNV-1a over the logits' bits: of the head, which the state does not show.
+    let hash = |h: u64, v: &f32| (h ^ u64::from(v.to_bits())).wrapping_mul(0x0000_0100_0000_01b3);
+    let logits = outputs[0].logits.iter().fold(0xcbf2_9ce4_8422_2325, hash);
+    Ok(format!("{identity}+computed:{:.16}{logits:016x}", state.fingerprint()))
 }
 
 /// The root of texts that begin at a state of their own.
@@ -154,6 +172,9 @@ fn valid_name(name: &str) -> Result<(), String> {
 pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
+
+/// How long states may be written when a model goes.
+const SAVING: std::time::Duration = std::time::Duration::from_secs(15);
 
 /// All models of a server.
 pub struct Models {
@@ -189,7 +210,7 @@ impl Models {
         if self.all().iter().any(|h| h.name == name) {
             return Err(format!("there is a model called `{name}` already: give it another name"));
         }
-        let root: Arc<str> = model.identity(None).map_err(|e| e.to_string())?.into();
+        let root: Arc<str> = root_of(&model, None)?.into();
         let scheduler = Scheduler::start(
             model.clone(),
             tokenizer.clone(),
@@ -212,6 +233,9 @@ impl Models {
             root,
         });
         let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
+        if models.contains_key(&name) {
+            return Err(format!("there is a model called `{name}` already: give it another name"));
+        }
         models.insert(name, hosted.clone());
         Ok(hosted)
     }
@@ -232,7 +256,7 @@ impl Models {
         };
         let Some(hosted) = removed else { return false };
         hosted.scheduler.close(std::time::Duration::from_secs(5));
-        hosted.scheduler.cache().save_all();
+        hosted.scheduler.cache().save_all(SAVING);
         true
     }
 
@@ -252,7 +276,7 @@ impl Models {
                 let first = self.all().into_iter().next();
                 let hosted =
                     first.ok_or_else(|| ApiError::missing("no model is loaded", "model_not_found"))?;
-                Ok(Chosen { id: hosted.name.clone(), base: hosted.base(None)?, hosted })
+                Ok(Chosen { id: hosted.name.clone(), base: hosted.base(), hosted })
             }
         }
     }
@@ -264,14 +288,14 @@ impl Models {
     pub fn find(&self, id: &str) -> ApiResult<Chosen> {
         let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(hosted) = models.get(id) {
-            return Ok(Chosen { id: id.into(), base: hosted.base(None)?, hosted: hosted.clone() });
+            return Ok(Chosen { id: id.into(), base: hosted.base(), hosted: hosted.clone() });
         }
         if let Some((model, variant)) = id.split_once('+')
             && let Some(hosted) = models.get(model)
         {
             let variants = hosted.variants.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(v) = variants.get(variant) {
-                return Ok(Chosen { id: id.into(), base: hosted.base(Some(v))?, hosted: hosted.clone() });
+            if let Some((_, base)) = variants.get(variant) {
+                return Ok(Chosen { id: id.into(), base: base.clone(), hosted: hosted.clone() });
             }
         }
         let known: Vec<&str> = models.keys().map(String::as_str).collect();
@@ -290,7 +314,7 @@ impl Models {
         let until = std::time::Instant::now() + grace;
         for hosted in self.all() {
             hosted.scheduler.close(until.saturating_duration_since(std::time::Instant::now()));
-            hosted.scheduler.cache().save_all();
+            hosted.scheduler.cache().save_all(SAVING);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! Redis cannot be reached, nothing is found there and nothing is kept; it is tried again some seconds later.
 
 use hawfinch_engine::tree::Snapshot;
-use hawfinch_engine::tree::store::{StateCodec, Store, name, names, read, record};
+use hawfinch_engine::tree::store::{Label, StateCodec, Store, name, names, read, record};
 use redis::{Client, Connection, ConnectionLike, RedisResult};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,6 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_secs(3);
 /// Lengths of a text that are asked for at once, the longest first.
 const AT_ONCE: usize = 512;
+/// Lengths that are asked for in all: a text is found again by what was added to it last.
+const LENGTHS: usize = 8192;
 
 /// The connection, or since when there is none.
 #[derive(Default)]
@@ -96,10 +98,10 @@ impl<S> RedisStore<S> {
 }
 
 impl<S> Store<S> for RedisStore<S> {
-    fn put(&self, root: &str, tokens: &[u32], snapshot: &Snapshot<S>) -> Result<(), String> {
+    fn put(&self, root: &str, tokens: &[u32], snapshot: &Snapshot<S>) -> Result<Vec<Label>, String> {
         let bytes = record(&*self.codec, root, tokens, snapshot);
         let key = key(&name(root, tokens));
-        self.with(|c| redis::cmd("SET").arg(key).arg(bytes).arg("EX").arg(KEPT).exec(c)).map(|_| ())
+        self.with(|c| redis::cmd("SET").arg(key).arg(bytes).arg("EX").arg(KEPT).exec(c)).map(|_| Vec::new())
     }
 
     fn get(&self, root: &str, tokens: &[u32]) -> Result<Option<Snapshot<S>>, String> {
@@ -112,16 +114,15 @@ impl<S> Store<S> for RedisStore<S> {
     }
 
     fn longest(&self, root: &str, tokens: &[u32], above: usize) -> Result<Option<usize>, String> {
-        let names = names(root, tokens);
-        let lengths: Vec<usize> = (above + 1..=tokens.len()).rev().collect();
-        for part in lengths.chunks(AT_ONCE) {
+        let names = names(root, tokens, above.max(tokens.len().saturating_sub(LENGTHS)));
+        for part in names.chunks(AT_ONCE) {
             let mut pipe = redis::pipe();
-            part.iter().for_each(|&n| {
-                pipe.exists(key(&names[n]));
+            part.iter().for_each(|(_, name)| {
+                pipe.exists(key(name));
             });
             let Some(there) = self.with(|c| pipe.query::<Vec<bool>>(c))? else { return Ok(None) };
             if let Some(at) = there.iter().position(|t| *t) {
-                return Ok(Some(part[at]));
+                return Ok(Some(part[at].0));
             }
         }
         Ok(None)

@@ -1,11 +1,11 @@
 //! Requests on their way: into the scheduler, and what comes back.
 
+use crate::app::Who;
 use crate::error::{ApiError, ApiResult};
 use crate::hosted::Chosen;
 use hawfinch_engine::schedule::{Constrained, Event, Request, Sink};
 use hawfinch_engine::{GenerateOptions, Sampler, SamplerConfig, StopRules};
 use hawfinch_model::{Model, Rng};
-use std::sync::Arc;
 use std::time::Instant;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
@@ -45,8 +45,8 @@ pub struct Job {
     pub constrained: Option<Constrained>,
     /// Log-probabilities of the prompt from this position on.
     pub prompt_logprobs: Option<usize>,
-    /// Who asks.
-    pub client: Arc<str>,
+    /// Who asks, and for whom.
+    pub who: Who,
     /// When it must have ended.
     pub deadline: Instant,
     /// Use the state tree.
@@ -59,20 +59,8 @@ impl Job {
     /// # Errors
     /// 400, 429, 503.
     pub async fn submit(self) -> ApiResult<Events> {
-        // Others may know the prompt's beginning; asking them waits for the network.
-        let (cache, root) = (self.chosen.hosted.scheduler.cache().clone(), self.chosen.base.root.clone());
-        let job = tokio::task::spawn_blocking(move || {
-            if self.cached {
-                cache.ask_others(&root, &self.prompt);
-            }
-            self
-        });
-        let job = job.await.map_err(|e| ApiError::internal(e.to_string()))?;
-        let hosted = job.chosen.hosted.clone();
-        let (to, events) = unbounded_channel();
-        let request = job.request(Box::new(ToChannel(to)))?;
-        hosted.scheduler.submit(request)?;
-        Ok(events)
+        let mut all = submit_all(vec![self]).await?;
+        all.pop().ok_or_else(|| ApiError::internal("nothing was submitted"))
     }
 
     fn request(self, sink: Box<dyn Sink>) -> ApiResult<Request<Model>> {
@@ -90,12 +78,37 @@ impl Job {
             options: GenerateOptions { max_tokens: self.max_tokens, stops: self.stops },
             constrained: self.constrained,
             prompt_logprobs: self.prompt_logprobs,
-            client: self.client,
+            client: self.who.0,
+            user: self.who.1,
             deadline: Some(self.deadline),
             cached: self.cached,
             sink,
         })
     }
+}
+
+/// Submits jobs of one model, all or none.
+///
+/// # Errors
+/// 400, 429, 503.
+pub async fn submit_all(jobs: Vec<Job>) -> ApiResult<Vec<Events>> {
+    // Samplers and grammars are made, and others are asked for states: not on the threads that serve connections.
+    let submit = move || {
+        let Some(hosted) = jobs.first().map(|job| job.chosen.hosted.clone()) else { return Ok(Vec::new()) };
+        let (mut requests, mut all) = (Vec::new(), Vec::new());
+        for job in jobs {
+            // Whom nobody will compute for need not be asked about.
+            if job.cached && hosted.scheduler.has_room() {
+                hosted.scheduler.cache().ask_others(&job.chosen.base.root, &job.prompt);
+            }
+            let (to, events) = unbounded_channel();
+            requests.push(job.request(Box::new(ToChannel(to)))?);
+            all.push(events);
+        }
+        hosted.scheduler.submit_all(requests)?;
+        Ok(all)
+    };
+    tokio::task::spawn_blocking(submit).await.map_err(|e| ApiError::internal(e.to_string()))?
 }
 
 /// An id of 24 hexadecimal digits after a prefix.

@@ -1,7 +1,7 @@
 //! The fields that all routes that generate share, and what they mean for the engine.
 
 use crate::error::{ApiError, ApiResult};
-use hawfinch_engine::{Grammar, SamplerConfig};
+use hawfinch_engine::{Grammar, Mirostat, SamplerConfig};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -10,13 +10,16 @@ use std::collections::BTreeMap;
 /// Stop strings of a request at most, and their bytes together.
 const MAX_STOPS: usize = 64;
 const MAX_STOP_BYTES: usize = 16 << 10;
+/// Tokens with a bias at most.
+const MAX_BIASES: usize = 1024;
 /// Choices of a request at most.
 pub const MAX_N: u32 = 64;
 
 /// How tokens are drawn. What is not given is the default of the model's family (chat) or of the reference (completions).
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 pub struct Sampling {
-    /// Below 1 sharpens, above 1 flattens, 0 always takes the most probable token.
+    /// Below 1 sharpens, above 1 flattens, 0 always takes the most probable token (and
+    /// sets penalties that are not given to 0).
     #[schemars(range(min = 0))]
     pub temperature: Option<f32>,
     /// Keep the fewest most probable tokens whose probabilities reach this sum.
@@ -39,6 +42,12 @@ pub struct Sampling {
     pub penalty_decay: Option<f32>,
     /// Divides the positive and multiplies the negative logits of tokens seen before; 1 is off.
     pub repetition_penalty: Option<f32>,
+    /// The repetition penalty looks at so many last tokens; 0 looks at all.
+    pub repetition_last_n: Option<u32>,
+    /// Mirostat 2 in place of the truncations above: surprise to aim at, in bits.
+    pub mirostat_tau: Option<f32>,
+    /// Mirostat 2: learning rate.
+    pub mirostat_eta: Option<f32>,
     /// The same seed gives the same text.
     pub seed: Option<i64>,
     /// Added to the logits of token ids, -100 to 100; -100 bans a token.
@@ -46,12 +55,16 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    /// The sampler's settings over `defaults`.
+    /// The sampler's settings over `defaults`, for a model of `vocab` tokens.
     ///
     /// # Errors
     /// A setting out of range.
-    pub fn over(&self, defaults: &SamplerConfig) -> ApiResult<SamplerConfig> {
+    pub fn over(&self, defaults: &SamplerConfig, vocab: usize) -> ApiResult<SamplerConfig> {
         let mut c = defaults.clone();
+        if self.temperature == Some(0.0) {
+            // Who asks for the most probable tokens asks for no penalties that he does not name.
+            (c.presence_penalty, c.frequency_penalty) = (0.0, 0.0);
+        }
         let set = |to: &mut f32, from: Option<f32>| *to = from.unwrap_or(*to);
         set(&mut c.temperature, self.temperature);
         set(&mut c.top_p, self.top_p);
@@ -64,11 +77,24 @@ impl Sampling {
         if let Some(k) = self.top_k {
             c.top_k = u32::try_from(k.max(0)).unwrap_or(u32::MAX);
         }
+        c.repetition_last_n = self.repetition_last_n.unwrap_or(c.repetition_last_n);
+        if self.mirostat_tau.is_some() || self.mirostat_eta.is_some() {
+            let m = c.mirostat.unwrap_or_default();
+            let (tau, eta) = (self.mirostat_tau.unwrap_or(m.tau), self.mirostat_eta.unwrap_or(m.eta));
+            c.mirostat = Some(Mirostat { tau, eta });
+        }
         c.seed = self.seed.map(|s| s as u64).or(c.seed);
-        for (id, &bias) in self.logit_bias.iter().flatten() {
-            let id = id.parse::<u32>().map_err(|_| {
+        let biases = self.logit_bias.iter().flatten();
+        if biases.clone().count() > MAX_BIASES {
+            let message = format!("there are more than {MAX_BIASES} tokens in it");
+            return Err(ApiError::field("logit_bias", message));
+        }
+        for (id, &bias) in biases {
+            let id = id.parse::<u32>().ok().filter(|&id| (id as usize) < vocab).ok_or_else(|| {
                 let shown: String = id.chars().take(40).collect();
-                ApiError::field("logit_bias", format!("`{}` is no token id", shown.escape_debug()))
+                let message =
+                    format!("`{}` is no token id of this model, which has {vocab}", shown.escape_debug());
+                ApiError::field("logit_bias", message)
             })?;
             if !(-100.0..=100.0).contains(&bias) {
                 let message = format!("the bias {bias} of token {id} is not between -100 and 100");

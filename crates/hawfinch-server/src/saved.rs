@@ -3,13 +3,13 @@
 
 use crate::error::{ApiError, ApiResult};
 use crate::hosted::now;
-use hawfinch_model::{Model, Rng, State, format};
+use axum::http::StatusCode;
+use hawfinch_model::{Adapter, Model, Rng, State, format};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// Metadata keys of our own.
 const TOKENS: &str = "hawfinch.saved.tokens";
@@ -47,11 +47,10 @@ pub struct Loaded {
     pub tokens: Option<Vec<u32>>,
 }
 
-/// A folder of saved states of one model.
+/// A folder of saved states of one model. What lies there is looked at each time: several servers may share it.
 #[derive(Debug)]
 pub struct SavedStates {
     folder: Option<PathBuf>,
-    states: Mutex<BTreeMap<String, SavedState>>,
 }
 
 /// An id that may be a file's name; nothing else reaches the folder.
@@ -71,47 +70,44 @@ fn none(id: &str) -> ApiError {
 impl SavedStates {
     /// None, and nowhere to save any.
     pub fn nowhere() -> Self {
-        Self { folder: None, states: Mutex::default() }
+        Self { folder: None }
     }
 
-    /// Those of a folder, made if need be. Files that are no saved states stay where they are and are not listed.
+    /// Those of a folder, made if need be. What was half taken in when a server ended is removed.
     ///
     /// # Errors
     /// The folder cannot be made or read.
     pub fn open(folder: &Path) -> std::io::Result<Self> {
         fs::create_dir_all(folder)?;
-        let mut states = BTreeMap::new();
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
-            let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default().to_owned();
-            let is_file = path.extension().is_some_and(|e| e == "safetensors");
-            if is_file
-                && checked(&stem).is_ok()
-                && let Some(about) = read_about(&path, &stem)
-            {
-                states.insert(stem, about);
+            if path.extension().is_some_and(|e| e == "part") {
+                let _ = fs::remove_file(path);
             }
         }
-        Ok(Self { folder: Some(folder.into()), states: Mutex::new(states) })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, SavedState>> {
-        self.states.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(Self { folder: Some(folder.into()) })
     }
 
     fn folder(&self) -> ApiResult<&Path> {
         let message = "this server keeps no states: start it with --state-dir FOLDER";
-        self.folder.as_deref().ok_or_else(|| ApiError::new(axum::http::StatusCode::NOT_IMPLEMENTED, message))
+        self.folder.as_deref().ok_or_else(|| ApiError::new(StatusCode::NOT_IMPLEMENTED, message))
     }
 
     fn path(&self, id: &str) -> ApiResult<PathBuf> {
         Ok(self.folder()?.join(checked(id)?).with_extension("safetensors"))
     }
 
-    /// All of them, the newest first.
+    /// All of them, the newest first. Files that are no saved states are not among them.
     pub fn list(&self) -> Vec<SavedState> {
-        let mut all: Vec<SavedState> = self.lock().values().cloned().collect();
-        all.sort_by_key(|s| std::cmp::Reverse(s.created));
+        let Some(folder) = &self.folder else { return Vec::new() };
+        let files = fs::read_dir(folder).into_iter().flatten().flatten();
+        let ids = files.filter_map(|f| {
+            let path = f.path();
+            let stem = path.file_stem()?.to_str()?.to_owned();
+            (path.extension()? == "safetensors" && checked(&stem).is_ok()).then_some(stem)
+        });
+        let mut all: Vec<SavedState> = ids.filter_map(|id| self.get(&id).ok()).collect();
+        all.sort_by(|a, b| b.created.cmp(&a.created).then(a.id.cmp(&b.id)));
         all
     }
 
@@ -120,7 +116,9 @@ impl SavedStates {
     /// # Errors
     /// 404.
     pub fn get(&self, id: &str) -> ApiResult<SavedState> {
-        self.lock().get(id).cloned().ok_or_else(|| none(id))
+        checked(id)?;
+        let path = self.path(id).map_err(|_| none(id))?;
+        read_about(&path, id).ok_or_else(|| none(id))
     }
 
     /// Saves a state; when this returns it is on the disk.
@@ -146,13 +144,7 @@ impl SavedStates {
             let list: Vec<String> = tokens.iter().map(u32::to_string).collect();
             more.push((TOKENS, list.join(" ")));
         }
-        let failed = |e: &dyn std::fmt::Display| {
-            let message = format!("the state could not be saved: {e}");
-            ApiError {
-                code: Some("storage_error"),
-                ..ApiError::new(axum::http::StatusCode::INSUFFICIENT_STORAGE, message)
-            }
-        };
+        let failed = |e: &dyn std::fmt::Display| no_room(e);
         state.save_with(&path, hosted.config().version, root, None, &more).map_err(|e| failed(&e))?;
         // The name is in the folder for good, too.
         let synced = fs::File::open(&path).and_then(|f| f.sync_all());
@@ -163,20 +155,21 @@ impl SavedStates {
             let _ = fs::remove_file(&path);
             return Err(failed(&e));
         }
-        let about = read_about(&path, &id).ok_or_else(|| failed(&"it cannot be read back"))?;
-        self.lock().insert(id, about.clone());
-        Ok(about)
+        read_about(&path, &id).ok_or_else(|| failed(&"it cannot be read back"))
     }
 
     /// Reads one.
     ///
     /// # Errors
     /// 404; a damaged file; a state of another model.
-    pub fn load(&self, model: &Model, id: &str) -> ApiResult<Loaded> {
+    pub fn load(&self, model: &Model, adapter: Option<&Adapter>, id: &str) -> ApiResult<Loaded> {
         let about = self.get(id)?;
         let path = self.path(id)?;
         let file = format::open_state(&path).map_err(|e| ApiError::internal(e.to_string()))?;
-        let state = read_state(model, &file)?;
+        let state = model.state_with(&file, adapter).map_err(|e| ApiError {
+            code: Some("wrong_model"),
+            ..ApiError::field("state", format!("the saved state does not fit this model: {e}"))
+        })?;
         let tokens = file.metadata.get(TOKENS).map(|list| numbers(list)).transpose()?;
         Ok(Loaded { about, state: Arc::new(state), tokens })
     }
@@ -197,21 +190,21 @@ impl SavedStates {
     pub fn import(
         &self,
         hosted: &Model,
+        adapter: Option<&Adapter>,
         (model, root): (&str, &str),
         name: Option<&str>,
         bytes: &[u8],
     ) -> ApiResult<SavedState> {
         let incoming = self.folder()?.join(format!("incoming-{:016x}.part", Rng::fresh_seed()));
         let taken = || -> ApiResult<SavedState> {
-            fs::write(&incoming, bytes)
-                .map_err(|e| ApiError::internal(format!("it cannot be written: {e}")))?;
+            fs::write(&incoming, bytes).map_err(|e| no_room(&e))?;
             // Its path is ours: what is wrong is told without it.
             let shown = incoming.display().to_string();
             let wrong = |e: String| ApiError::bad(e.replace(&shown, "the file"));
             let file = format::open_state(&incoming).map_err(|e| wrong(e.to_string()))?;
-            let state = hosted.state_from(&file).map_err(|e| wrong(e.to_string()))?;
-            let tokens = file.metadata.get(TOKENS).map(|list| numbers(list)).transpose()?;
-            self.save(hosted, (model, root), name, &state, tokens.as_deref())
+            let state = hosted.state_with(&file, adapter).map_err(|e| wrong(e.to_string()))?;
+            // Which tokens led to it is what its sender says: it begins texts of its own, and is never taken for another's.
+            self.save(hosted, (model, root), name, &state, None)
         };
         let result = taken();
         let _ = fs::remove_file(&incoming);
@@ -228,19 +221,15 @@ impl SavedStates {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 Err(ApiError::internal(format!("the state cannot be deleted: {e}")))
             }
-            _ => {
-                self.lock().remove(id);
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 }
 
-fn read_state(model: &Model, file: &hawfinch_model::Checkpoint) -> ApiResult<State> {
-    model.state_from(file).map_err(|e| ApiError {
-        code: Some("wrong_model"),
-        ..ApiError::field("state", format!("the saved state does not fit this model: {e}"))
-    })
+/// 507: it cannot be written.
+fn no_room(e: &dyn std::fmt::Display) -> ApiError {
+    let message = format!("the state could not be saved: {e}");
+    ApiError { code: Some("storage_error"), ..ApiError::new(StatusCode::INSUFFICIENT_STORAGE, message) }
 }
 
 fn numbers(list: &str) -> ApiResult<Vec<u32>> {

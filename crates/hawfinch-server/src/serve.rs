@@ -101,15 +101,30 @@ pub async fn serve(
         let (app, routes, tls, stop) = (app.clone(), routes.clone(), tls.clone(), stop.clone());
         tokio::spawn(async move {
             let _place = place;
-            app.http.connections.fetch_add(1, Ordering::Relaxed);
+            let _open = Open::new(&app);
             connection(&app, routes, tls, stream, peer, stop).await;
-            app.http.connections.fetch_sub(1, Ordering::Relaxed);
         });
     }
     drop(listener);
     // Those that end give their places back.
     let all = u32::try_from(app.settings.max_connections).unwrap_or(u32::MAX);
     let _ = tokio::time::timeout(app.settings.grace + Duration::from_secs(2), places.acquire_many(all)).await;
+}
+
+/// Counts a connection while it is open.
+struct Open<'a>(&'a Shared);
+
+impl<'a> Open<'a> {
+    fn new(app: &'a Shared) -> Self {
+        app.http.connections.fetch_add(1, Ordering::Relaxed);
+        Open(app)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.http.connections.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 async fn connection(

@@ -99,6 +99,51 @@ impl SamplerOptions {
     }
 }
 
+/// The settings that something gives, whatever it is given over, under the names that the HTTP API has for them.
+#[cfg(feature = "serve")]
+pub fn given(
+    over: impl Fn(SamplerConfig) -> anyhow::Result<SamplerConfig>,
+) -> anyhow::Result<serde_json::Map<String, serde_json::Value>> {
+    use serde_json::{Map, Value};
+    // No field of one is that of the other: what is the same over both was given.
+    let other = SamplerConfig {
+        temperature: 0.75,
+        top_k: 7,
+        top_p: 0.75,
+        min_p: 0.25,
+        typical_p: 0.75,
+        mirostat: Some(Mirostat { tau: 2.0, eta: 0.5 }),
+        presence_penalty: 0.25,
+        frequency_penalty: 0.25,
+        penalty_decay: 0.75,
+        repetition_penalty: 1.25,
+        repetition_last_n: 3,
+        logit_bias: [(u32::MAX, 1.0)].into(),
+        seed: Some(1),
+        top_logprobs: 3,
+    };
+    let fields = |c: SamplerConfig| match serde_json::to_value(c) {
+        Ok(Value::Object(map)) => map,
+        _ => Map::new(),
+    };
+    let (mut one, two) = (fields(over(SamplerConfig::default())?), fields(over(other)?));
+    let (mirostat, bias) = (one.remove("mirostat"), one.remove("logit_bias"));
+    one.retain(|name, value| two.get(name) == Some(value));
+    if let Some(m) = mirostat.filter(Value::is_object) {
+        for (name, field) in [("mirostat_tau", "tau"), ("mirostat_eta", "eta")] {
+            one.insert(name.into(), m[field].clone());
+        }
+    }
+    if let Some(Value::Object(mut bias)) = bias
+        && !bias.is_empty()
+    {
+        // The API bans a token by -100.
+        bias.values_mut().filter(|v| v.is_string()).for_each(|v| *v = (-100).into());
+        one.insert("logit_bias".into(), bias.into());
+    }
+    Ok(one)
+}
+
 /// Changes one setting by its name on the command line, as `/set` of the chat does.
 pub fn set_one(config: &mut SamplerConfig, name: &str, value: &str) -> anyhow::Result<()> {
     let mut c = config.clone();
@@ -166,6 +211,26 @@ mod tests {
         assert_eq!(over(&["--greedy"]).unwrap(), SamplerConfig::greedy());
         let c = over(&["--logit-bias", "0=-inf", "--logit-bias", "7=1.5"]).unwrap();
         assert_eq!(c.logit_bias, [(0, f32::NEG_INFINITY), (7, 1.5)].into());
+    }
+
+    #[cfg(feature = "serve")]
+    #[test]
+    fn what_is_given_has_the_names_of_the_api() {
+        let options = |args: &[&str]| {
+            let args = std::iter::once("x").chain(args.iter().copied());
+            let options = Command::try_parse_from(args).unwrap().options;
+            serde_json::Value::from(given(|c| options.over(c)).unwrap())
+        };
+        assert_eq!(options(&[]), serde_json::json!({}));
+        let got =
+            options(&["--top-k", "5", "--mirostat-tau", "3", "--logit-bias", "0=-inf", "--temperature", "1"]);
+        assert_eq!(got["logit_bias"], serde_json::json!({"0": -100}));
+        assert_eq!(
+            (&got["top_k"], &got["temperature"], &got["mirostat_tau"]),
+            (&5.into(), &1.0.into(), &3.0.into())
+        );
+        assert_eq!(got.as_object().unwrap().len(), 5);
+        assert_eq!(options(&["--greedy"])["temperature"], 0.0);
     }
 
     #[test]

@@ -222,6 +222,12 @@ impl Sampler {
         }
     }
 
+    /// Knows what another sampler has observed, as if it had been told itself.
+    pub fn observe_as(&mut self, other: &Sampler) {
+        self.state.window.clone_from(&other.state.window);
+        self.state.seen.clone_from(&other.state.seen);
+    }
+
     /// Counts a generated token: all counts decay, then the token's own grows by one (by nothing for [`Uncounted`]).
     pub fn accept(&mut self, id: u32) {
         let mut known = None;

@@ -21,8 +21,9 @@ use crate::generate::check_ids;
 use crate::tree::cache::StateCache;
 use crate::{Error, Result, StopMatcher, StopReason};
 use hawfinch_tokenizer::Tokenizer;
-use queue::Queue;
+use queue::{Queue, Who};
 use slot::Slot;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -32,8 +33,9 @@ use std::time::{Duration, Instant};
 const STEP: usize = hawfinch_model::STEP_TOKENS;
 /// Tokens of prompts in a step beside running replies, at least.
 const CHUNK: usize = 16;
-/// How much longer prompts may make a step beside running replies.
-const DELAY: f64 = 0.15;
+/// How much longer, in seconds, prompts may make a step beside running replies: where all wait for their prompts, where hardly
+/// any does.
+const DELAYS: [f64; 2] = [0.6, 0.15];
 /// A text is divided for the tree where it parts from a known one only so many tokens behind a snapshot.
 pub(crate) const MARK_APART: usize = 16;
 
@@ -137,14 +139,27 @@ impl<M: BatchModel> Scheduler<M> {
         &self.shared.stats
     }
 
+    /// Whether a request might be taken now.
+    pub fn has_room(&self) -> bool {
+        locked(&self.shared.queue).len() < self.shared.limits.queue
+    }
+
     /// Takes a request, or says why not.
     ///
     /// # Errors
     /// The queue is full, the scheduler is closing, or the request is wrong: an id out of range, no choice or more than
     /// run at once, an empty stop string.
     pub fn submit(&self, request: Request<M>) -> std::result::Result<(), Refused> {
+        self.submit_all(vec![request])
+    }
+
+    /// Takes several requests of one client, or none of them.
+    ///
+    /// # Errors
+    /// As [`Scheduler::submit`].
+    pub fn submit_all(&self, requests: Vec<Request<M>>) -> std::result::Result<(), Refused> {
         let s = &*self.shared;
-        let check = || -> Result<()> {
+        let check = |request: &Request<M>| -> Result<()> {
             check_ids(&request.prompt, s.model.vocab())?;
             StopMatcher::new(&request.options.stops.strings)?;
             let choices = request.samplers.len();
@@ -154,19 +169,25 @@ impl<M: BatchModel> Scheduler<M> {
             }
             Ok(())
         };
-        check().map_err(Refused::Wrong)?;
+        requests.iter().try_for_each(check).map_err(Refused::Wrong)?;
+        let Some(first) = requests.first() else { return Ok(()) };
         let mut queue = locked(&s.queue);
         if s.closing.load(Ordering::Relaxed) {
             return Err(Refused::Closing);
         }
-        if queue.len() >= s.limits.queue {
-            s.stats.refused.fetch_add(1, Ordering::Relaxed);
+        // A quarter of the places is for others than who has most.
+        let own = (s.limits.queue - s.limits.queue / 4).max(1);
+        let of_client = queue.waiting_of(&first.client) + requests.len();
+        if queue.len() + requests.len() > s.limits.queue || of_client > own {
+            s.stats.refused.fetch_add(requests.len() as u64, Ordering::Relaxed);
             return Err(Refused::Full(s.stats.expected_wait(queue.len(), s.limits.width)));
         }
-        let client = request.client.clone();
-        queue.push(&client, Waiting { request, since: Instant::now() });
+        s.stats.requests.fetch_add(requests.len() as u64, Ordering::Relaxed);
+        for request in requests {
+            let who = (request.client.clone(), request.user.clone());
+            queue.push(&who, Waiting { request, since: Instant::now() });
+        }
         s.stats.queued.store(queue.len(), Ordering::Relaxed);
-        s.stats.requests.fetch_add(1, Ordering::Relaxed);
         drop(queue);
         s.wake.notify_all();
         Ok(())
@@ -197,18 +218,32 @@ impl<M: BatchModel> Shared<M> {
         let mut pace = Pace::default();
         loop {
             let Some(new) = self.admit(&slots) else { break };
-            for w in new {
-                let slot = Slot::<M>::begin(&*self.model, &self.cache, &self.tokenizer, w.request, w.since);
-                slots.push(slot);
+            let round = AssertUnwindSafe(|| self.round(&mut slots, new, &mut pace));
+            if std::panic::catch_unwind(round).is_err() {
+                // A fault of this program: nothing that ran is to be trusted, what waits may still be computed.
+                for slot in &slots {
+                    slot.ticket.fail(Error::Broken);
+                }
+                slots.iter_mut().for_each(|slot| slot.ended = true);
+                self.retire(&mut slots);
             }
-            self.expire(&mut slots);
-            if slots.is_empty() {
-                continue;
-            }
-            self.stats.active.store(slots.iter().map(Slot::weight).sum(), Ordering::Relaxed);
-            self.step(&mut slots, &mut pace);
-            self.retire(&mut slots);
         }
+    }
+
+    /// Begins new requests, and computes one step of all.
+    fn round(&self, slots: &mut Vec<Slot<M>>, new: Vec<Waiting<M>>, pace: &mut Pace) {
+        for w in new {
+            let slot = Slot::<M>::begin(&*self.model, &self.cache, &self.tokenizer, w.request, w.since);
+            slots.push(slot);
+        }
+        self.expire(slots);
+        self.retire(slots);
+        if slots.is_empty() {
+            return;
+        }
+        self.stats.active.store(slots.iter().map(Slot::weight).sum(), Ordering::Relaxed);
+        self.step(slots, pace);
+        self.retire(slots);
     }
 
     /// Takes requests from the queue while there is room for them; waits when nothing runs. `None` at the end.
@@ -272,9 +307,9 @@ impl<M: BatchModel> Shared<M> {
         }
         if !reading.is_empty() {
             let queue = locked(&self.queue);
-            reading.sort_by_key(|&i| queue.served_so_far(&slots[i].ticket.client));
+            reading.sort_by_key(|&i| queue.served_so_far(&slots[i].ticket.who));
             drop(queue);
-            let mut room = pace.room(written);
+            let mut room = pace.room(written, reading.len());
             // Each gets its part, so that a short prompt does not wait for a long one; the first also the rest.
             let part = (room / reading.len()).max(CHUNK);
             for &i in &reading {
@@ -284,14 +319,14 @@ impl<M: BatchModel> Shared<M> {
             }
         }
         let began = Instant::now();
-        let fed: Vec<(Arc<str>, usize)>;
+        let fed: Vec<(Who, usize)>;
         {
             let turn = self.turns.take();
             let (mut feeds, mut adapters, mut of) = (Vec::new(), Vec::new(), Vec::new());
             for slot in slots.iter_mut() {
-                let client = slot.ticket.client.clone();
+                let who = slot.ticket.who.clone();
                 if let Some((feed, adapter)) = slot.feed() {
-                    of.push((client, feed.tokens.len()));
+                    of.push((who, feed.tokens.len()));
                     feeds.push(feed);
                     adapters.push(adapter);
                 }
@@ -315,7 +350,7 @@ impl<M: BatchModel> Shared<M> {
             self.stats.step(written, read, fed.len(), took);
         }
         let mut queue = locked(&self.queue);
-        fed.iter().for_each(|(client, tokens)| queue.served(client, *tokens));
+        fed.iter().for_each(|(who, tokens)| queue.served(who, *tokens));
         drop(queue);
         let mut others = Vec::new();
         for slot in slots.iter_mut().filter(|s| !s.ended) {
@@ -341,7 +376,7 @@ impl<M: BatchModel> Shared<M> {
         for ticket in ended {
             // The last of its choices.
             if Arc::strong_count(&ticket) == 1 {
-                queue.ended(&ticket.client);
+                queue.ended(&ticket.who);
                 self.stats.ended(ticket.times[0].elapsed());
             }
         }
@@ -358,12 +393,14 @@ struct Pace {
 }
 
 impl Pace {
-    /// Tokens of prompts in a step beside so many of replies.
-    fn room(&self, written: usize) -> usize {
+    /// Tokens of so many prompts in a step beside so many tokens of replies.
+    fn room(&self, written: usize, prompts: usize) -> usize {
         if written == 0 {
             return STEP;
         }
-        let by_time = if self.reading > 0.0 { (DELAY / self.reading) as usize } else { CHUNK };
+        let share = prompts as f64 / (prompts + written) as f64;
+        let delay = DELAYS[1] + share * (DELAYS[0] - DELAYS[1]);
+        let by_time = if self.reading > 0.0 { (delay / self.reading) as usize } else { CHUNK };
         by_time.clamp(CHUNK, STEP.saturating_sub(written).max(CHUNK))
     }
 

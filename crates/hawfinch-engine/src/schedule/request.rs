@@ -68,6 +68,8 @@ pub struct Request<M: BatchModel> {
     pub prompt_logprobs: Option<usize>,
     /// Who asks: clients take turns.
     pub client: Arc<str>,
+    /// For whom: users of one client take turns, too.
+    pub user: Arc<str>,
     /// When it must have ended.
     pub deadline: Option<Instant>,
     /// Start from known states, and keep new ones.

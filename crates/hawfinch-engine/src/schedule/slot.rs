@@ -1,5 +1,6 @@
 //! One running sequence: the prompt that it reads, the reply that it writes.
 
+use super::queue::Who;
 use super::request::{Base, BatchModel, Constrained, Event, Request, Sink, Timings};
 use crate::generate::{Event as Told, Next, Run};
 use crate::grammar::Allowed;
@@ -22,7 +23,7 @@ type Part<'a, M> = (Feed<'a, <M as crate::LanguageModel>::State>, Option<&'a <M 
 
 /// What all choices of a request share.
 pub(super) struct Ticket {
-    pub client: Arc<str>,
+    pub who: Who,
     pub deadline: Option<Instant>,
     /// When it was submitted, begun, when its prompt was read.
     pub times: [Instant; 3],
@@ -107,6 +108,8 @@ pub(super) struct Slot<M: BatchModel> {
     pub base: Base<M>,
     choice: usize,
     cached: bool,
+    /// Where it ends is kept: not where only likelihoods are asked for, which nobody goes on from.
+    keeps_end: bool,
     /// All tokens since the base's state, those of the reply included.
     tokens: Vec<u32>,
     /// How many of them the state has read.
@@ -171,7 +174,7 @@ impl<M: BatchModel> Slot<M> {
         sampler.observe(&prompt);
         let others: Vec<Sampler> = samplers
             .map(|mut s| {
-                s.observe(&prompt);
+                s.observe_as(&sampler);
                 s
             })
             .collect();
@@ -181,7 +184,7 @@ impl<M: BatchModel> Slot<M> {
         let timings = Timings { prompt_tokens: len - fed, ..Timings::default() };
         let inner = Inner { sink, choices: 1 + others.len(), timings, over: false };
         let ticket = Ticket {
-            client: request.client,
+            who: (request.client, request.user),
             deadline: request.deadline,
             times: [submitted, now, now],
             inner: Mutex::new(inner),
@@ -191,6 +194,7 @@ impl<M: BatchModel> Slot<M> {
             base,
             choice: 0,
             cached: request.cached,
+            keeps_end: request.cached && prompt_logprobs.is_none(),
             tokens: prompt,
             fed,
             reading: 0,
@@ -291,7 +295,7 @@ impl<M: BatchModel> Slot<M> {
         }
         let Some(p) = self.prompt.take_if(|p| p.len == self.fed) else { return Vec::new() };
         self.prompt_read = Some(Instant::now());
-        if self.cached && self.fed > before {
+        if self.cached && self.fed > before && p.logprobs.is_none() {
             cache.share(&self.base.root, &self.tokens, self.snapshot(true));
         }
         let fork = |(sampler, choice)| Slot {
@@ -299,6 +303,7 @@ impl<M: BatchModel> Slot<M> {
             base: self.base.clone(),
             choice,
             cached: self.cached,
+            keeps_end: self.keeps_end,
             tokens: self.tokens.clone(),
             fed: self.fed,
             reading: 0,
@@ -469,7 +474,7 @@ impl<M: BatchModel> Slot<M> {
 
     /// Keeps where the reply ended, and where it stood before its stop string.
     fn keep(&mut self, cache: &StateCache<M::State>) {
-        if !self.cached || self.fed == 0 {
+        if !self.keeps_end || self.fed == 0 {
             return;
         }
         if let Some((at, snapshot)) = self.held.take()

@@ -90,6 +90,7 @@ fn request(prompt: &[u32], seed: u64, n: u64, max_tokens: usize) -> (Request<Bat
         constrained: None,
         prompt_logprobs: None,
         client: "one".into(),
+        user: "".into(),
         deadline: None,
         cached: true,
         sink: Box::new(ToChannel { to, closed: Arc::default() }),
@@ -170,7 +171,7 @@ fn conversations(seed: u64, wrong_keys: bool) -> std::result::Result<usize, Stri
     for round in 0..60 {
         if round % 20 == 19 {
             if below(2) == 0 {
-                engine.cache().save_all();
+                engine.cache().save_all(Duration::from_secs(60));
             }
             engine = open();
         }
@@ -301,6 +302,10 @@ fn the_prompt_s_probabilities_are_the_model_s_cached_or_not() {
         let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
         want.push(f64::from(logits[pair[1] as usize] - max) - sum.ln());
     }
+    // Only the ends of texts that somebody may go on from are kept, so a beginning is read before.
+    let (r, events) = request(&prompt[..260], 1, 1, 0);
+    engine.submit(r).unwrap();
+    listen(&events, 1);
     for from in [1, 250, 1, 299, 300, 9000] {
         let (mut r, events) = request(&prompt, 1, 1, 3);
         let text = alone(&r, 0);
@@ -355,7 +360,7 @@ fn grammars_force_tokens_and_hold_in_a_batch() {
 
 #[test]
 fn who_leaves_or_waits_too_long_harms_nobody() {
-    let (_, engine) = engine(Limits { width: 2, queue: 3 });
+    let (_, engine) = engine(Limits { width: 2, queue: 4 });
     let endless = |seed| {
         let (mut r, events) = request(&[1, 2, 3], seed, 1, usize::MAX);
         r.options.stops = StopRules::none();
@@ -422,4 +427,84 @@ fn what_is_wrong_is_refused_and_closing_ends_what_runs() {
     let told = listen(&events, 2);
     assert_eq!(told.stops, [Some(StopReason::TimedOut), Some(StopReason::TimedOut)]);
     assert!(matches!(engine.submit(request(&[1], 1, 1, 1).0), Err(Refused::Closing)));
+}
+
+/// Breaks once it reads the token 13.
+struct Breaking;
+
+impl LanguageModel for Breaking {
+    type State = u64;
+    fn vocab(&self) -> usize {
+        256
+    }
+    fn new_state(&self) -> u64 {
+        1
+    }
+    fn forward(&self, feeds: &mut [Feed<'_, u64>]) -> crate::Result<()> {
+        assert!(!feeds.iter().any(|f| f.tokens.contains(&13)), "a bug");
+        crate::testing::HashModel(256).forward(feeds)
+    }
+}
+
+impl BatchModel for Breaking {
+    type Adapter = ();
+    fn forward_adapted(&self, feeds: &mut [Feed<'_, u64>], _: &[Option<&()>]) -> crate::Result<()> {
+        self.forward(feeds)
+    }
+}
+
+#[test]
+fn a_panic_ends_what_ran_and_nothing_else() {
+    let cache = Arc::new(StateCache::in_memory(8, 1 << 20));
+    let turns = Turns::default();
+    let engine =
+        Scheduler::start(Arc::new(Breaking), Tokenizer::bytes(), cache, Limits::default(), turns).unwrap();
+    let ask = |token: u32| {
+        let (r, events) = request(&[1, token], 1, 1, 5);
+        let Request { prompt, marks, samplers, mut options, client, user, sink, .. } = r;
+        options.stops = StopRules::none();
+        let base = Base { root: "r".into(), state: None, adapter: None };
+        let (constrained, prompt_logprobs, deadline, cached) = (None, None, None, true);
+        let r = Request {
+            base,
+            prompt,
+            marks,
+            samplers,
+            options,
+            constrained,
+            prompt_logprobs,
+            client,
+            user,
+            deadline,
+            cached,
+            sink,
+        };
+        engine.submit(r).unwrap();
+        listen(&events, 1)
+    };
+    for _ in 0..3 {
+        assert!(ask(2).timings.is_some());
+        assert_eq!(ask(13).failed, Some(Error::Broken));
+    }
+}
+
+#[test]
+fn several_are_taken_whole_or_not_at_all_and_leave_room_for_others() {
+    let (_, engine) = engine(Limits { width: 1, queue: 8 });
+    let (mut r, running) = request(&[1], 1, 1, usize::MAX);
+    r.options.stops = StopRules::none();
+    engine.submit(r).unwrap();
+    while engine.stats().active.load(Ordering::Relaxed) == 0 {
+        std::thread::yield_now();
+    }
+    let many = |n: usize, client: &str| {
+        let requests = (0..n).map(|i| Request { client: client.into(), ..request(&[i as u32], 1, 1, 1).0 });
+        engine.submit_all(requests.collect())
+    };
+    assert!(matches!(many(7, "a"), Err(Refused::Full(_))), "one client does not get all places");
+    many(6, "a").unwrap();
+    assert!(matches!(many(1, "a"), Err(Refused::Full(_))));
+    many(2, "b").unwrap();
+    assert!(matches!(many(1, "c"), Err(Refused::Full(_))));
+    drop(running);
 }

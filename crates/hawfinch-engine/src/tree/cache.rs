@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// Where a text can start.
 #[derive(Debug, Clone)]
@@ -54,6 +55,7 @@ struct Shared<S> {
     /// What left memory and is not in the folder yet.
     leaving: Mutex<HashMap<Key, Arc<Snapshot<S>>>>,
     counts: Counts,
+    state_bytes: usize,
     /// Told of failures, in words.
     report: Box<dyn Fn(&str) + Send + Sync>,
 }
@@ -97,6 +99,7 @@ impl<S: Send + Sync + 'static> StateCache<S> {
             shared,
             leaving: Mutex::default(),
             counts: Counts::default(),
+            state_bytes,
             report: Box::new(report),
         });
         let (sender, receiver) = channel();
@@ -130,6 +133,7 @@ impl<S: Send + Sync + 'static> StateCache<S> {
 
     /// The deepest snapshot that a text can start from, read from the folder if it lies there.
     pub fn find(&self, root: &Arc<str>, tokens: &[u32]) -> Start<S> {
+        let whole = tokens.len();
         let mut first = None;
         loop {
             let found = locked(&self.inner.tree).find(root, tokens);
@@ -145,7 +149,8 @@ impl<S: Send + Sync + 'static> StateCache<S> {
                 }
                 Found::Stored => {
                     let tokens = &tokens[..found.at];
-                    if let Some(snapshot) = self.fetch(root, tokens) {
+                    let usable = |s: &Arc<Snapshot<S>>| found.at < whole || !s.logits.is_empty();
+                    if let Some(snapshot) = self.fetch(root, tokens).filter(usable) {
                         self.inner.counts.hits_files.fetch_add(1, Ordering::Relaxed);
                         self.put(root, tokens, snapshot.clone());
                         return Start { from: Some((found.at, snapshot)), known };
@@ -181,10 +186,18 @@ impl<S: Send + Sync + 'static> StateCache<S> {
         if known >= tokens.len() {
             return;
         }
-        let asked = shared.longest(root, tokens, known).and_then(|at| match at {
+        let ask = |tokens: &[u32]| match shared.longest(root, tokens, known)? {
             Some(at) => shared.get(root, &tokens[..at]).map(|s| s.map(|s| (at, s))),
             None => Ok(None),
-        });
+        };
+        let mut asked = ask(tokens);
+        if let Ok(Some((at, snapshot))) = &asked
+            && *at == tokens.len()
+            && snapshot.logits.is_empty()
+        {
+            // Of no use for this text.
+            asked = ask(&tokens[..tokens.len() - 1]);
+        }
         match asked {
             Ok(Some((at, snapshot))) => {
                 self.inner.counts.hits_shared.fetch_add(1, Ordering::Relaxed);
@@ -243,19 +256,29 @@ impl<S: Send + Sync + 'static> StateCache<S> {
         let _ = receiver.recv();
     }
 
-    /// Writes what is only in memory to the folder, and waits for it.
-    pub fn save_all(&self) {
-        if let Some(files) = &self.inner.files {
-            self.settle();
-            let unsaved = locked(&self.inner.tree).unsaved();
-            for e in unsaved.into_iter().filter(|e| e.tokens.len() >= WORTH) {
-                if let Err(why) = files.put(&e.root, &e.tokens, &e.snapshot) {
-                    self.inner.failed(&why);
-                    return;
-                }
+    /// Writes what is only in memory to the folder, what was used last first, as much as fits there and within `time`.
+    pub fn save_all(&self, time: Duration) {
+        let until = Instant::now() + time;
+        self.settle();
+        let Some(files) = &self.inner.files else { return };
+        let mut room = files.budget();
+        while Instant::now() < until
+            && let Some(e) = {
+                let mut tree = locked(&self.inner.tree);
+                tree.next_unsaved(|tokens| tokens >= WORTH)
+            }
+        {
+            // What was used less lately must not push out what was written just now.
+            let bytes = self.inner.state_bytes as u64 + 4 * (e.tokens.len() + e.snapshot.logits.len()) as u64;
+            if bytes > room {
+                return;
+            }
+            room -= bytes;
+            if let Err(why) = files.put(&e.root, &e.tokens, &e.snapshot) {
+                self.inner.failed(&why);
+                return;
             }
         }
-        self.settle();
     }
 }
 
@@ -279,17 +302,26 @@ fn write<S>(of: &Shared<S>, jobs: &Receiver<Job<S>>, waiting: &AtomicUsize) {
     for job in jobs {
         match job {
             Job::File(e) => {
-                let written = of.files.as_ref().map_or(Ok(()), |f| f.put(&e.root, &e.tokens, &e.snapshot));
-                if let Err(why) = written {
-                    // Not kept after all.
-                    locked(&of.tree).remove_stored(&e.root, &e.tokens);
-                    of.failed(&why);
+                match of.files.as_ref().map_or(Ok(Vec::new()), |f| f.put(&e.root, &e.tokens, &e.snapshot)) {
+                    Ok(gone) => {
+                        let mut tree = locked(&of.tree);
+                        gone.iter().for_each(|label| tree.remove_stored(&label.root, &label.tokens));
+                    }
+                    Err(why) => {
+                        // Not kept after all.
+                        locked(&of.tree).remove_stored(&e.root, &e.tokens);
+                        of.failed(&why);
+                    }
                 }
-                locked(&of.leaving).remove(&(e.root, e.tokens));
+                let mut leaving = locked(&of.leaving);
+                let key = (e.root, e.tokens);
+                // A newer one of the same text may be on its way.
+                if leaving.get(&key).is_some_and(|s| Arc::ptr_eq(s, &e.snapshot)) {
+                    leaving.remove(&key);
+                }
             }
             Job::Share(e) => {
-                let shared = of.shared.as_ref().map_or(Ok(()), |s| s.put(&e.root, &e.tokens, &e.snapshot));
-                if let Err(why) = shared {
+                if let Some(Err(why)) = of.shared.as_ref().map(|s| s.put(&e.root, &e.tokens, &e.snapshot)) {
                     of.failed(&why);
                 }
             }

@@ -88,17 +88,25 @@ impl<S> FileStore<S> {
         self.clock.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// Bytes that it may take.
+    pub fn budget(&self) -> u64 {
+        self.budget
+    }
+
     /// Removes what was not used for longest until it fits.
-    fn shrink(&self) {
+    fn shrink(&self) -> Vec<Label> {
+        let mut gone = Vec::new();
         let mut files = self.lock();
         let mut total: u64 = files.values().map(|k| k.bytes).sum();
-        while total > self.budget {
-            let Some(oldest) = files.iter().min_by_key(|(_, k)| k.used).map(|(name, _)| name.clone()) else {
-                return;
-            };
-            let _ = fs::remove_file(self.path(&oldest));
+        while total > self.budget
+            && let Some(oldest) = files.iter().min_by_key(|(_, k)| k.used).map(|(name, _)| name.clone())
+        {
+            let path = self.path(&oldest);
+            gone.extend(labelled(&path).map(|(label, ..)| label));
+            let _ = fs::remove_file(path);
             total -= files.remove(&oldest).map_or(0, |k| k.bytes);
         }
+        gone
     }
 
     /// Removes the snapshot after `tokens`, if there is one.
@@ -124,7 +132,7 @@ fn labelled(path: &Path) -> io::Result<(Label, u64, std::time::SystemTime)> {
 }
 
 impl<S> Store<S> for FileStore<S> {
-    fn put(&self, root: &str, tokens: &[u32], snapshot: &Snapshot<S>) -> Result<(), String> {
+    fn put(&self, root: &str, tokens: &[u32], snapshot: &Snapshot<S>) -> Result<Vec<Label>, String> {
         let name = name(root, tokens);
         let bytes = record(&*self.codec, root, tokens, snapshot);
         let number = self.written.fetch_add(1, Ordering::Relaxed);
@@ -141,8 +149,7 @@ impl<S> Store<S> for FileStore<S> {
             format!("a state could not be written to {}: {e}", self.folder.display())
         })?;
         self.lock().insert(name, Known { bytes: bytes.len() as u64, used: self.tick() });
-        self.shrink();
-        Ok(())
+        Ok(self.shrink())
     }
 
     fn get(&self, root: &str, tokens: &[u32]) -> Result<Option<Snapshot<S>>, String> {
@@ -176,8 +183,7 @@ impl<S> Store<S> for FileStore<S> {
     }
 
     fn longest(&self, root: &str, tokens: &[u32], above: usize) -> Result<Option<usize>, String> {
-        let names = names(root, tokens);
         let files = self.lock();
-        Ok((above + 1..=tokens.len()).rev().find(|&n| files.contains_key(&names[n])))
+        Ok(names(root, tokens, above).into_iter().find(|(_, name)| files.contains_key(name)).map(|(n, _)| n))
     }
 }

@@ -89,6 +89,10 @@ pub struct StateTree<S> {
     nodes: Vec<Node<S>>,
     free: Vec<usize>,
     roots: HashMap<Arc<str>, usize>,
+    /// Nodes with a snapshot in memory, by when they were used.
+    in_memory: BTreeMap<u64, usize>,
+    /// Nodes whose snapshot is in the store.
+    in_store: usize,
     /// Bytes of one snapshot without its logits.
     state_bytes: usize,
     bytes: usize,
@@ -106,6 +110,8 @@ impl<S> StateTree<S> {
             nodes: Vec::new(),
             free: Vec::new(),
             roots: HashMap::new(),
+            in_memory: BTreeMap::new(),
+            in_store: 0,
             state_bytes,
             bytes: 0,
             budget,
@@ -121,15 +127,7 @@ impl<S> StateTree<S> {
 
     /// Snapshots in memory and in the store.
     pub fn len(&self) -> [usize; 2] {
-        let mut count = [0, 0];
-        for node in self.nodes.iter() {
-            match node.entry {
-                Some(Entry::Memory(_)) => count[0] += 1,
-                Some(Entry::Stored { .. }) => count[1] += 1,
-                None => {}
-            }
-        }
-        count
+        [self.in_memory.len(), self.in_store]
     }
 
     /// Whether there is no snapshot at all.
@@ -158,8 +156,7 @@ impl<S> StateTree<S> {
                 _ => continue,
             }
             result.at = at;
-            self.clock += 1;
-            self.nodes[node].used = self.clock;
+            self.touch(node);
             break;
         }
         result
@@ -189,28 +186,25 @@ impl<S> StateTree<S> {
             Some(Entry::Memory(there)) => !there.logits.is_empty() || snapshot.logits.is_empty(),
             _ => false,
         };
-        self.clock += 1;
-        self.nodes[node].used = self.clock;
         if !same {
             let stored = matches!(
                 self.nodes[node].entry,
                 Some(Entry::Stored { logits }) if logits || snapshot.logits.is_empty()
             );
-            self.forget_bytes(node);
-            self.bytes += self.cost(&snapshot);
-            self.nodes[node].entry = Some(Entry::Memory(snapshot));
+            self.set(node, Some(Entry::Memory(snapshot)));
             self.nodes[node].stored = stored;
         }
+        self.touch(node);
         self.shrink()
     }
 
     /// Notes that the store has a snapshot after `tokens`.
     pub fn insert_stored(&mut self, root: &Arc<str>, tokens: &[u32], logits: bool) {
-        let node = self.node_at(root, tokens);
-        let node = &mut self.nodes[node];
+        let at = self.node_at(root, tokens);
+        let node = &mut self.nodes[at];
         match &node.entry {
             Some(Entry::Memory(s)) => node.stored |= logits || s.logits.is_empty(),
-            _ => node.entry = Some(Entry::Stored { logits }),
+            _ => self.set(at, Some(Entry::Stored { logits })),
         }
     }
 
@@ -221,8 +215,7 @@ impl<S> StateTree<S> {
         if let Some(&(node, at)) = path.last()
             && at == tokens.len()
         {
-            self.forget_bytes(node);
-            self.nodes[node].entry = None;
+            self.set(node, None);
             self.tidy(node);
         }
     }
@@ -236,7 +229,7 @@ impl<S> StateTree<S> {
         {
             self.nodes[node].stored = false;
             if let Some(Entry::Stored { .. }) = self.nodes[node].entry {
-                self.nodes[node].entry = None;
+                self.set(node, None);
                 self.tidy(node);
             }
         }
@@ -248,26 +241,52 @@ impl<S> StateTree<S> {
         let mut below = vec![node];
         while let Some(node) = below.pop() {
             below.extend(std::mem::take(&mut self.nodes[node].children).into_values());
-            self.forget_bytes(node);
-            self.nodes[node].entry = None;
+            self.set(node, None);
             self.free.push(node);
         }
     }
 
-    /// All that is in memory and not in the store, the most recently used last; it counts as stored from now on.
-    pub fn unsaved(&mut self) -> Vec<Evicted<S>> {
-        let mut of: Vec<usize> = (0..self.nodes.len())
-            .filter(|&n| matches!(self.nodes[n].entry, Some(Entry::Memory(_))) && !self.nodes[n].stored)
-            .collect();
-        of.sort_by_key(|&n| self.nodes[n].used);
-        let unsaved: Vec<_> = of.iter().filter_map(|&n| self.taken(n)).collect();
-        of.into_iter().for_each(|n| self.nodes[n].stored = true);
-        unsaved
+    /// What is in memory and not in the store, the most recently used first; each counts as stored from when it is taken.
+    pub fn next_unsaved(&mut self, worth: impl Fn(usize) -> bool) -> Option<Evicted<S>> {
+        let candidates: Vec<usize> = self.in_memory.values().rev().copied().collect();
+        for node in candidates {
+            if std::mem::replace(&mut self.nodes[node].stored, true) {
+                continue;
+            }
+            let taken = self.taken(node);
+            if taken.as_ref().is_some_and(|e| worth(e.tokens.len())) {
+                return taken;
+            }
+        }
+        None
     }
 
-    fn forget_bytes(&mut self, node: usize) {
-        if let Some(Entry::Memory(s)) = &self.nodes[node].entry {
-            self.bytes -= self.state_bytes + size_of_val(&s.logits[..]);
+    /// Puts an entry in place of a node's, or takes it away.
+    fn set(&mut self, node: usize, entry: Option<Entry<S>>) {
+        match &self.nodes[node].entry {
+            Some(Entry::Memory(s)) => {
+                self.bytes -= self.cost(s);
+                self.in_memory.remove(&self.nodes[node].used);
+            }
+            Some(Entry::Stored { .. }) => self.in_store -= 1,
+            None => {}
+        }
+        match &entry {
+            Some(Entry::Memory(s)) => self.bytes += self.cost(s),
+            Some(Entry::Stored { .. }) => self.in_store += 1,
+            None => {}
+        }
+        self.nodes[node].entry = entry;
+        self.touch(node);
+    }
+
+    /// Counts a node as used now.
+    fn touch(&mut self, node: usize) {
+        self.clock += 1;
+        self.in_memory.remove(&self.nodes[node].used);
+        self.nodes[node].used = self.clock;
+        if let Some(Entry::Memory(_)) = self.nodes[node].entry {
+            self.in_memory.insert(self.clock, node);
         }
     }
 
@@ -287,22 +306,17 @@ impl<S> StateTree<S> {
     /// Moves snapshots out of memory, those first that were not used for longest, until it fits.
     fn shrink(&mut self) -> Vec<Evicted<S>> {
         let mut evicted = Vec::new();
-        while self.bytes > self.budget {
-            let in_memory = |n: &&usize| matches!(self.nodes[**n].entry, Some(Entry::Memory(_)));
-            let all: Vec<usize> = (0..self.nodes.len()).collect();
-            let Some(oldest) = all.iter().filter(in_memory).min_by_key(|n| self.nodes[**n].used).copied()
-            else {
-                break;
-            };
+        while self.bytes > self.budget
+            && let Some((_, &oldest)) = self.in_memory.first_key_value()
+        {
             if !self.nodes[oldest].stored {
                 evicted.extend(self.taken(oldest));
             }
             let logits = matches!(&self.nodes[oldest].entry, Some(Entry::Memory(s)) if !s.logits.is_empty());
-            self.forget_bytes(oldest);
             if self.keeps_evicted {
-                self.nodes[oldest].entry = Some(Entry::Stored { logits });
+                self.set(oldest, Some(Entry::Stored { logits }));
             } else {
-                self.nodes[oldest].entry = None;
+                self.set(oldest, None);
                 self.tidy(oldest);
             }
         }

@@ -21,11 +21,11 @@ pub trait StateCodec<S>: Send + Sync {
 
 /// A place that keeps snapshots, shared by many programs or not.
 pub trait Store<S>: Send + Sync {
-    /// Keeps a snapshot.
+    /// Keeps a snapshot; says which others had to go for it.
     ///
     /// # Errors
     /// What stands in the way, in words.
-    fn put(&self, root: &str, tokens: &[u32], snapshot: &Snapshot<S>) -> Result<(), String>;
+    fn put(&self, root: &str, tokens: &[u32], snapshot: &Snapshot<S>) -> Result<Vec<Label>, String>;
     /// The snapshot after `tokens`, if it is there and whole.
     ///
     /// # Errors
@@ -124,17 +124,20 @@ fn checksum(bytes: &[u8]) -> u64 {
     xxhash_rust::xxh64::xxh64(bytes, 0)
 }
 
-/// The names of all beginnings of a text, one a length from 0: 32 hexadecimal digits of root and tokens.
-pub fn names(root: &str, tokens: &[u32]) -> Vec<String> {
+/// The names of beginnings of a text, each with its length, from the longest down to `above` + 1: 32 hexadecimal digits of
+/// root and tokens.
+pub fn names(root: &str, tokens: &[u32], above: usize) -> Vec<(usize, String)> {
     // Two of 64 bits with other seeds; which record it is its own label says.
     let mut hashes = [Xxh64::new(1), Xxh64::new(2)];
     hashes.iter_mut().for_each(|h| h.update(root.as_bytes()));
-    let name = |hashes: &[Xxh64; 2]| format!("{:016x}{:016x}", hashes[0].digest(), hashes[1].digest());
-    let mut all = vec![name(&hashes)];
-    for t in tokens {
+    let mut all = Vec::new();
+    for (t, len) in tokens.iter().zip(1..) {
         hashes.iter_mut().for_each(|h| h.update(&t.to_le_bytes()));
-        all.push(name(&hashes));
+        if len > above {
+            all.push((len, format!("{:016x}{:016x}", hashes[0].digest(), hashes[1].digest())));
+        }
     }
+    all.reverse();
     all
 }
 

@@ -138,7 +138,7 @@ pub async fn chat(
         top_logprobs: top,
         state: r.state,
         cached: r.cache.unwrap_or(true),
-        client: client.with_user(r.user.as_deref()),
+        who: client.with_user(r.user.as_deref()),
     };
     let generation = Generation::start(&app, wish).await?;
     let head = Head::new(&generation);

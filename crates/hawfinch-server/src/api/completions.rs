@@ -6,7 +6,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::generation::{frame, sse};
 use crate::hosted::{Chosen, now};
 use crate::reply::{Ending, Usage, finish_reason, finite, timings, token_text};
-use crate::run::{Events, Job, fresh_id};
+use crate::run::{Events, Job, fresh_id, submit_all};
 use crate::sampling::{Guided, OneOrMany, ResponseFormat, Sampling, choices, grammar, stops};
 use axum::Json;
 use axum::extract::{Extension, State};
@@ -23,6 +23,8 @@ use std::collections::VecDeque;
 
 use super::chat::{StreamOptions, fingerprint, refuse};
 
+/// Tokens and log-probabilities of prompts that are given back at most.
+const MAX_ECHO: usize = 4 << 20;
 /// Prompts of a request at most.
 const MAX_PROMPTS: usize = 256;
 
@@ -168,6 +170,7 @@ impl Running {
                 Event::Done { choice, stop, stop_token, .. } => {
                     let c = &mut self.choices[choice];
                     c.finish = Some(finish_reason(&stop));
+                    c.sum += stop_token.as_ref().map_or(0.0, |t| f64::from(t.logprob));
                     c.last = stop_token;
                     if !matches!(stop, StopReason::StopString(_)) {
                         // What was held back is text after all; it came with the last piece.
@@ -241,7 +244,15 @@ pub async fn complete(
         }
     }
     let echo = r.echo.unwrap_or(false);
-    let mut sampler = r.sampling.over(&SamplerConfig::default())?;
+    prompts.iter().for_each(|p| app.log_text(|| chosen.hosted.tokenizer.decode_lossy(p)));
+    // What is given back of the prompts is given with each choice.
+    let told =
+        prompts.iter().map(Vec::len).sum::<usize>() * n * (1 + r.logprobs.map_or(0, |top| 1 + top as usize));
+    if echo && told > MAX_ECHO {
+        let message = "the prompts times the choices and log-probabilities are more than one answer can hold";
+        return Err(ApiError::field("echo", message));
+    }
+    let mut sampler = r.sampling.over(&SamplerConfig::default(), chosen.hosted.model.config().vocab)?;
     sampler.top_logprobs = if r.logprobs.is_some() { top } else { 0 };
     let constrained = match grammar(r.response_format.as_ref(), &r.guided)? {
         None => None,
@@ -256,9 +267,10 @@ pub async fn complete(
     };
     let stops =
         StopRules { strings: stops(r.stop)?, tokens: chosen.hosted.tokenizer.eos().into_iter().collect() };
-    let client = client.with_user(r.user.as_deref());
+    let who = client.with_user(r.user.as_deref());
     let deadline = app.deadline();
-    let mut running = Vec::new();
+    let kept = prompts.clone();
+    let mut jobs = Vec::new();
     for (i, prompt) in prompts.into_iter().enumerate() {
         // Each prompt has its own random numbers, the same as it would have alone and first.
         let sampler = match sampler.seed {
@@ -267,9 +279,9 @@ pub async fn complete(
             }
             None => sampler.clone(),
         };
-        let job = Job {
+        jobs.push(Job {
             chosen: chosen.clone(),
-            prompt: prompt.clone(),
+            prompt,
             marks: Vec::new(),
             sampler,
             n: best_of,
@@ -277,19 +289,21 @@ pub async fn complete(
             stops: stops.clone(),
             constrained: constrained.clone(),
             prompt_logprobs: (echo && r.logprobs.is_some()).then_some(1),
-            client: client.clone(),
+            who: who.clone(),
             deadline,
             cached: r.cache.unwrap_or(true),
-        };
-        running.push(Running {
-            events: job.submit().await?,
-            prompt,
-            prompt_logprobs: Vec::new(),
-            ending: Ending::default(),
-            choices: vec![Text::default(); best_of],
-            over: false,
         });
     }
+    let all = submit_all(jobs).await?;
+    let running = all.into_iter().zip(kept).map(|(events, prompt)| Running {
+        events,
+        prompt,
+        prompt_logprobs: Vec::new(),
+        ending: Ending::default(),
+        choices: vec![Text::default(); best_of],
+        over: false,
+    });
+    let running: Vec<Running> = running.collect();
     let wanted = Wanted {
         id: fresh_id("cmpl-"),
         created: now(),
@@ -356,7 +370,9 @@ impl LogProbs {
     fn push(&mut self, tokenizer: &Tokenizer, id: u32, told: Option<&Sampled>, top: usize) {
         let text = token_text(tokenizer, id);
         self.offsets.push(self.chars);
-        self.chars += String::from_utf8_lossy(tokenizer.token_bytes(id).unwrap_or_default()).chars().count();
+        // Characters that begin in it: one that spans tokens counts once.
+        let begins = |b: &&u8| **b & 0xc0 != 0x80;
+        self.chars += tokenizer.token_bytes(id).unwrap_or_default().iter().filter(begins).count();
         self.logprobs.push(told.map_or(Value::Null, |t| json!(finite(t.logprob))));
         let best = |t: &Sampled| -> Value {
             let mut map = serde_json::Map::new();
@@ -403,7 +419,9 @@ async fn whole(wanted: Wanted, mut running: Vec<Running>) -> ApiResult<Response>
         }
         let mut order: Vec<usize> = (0..run.choices.len()).collect();
         if order.len() > wanted.n {
-            let mean = |i: &usize| run.choices[*i].sum / run.choices[*i].completion_tokens.max(1) as f64;
+            // The token that ended it counts: an ending at once is no certain thing.
+            let count = |c: &Text| c.completion_tokens + usize::from(c.last.is_some());
+            let mean = |i: &usize| run.choices[*i].sum / count(&run.choices[*i]).max(1) as f64;
             order.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
             order.truncate(wanted.n);
         }

@@ -11,7 +11,10 @@ use hawfinch_engine::{Embedding, embed as embed_texts};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::time::Instant;
 
+/// Texts that are read side by side.
+const AT_ONCE: usize = 4;
 /// Texts of a request at most.
 const MAX_TEXTS: usize = 2048;
 
@@ -49,8 +52,15 @@ pub async fn embed(State(app): State<Shared>, Body(r): Body<EmbeddingRequest>) -
         Some("base64") => true,
         Some(_) => return Err(ApiError::field("encoding_format", "it must be `float` or `base64`")),
     };
+    // Some at once; others wait, not for ever.
+    let deadline = app.deadline();
+    let place = tokio::time::timeout(app.settings.timeout, app.embedding.acquire()).await;
+    let place = place.map_err(|_| ApiError::from(hawfinch_engine::Error::TimedOut))?;
+    let place = place.map_err(|_| ApiError::closing())?;
     let turns = app.models.turns().clone();
-    let (tokens, vectors) = tokio::task::spawn_blocking(move || -> ApiResult<_> {
+    // Dropped with this request: what nobody waits for ends.
+    let (wanted, listening) = tokio::sync::oneshot::channel::<()>();
+    let work = tokio::task::spawn_blocking(move || -> ApiResult<_> {
         let texts = r.input.encoded(&chosen.hosted.tokenizer);
         if texts.is_empty() || texts.len() > MAX_TEXTS {
             let message = format!("there are {} texts: between 1 and {MAX_TEXTS} are taken", texts.len());
@@ -65,13 +75,23 @@ pub async fn embed(State(app): State<Shared>, Body(r): Body<EmbeddingRequest>) -
             return Err(ApiError::field("input", message));
         }
         let tokens: usize = texts.iter().map(Vec::len).sum();
+        let mut vectors = Vec::new();
         // Replies beside it go on between its steps.
-        let mut turn = turns.take();
-        let vectors = embed_texts(&chosen.hosted.model, &texts, Embedding::Mean, |_| turn.pass())?;
+        for group in texts.chunks(AT_ONCE) {
+            if wanted.is_closed() {
+                return Err(ApiError::closing());
+            }
+            if Instant::now() > deadline {
+                return Err(hawfinch_engine::Error::TimedOut.into());
+            }
+            let mut turn = turns.take();
+            vectors.extend(embed_texts(&chosen.hosted.model, group, Embedding::Mean, |_| turn.pass())?);
+        }
         Ok((tokens, vectors))
-    })
-    .await
-    .map_err(|e| ApiError::internal(e.to_string()))??;
+    });
+    let (tokens, vectors) = work.await.map_err(|e| ApiError::internal(e.to_string()))??;
+    drop(place);
+    drop(listening);
     let one = |(index, vector): (usize, Vec<f32>)| {
         let embedding = if base64 { json!(encode_base64(&vector)) } else { json!(vector) };
         json!({"object": "embedding", "index": index, "embedding": embedding})

@@ -109,14 +109,24 @@ pub async fn metrics(State(app): State<Shared>) -> Response {
         let failures = h.scheduler.cache().counts().failures.load(Relaxed) as f64;
         p.value("state_store_failures_total", &label(&h.name), failures);
     }
-    p.about("state_bytes", "gauge", "Bytes of states.");
-    p.about("states", "gauge", "States that texts can start from.");
-    for h in &hosted {
-        let ([memory, files], bytes, file_bytes) = h.scheduler.cache().sizes();
-        for (at, states, bytes) in [("memory", memory, bytes as f64), ("files", files, file_bytes as f64)] {
-            let labels = format!("{},in=\"{at}\"", label(&h.name));
-            p.value("state_bytes", &labels, bytes);
-            p.value("states", &labels, states as f64);
+    type Place = (&'static str, f64, f64);
+    let sizes: Vec<(String, [Place; 2])> = hosted
+        .iter()
+        .map(|h| {
+            let ([memory, files], bytes, file_bytes) = h.scheduler.cache().sizes();
+            let places =
+                [("memory", memory as f64, bytes as f64), ("files", files as f64, file_bytes as f64)];
+            (label(&h.name), places)
+        })
+        .collect();
+    for (name, help) in [("state_bytes", "Bytes of states."), ("states", "States that texts can start from.")]
+    {
+        p.about(name, "gauge", help);
+        for (model, places) in &sizes {
+            for (at, states, bytes) in places {
+                let value = if name == "states" { states } else { bytes };
+                p.value(name, &format!("{model},in=\"{at}\""), *value);
+            }
         }
     }
     p.about("http_responses_total", "counter", "Answers by class of status.");

@@ -14,7 +14,7 @@ use axum::Json;
 use axum::extract::{Extension, Request, State};
 use axum::response::sse::Event as Frame;
 use axum::response::{IntoResponse, Response};
-use hawfinch_engine::{Message, Role};
+use hawfinch_engine::{Grammar, Message, Role};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -44,6 +44,10 @@ pub struct MessagesRequest {
     pub tool_choice: Option<Value>,
     /// Whether a model that can think shall.
     pub thinking: Option<Value>,
+    /// `format`: what the reply must be; `effort`: how much a model that can think shall think.
+    pub output_config: Option<Value>,
+    /// The older name of its format.
+    pub output_format: Option<Value>,
     /// `user_id`: who asks.
     pub metadata: Option<Value>,
     /// Not here.
@@ -141,7 +145,35 @@ fn conversation(r: &MessagesRequest) -> ApiResult<Conversation> {
     // A last message of the assistant is the beginning of the reply.
     let goes_on = all.last().is_some_and(|m| m.role == Role::Assistant && m.tool_calls.is_empty());
     let tools = r.tools.iter().flatten().map(tool).collect();
-    Ok(Conversation { messages: all, tools, choice, grammar: None, goes_on })
+    Ok(Conversation { messages: all, tools, choice, grammar: format(r)?, goes_on })
+}
+
+/// How much a model that can think shall think.
+fn effort(r: &MessagesRequest) -> Option<String> {
+    let told = r.output_config.as_ref().and_then(|c| c.get("effort")).and_then(Value::as_str);
+    let thinks = r.thinking.as_ref().and_then(|t| t.get("type")).and_then(Value::as_str);
+    match (told, thinks) {
+        (_, Some("disabled")) => Some("none".into()),
+        (Some("max"), _) => Some("high".into()),
+        (Some(effort), _) => Some(effort.into()),
+        (None, Some(_)) => Some("medium".into()),
+        (None, None) => None,
+    }
+}
+
+/// What the reply must be, by either name of it.
+fn format(r: &MessagesRequest) -> ApiResult<Option<Grammar>> {
+    let of_config = r.output_config.as_ref().and_then(|c| c.get("format"));
+    let Some(format) = of_config.or(r.output_format.as_ref()).filter(|f| !f.is_null()) else {
+        return Ok(None);
+    };
+    match (format.get("type").and_then(Value::as_str), format.get("schema")) {
+        (Some("json_schema"), Some(schema)) => Ok(Some(Grammar::JsonSchema(schema.clone()))),
+        _ => Err(ApiError::field(
+            "output_config",
+            "its format must be of type `json_schema` and have a `schema`",
+        )),
+    }
 }
 
 /// The handler: its errors have Anthropic's shape.
@@ -162,15 +194,15 @@ async fn answer(app: Shared, client: Client, body: ApiResult<Body<MessagesReques
     let Some(max_tokens) = r.max_tokens else {
         return Err(ApiError::field("max_tokens", "max_tokens is missing"));
     };
-    let thinks = r.thinking.as_ref().and_then(|t| t.get("type")).and_then(Value::as_str);
-    let effort = thinks.map(|t| if t == "disabled" { "none" } else { "medium" }.to_owned());
+    let own = r.stop_sequences.clone().unwrap_or_default();
+    let effort = effort(&r);
     let user = r.metadata.as_ref().and_then(|m| m.get("user_id")).and_then(Value::as_str);
     let wish = Wish {
         chosen: app.models.find(&r.model)?,
         conversation: conversation(&r)?,
         template: None,
         effort,
-        client: client.with_user(user),
+        who: client.with_user(user),
         sampling: r.sampling,
         max_tokens: app.max_tokens(Some(max_tokens)),
         stops: stops(r.stop_sequences.map(OneOrMany::Many))?,
@@ -182,7 +214,7 @@ async fn answer(app: Shared, client: Client, body: ApiResult<Body<MessagesReques
     let generation = Generation::start(&app, wish).await?;
     let id = fresh_id("msg_");
     if r.stream.unwrap_or(false) {
-        return Ok(streamed(generation, Events { id, open: None, next: 0 }));
+        return Ok(streamed(generation, Events { id, own, open: None, next: 0 }));
     }
     let (generation, mut all) = generation.whole().await?;
     let whole = all.pop().unwrap_or_default();
@@ -196,7 +228,7 @@ async fn answer(app: Shared, client: Client, body: ApiResult<Body<MessagesReques
     content.extend(whole.calls.iter().map(tool_use));
     let mut body = head(&id, &generation.chosen);
     body["content"] = json!(content);
-    let (reason, sequence) = stop_reason(&generation.choices[0]);
+    let (reason, sequence) = stop_reason(&generation.choices[0], &own);
     body["stop_reason"] = json!(reason);
     body["stop_sequence"] = sequence;
     body["usage"] = usage(&generation);
@@ -230,13 +262,13 @@ fn usage(of: &Generation) -> Value {
     })
 }
 
-/// Why it ended; stop strings of the template are the model's own end.
-fn stop_reason(choice: &Choice) -> (&'static str, Value) {
+/// Why it ended; stop strings that are not the request's own are the model's end.
+fn stop_reason(choice: &Choice, own: &[String]) -> (&'static str, Value) {
     match choice.finish {
         Some("length") => ("max_tokens", Value::Null),
         Some("tool_calls") => ("tool_use", Value::Null),
         _ => match &choice.stop_string {
-            Some(s) if !s.starts_with('\n') => ("stop_sequence", json!(s)),
+            Some(s) if own.contains(s) => ("stop_sequence", json!(s)),
             _ => ("end_turn", Value::Null),
         },
     }
@@ -245,6 +277,8 @@ fn stop_reason(choice: &Choice) -> (&'static str, Value) {
 /// The stream.
 struct Events {
     id: String,
+    /// The request's own stop strings.
+    own: Vec<String>,
     /// The block that is open.
     open: Option<&'static str>,
     /// The next block's index.
@@ -321,7 +355,7 @@ impl Front for Events {
     fn end(&mut self, of: &Generation) -> Vec<Frame> {
         let mut frames = Vec::new();
         self.close(&mut frames);
-        let (reason, sequence) = stop_reason(&of.choices[0]);
+        let (reason, sequence) = stop_reason(&of.choices[0], &self.own);
         let delta = json!({"stop_reason": reason, "stop_sequence": sequence});
         let data = json!({"type": "message_delta", "delta": delta, "usage": usage(of)});
         frames.push(event("message_delta", data));
@@ -341,7 +375,8 @@ pub async fn count(State(app): State<Shared>, request: Request) -> Response {
         let r: MessagesRequest = parse(&bytes)?;
         let chosen = app.models.find(&r.model)?;
         let rendered = tokio::task::spawn_blocking(move || -> ApiResult<usize> {
-            Ok(conversation(&r)?.render(&chosen.hosted, &chosen.hosted.template)?.prompt.len())
+            let template = crate::generation::template(&chosen, None, effort(&r).as_deref())?;
+            Ok(conversation(&r)?.render(&chosen.hosted, &template)?.prompt.len())
         });
         rendered.await.map_err(|e| ApiError::internal(e.to_string()))?
     };

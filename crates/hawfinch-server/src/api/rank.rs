@@ -5,7 +5,7 @@ use crate::body::Body;
 use crate::error::{ApiError, ApiResult};
 use crate::hosted::Chosen;
 use crate::reply::Ending;
-use crate::run::{Events, Job};
+use crate::run::{Events, Job, submit_all};
 use axum::Json;
 use axum::extract::{Extension, State};
 use hawfinch_engine::schedule::Event;
@@ -42,13 +42,21 @@ pub async fn rank(
         let message = format!("there are {} choices: between 1 and {MAX_CHOICES} are taken", r.choices.len());
         return Err(ApiError::field("choices", message));
     }
-    let tokenizer = &chosen.hosted.tokenizer;
-    let mut prompt = tokenizer.encode(r.prompt.as_bytes());
-    if prompt.is_empty() {
-        // Something must foretell the first token.
-        prompt.push(hawfinch_engine::EMPTY_CONTEXT);
-    }
-    let client = client.with_user(r.user.as_deref());
+    let (hosted, prompt, texts) = (chosen.hosted.clone(), r.prompt, r.choices.clone());
+    let encode = move || {
+        let mut prompt = hosted.tokenizer.encode(prompt.as_bytes());
+        if prompt.is_empty() {
+            // Something must foretell the first token.
+            prompt.push(hawfinch_engine::EMPTY_CONTEXT);
+        }
+        let choices = texts.iter().map(|c| hosted.tokenizer.encode(c.as_bytes())).collect();
+        (prompt, choices)
+    };
+    let encoded = tokio::task::spawn_blocking(encode).await;
+    let (prompt, choices): (Vec<u32>, Vec<Vec<u32>>) =
+        encoded.map_err(|e| ApiError::internal(e.to_string()))?;
+    app.log_text(|| chosen.hosted.tokenizer.decode_lossy(&prompt));
+    let who = client.with_user(r.user.as_deref());
     let deadline = app.deadline();
     let job = |tokens: Vec<u32>, from: Option<usize>, chosen: &Chosen| Job {
         chosen: chosen.clone(),
@@ -60,11 +68,10 @@ pub async fn rank(
         stops: StopRules::none(),
         constrained: None,
         prompt_logprobs: from,
-        client: client.clone(),
+        who: who.clone(),
         deadline,
         cached: true,
     };
-    let choices: Vec<Vec<u32>> = r.choices.iter().map(|c| tokenizer.encode(c.as_bytes())).collect();
     if let Some(empty) = choices.iter().position(Vec::is_empty) {
         return Err(ApiError::field("choices", format!("choice {empty} is empty")));
     }
@@ -74,24 +81,25 @@ pub async fn rank(
         let events = job(prompt[..prompt.len() - 1].to_vec(), None, &chosen).submit().await?;
         shared = told(events).await?.1;
     }
-    let mut running = Vec::new();
-    for choice in &choices {
-        let tokens = [&prompt[..], choice].concat();
-        running.push(job(tokens, Some(prompt.len()), &chosen).submit().await?);
-    }
     let mut results = Vec::new();
-    for (index, (events, choice)) in running.into_iter().zip(&choices).enumerate() {
-        let (tokens, _) = told(events).await?;
-        let sum: f64 = tokens.iter().map(|t| f64::from(t.logprob)).sum();
-        let greedy = tokens.iter().all(|t| t.top.first().is_some_and(|best| best.0 == t.id));
-        results.push(json!({
-            "index": index,
-            "choice": r.choices[index],
-            "tokens": choice.len(),
-            "logprob": sum,
-            "logprob_per_token": sum / choice.len() as f64,
-            "greedy": greedy,
-        }));
+    // Not more at once than others have places beside.
+    let at_once = (app.models.limits().queue / 4).clamp(1, app.models.limits().width);
+    for (start, part) in (0..).step_by(at_once).zip(choices.chunks(at_once)) {
+        let jobs = part.iter().map(|choice| job([&prompt[..], choice].concat(), Some(prompt.len()), &chosen));
+        let running = submit_all(jobs.collect()).await?;
+        for ((index, events), choice) in (start..).zip(running).zip(part) {
+            let (tokens, _) = told(events).await?;
+            let sum: f64 = tokens.iter().map(|t| f64::from(t.logprob)).sum();
+            let greedy = tokens.iter().all(|t| t.top.first().is_some_and(|best| best.0 == t.id));
+            results.push(json!({
+                "index": index,
+                "choice": r.choices[index],
+                "tokens": choice.len(),
+                "logprob": sum,
+                "logprob_per_token": sum / choice.len() as f64,
+                "greedy": greedy,
+            }));
+        }
     }
     let best = |by: &str| {
         let value = |r: &&Value| r[by].as_f64().unwrap_or(f64::NEG_INFINITY);

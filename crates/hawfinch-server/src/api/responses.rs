@@ -51,7 +51,7 @@ impl Kept {
     }
 
     fn put(&self, id: &str, body: Value, messages: Vec<Message>) {
-        let bytes = body.to_string().len() + messages.iter().map(|m| m.content.len() + 100).sum::<usize>();
+        let bytes = body.to_string().len() + serde_json::to_string(&messages).map_or(0, |t| t.len());
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         kept.insert(id.into(), Past { body, messages, bytes });
         let mut total: usize = kept.values().map(|p| p.bytes).sum();
@@ -213,7 +213,7 @@ pub async fn create(
         },
         template: None,
         effort: effort.map(str::to_owned),
-        client: client.with_user(r.user.as_deref()),
+        who: client.with_user(r.user.as_deref()),
         sampling: r.sampling.clone(),
         max_tokens: app.max_tokens(r.max_output_tokens),
         stops: Vec::new(),
@@ -241,6 +241,7 @@ pub async fn create(
     let (generation, mut all) = generation.whole().await?;
     front.whole = all.pop().unwrap_or_default();
     front.items_of_whole();
+    front.mark(front.status(&generation));
     let body = front.body(&generation, front.status(&generation));
     front.keep(&body);
     Ok(Json(body).into_response())
@@ -323,6 +324,14 @@ impl Events {
             "usage": if over { usage } else { Value::Null },
             "user": r.user,
         })
+    }
+
+    /// A message that was cut off says so.
+    fn mark(&mut self, status: &str) {
+        if let Some(last) = self.items.last_mut().filter(|i| i["type"] == "message" && status == "incomplete")
+        {
+            last["status"] = json!(status);
+        }
     }
 
     fn keep(&mut self, body: &Value) {
@@ -486,6 +495,7 @@ impl Front for Events {
         }
         self.close(&mut frames);
         let status = self.status(of);
+        self.mark(status);
         let body = self.body(of, status);
         self.keep(&body);
         let name = format!("response.{status}");

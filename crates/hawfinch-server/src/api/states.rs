@@ -2,7 +2,7 @@
 
 use crate::app::{Client, Shared};
 use crate::body::{self, Body};
-use crate::conversation::{ChatMessage, Conversation, ToolChoice, message};
+use crate::conversation::{ChatMessage, message};
 use crate::error::{ApiError, ApiResult};
 use crate::hosted::{Chosen, Hosted, state_root};
 use crate::run::Job;
@@ -38,7 +38,10 @@ pub struct StateRequest {
 
 /// All saved states, of all models.
 pub async fn list(State(app): State<Shared>) -> Json<Value> {
-    let data: Vec<SavedState> = app.models.all().iter().flat_map(|h| h.saved.list()).collect();
+    let mut data: Vec<SavedState> = app.models.all().iter().flat_map(|h| h.saved.list()).collect();
+    // Models of the same weights have the same folder.
+    let mut seen = std::collections::HashSet::new();
+    data.retain(|s| seen.insert(s.id.clone()));
     Json(json!({"object": "list", "data": data}))
 }
 
@@ -102,7 +105,9 @@ pub async fn import(
     let name = checked_name(q.name)?;
     let saved = tokio::task::spawn_blocking(move || {
         let hosted = &chosen.hosted;
-        hosted.saved.import(&hosted.model, (&chosen.id, &chosen.base.root), name.as_deref(), &bytes)
+        let adapter = chosen.base.adapter.as_deref();
+        let of = (chosen.id.as_str(), identity(&chosen)?);
+        hosted.saved.import(&hosted.model, adapter, (of.0, &of.1), name.as_deref(), &bytes)
     });
     saved.await.map_err(|e| ApiError::internal(e.to_string()))?.map(Json)
 }
@@ -122,25 +127,22 @@ pub async fn create(
 ) -> ApiResult<Json<SavedState>> {
     let mut chosen = app.models.find(&r.model)?;
     let name = checked_name(r.name)?;
-    let mut prompt = match (r.prompt, r.messages) {
-        (Some(_), Some(_)) => return Err(ApiError::field("prompt", "give either `prompt` or `messages`")),
-        (Some(text), None) => chosen.hosted.tokenizer.encode(text.as_bytes()),
+    let hosted = chosen.hosted.clone();
+    let (prompt, messages, forked) = (r.prompt, r.messages, r.from.is_some());
+    let encode = move || match (prompt, messages) {
+        (Some(_), Some(_)) => Err(ApiError::field("prompt", "give either `prompt` or `messages`")),
+        (Some(text), None) => Ok(hosted.tokenizer.encode(text.as_bytes())),
         (None, Some(messages)) => {
             let messages = messages.iter().map(message).collect::<ApiResult<Vec<_>>>()?;
-            let conversation = Conversation {
-                messages,
-                tools: Vec::new(),
-                choice: ToolChoice::Auto,
-                grammar: None,
-                goes_on: false,
-            };
             // Where the next message would begin, not where a reply would.
-            let text = chosen.hosted.template.render(&conversation.messages, &[], false)?;
-            chosen.hosted.tokenizer.encode(text.as_bytes())
+            let text = hosted.template.render(&messages, &[], false)?;
+            Ok(hosted.tokenizer.encode(text.as_bytes()))
         }
-        (None, None) if r.from.is_some() => Vec::new(),
-        (None, None) => return Err(ApiError::field("prompt", "give `prompt`, `messages` or `from`")),
+        (None, None) if forked => Ok(Vec::new()),
+        (None, None) => Err(ApiError::field("prompt", "give `prompt`, `messages` or `from`")),
     };
+    let encoded = tokio::task::spawn_blocking(encode).await;
+    let mut prompt = encoded.map_err(|e| ApiError::internal(e.to_string()))??;
     if let Some(id) = &r.from {
         go_on_from(&mut chosen, id, &mut prompt, &mut Vec::new()).await?;
     }
@@ -156,7 +158,7 @@ pub async fn create(
             stops: StopRules::none(),
             constrained: None,
             prompt_logprobs: None,
-            client: client.0,
+            who: client.with_user(None),
             deadline: app.deadline(),
             cached: true,
         };
@@ -182,15 +184,16 @@ pub async fn create(
         };
         // Behind a state that nobody knows the tokens of, nobody knows them either.
         let known = chosen.base.state.is_none().then_some(&prompt[..]);
-        let root = plain_root(&chosen);
-        hosted.saved.save(&hosted.model, (&chosen.id, root), name.as_deref(), &state, known)
+        let of = (chosen.id.as_str(), identity(&chosen)?);
+        hosted.saved.save(&hosted.model, (of.0, &of.1), name.as_deref(), &state, known)
     });
     saved.await.map_err(|e| ApiError::internal(e.to_string()))?.map(Json)
 }
 
-/// The identity of what computes, without the state where it began: what a state file belongs to.
-fn plain_root(chosen: &Chosen) -> &str {
-    chosen.base.root.split("+state:").next().unwrap_or_default()
+/// The identity of what computes: what a state file belongs to.
+fn identity(chosen: &Chosen) -> ApiResult<String> {
+    let identity = chosen.hosted.model.identity_with(chosen.base.adapter.as_deref(), None);
+    identity.map_err(|e| ApiError::internal(e.to_string()))
 }
 
 /// Puts a saved state before a prompt: by its tokens where they are known, so that the tree knows it like any other text, else as
@@ -204,8 +207,9 @@ pub async fn go_on_from(
     prompt: &mut Vec<u32>,
     marks: &mut Vec<usize>,
 ) -> ApiResult<()> {
-    let (of, wanted) = (chosen.hosted.clone(), id.to_owned());
-    let loaded = tokio::task::spawn_blocking(move || of.saved.load(&of.model, &wanted)).await;
+    let (of, wanted, adapter) = (chosen.hosted.clone(), id.to_owned(), chosen.base.adapter.clone());
+    let read = move || of.saved.load(&of.model, adapter.as_deref(), &wanted);
+    let loaded = tokio::task::spawn_blocking(read).await;
     let loaded = loaded.map_err(|e| ApiError::internal(e.to_string()))??;
     if loaded.about.model != chosen.id {
         let message = format!("the saved state belongs to `{}`: ask that model", loaded.about.model);
@@ -220,7 +224,8 @@ pub async fn go_on_from(
             prompt.splice(0..0, tokens);
         }
         None => {
-            let root: Arc<str> = state_root(plain_root(chosen), &loaded.state).into();
+            let root = chosen.base.root.split("+state:").next().unwrap_or_default();
+            let root: Arc<str> = state_root(root, &loaded.state).into();
             let adapter = chosen.base.adapter.clone();
             chosen.base = Base { root, state: Some(loaded.state), adapter };
         }

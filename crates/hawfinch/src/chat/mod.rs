@@ -3,4 +3,6 @@
 
 pub mod commands;
 pub mod lines;
+#[cfg(feature = "serve")]
+pub mod remote;
 pub mod talk;

@@ -113,7 +113,7 @@ impl<'m> Talk<'m> {
         signal::clear();
         self.take_timing();
         let options = self.chat.options(self.max_tokens);
-        let mut printer = Printer { stream: Stream::new(), reasoning: false, json: self.json, failed: None };
+        let mut printer = Printer::new(self.json);
         let result = draw(&mut self.chat, &options, &mut |segment| printer.piece(segment));
         printer.end()?;
         let stopped = signal::pressed();
@@ -383,7 +383,7 @@ fn dim(text: &str) -> String {
 }
 
 /// Writes a reply as it comes; reasoning is dimmed, or marked where there are no colours.
-struct Printer {
+pub(super) struct Printer {
     stream: Stream,
     reasoning: bool,
     json: bool,
@@ -391,7 +391,12 @@ struct Printer {
 }
 
 impl Printer {
-    fn piece(&mut self, segment: &Segment) -> ControlFlow<()> {
+    /// Nothing written yet; as JSON, the whole reply is written by somebody else.
+    pub(super) fn new(json: bool) -> Self {
+        Printer { stream: Stream::new(), reasoning: false, json, failed: None }
+    }
+
+    pub(super) fn piece(&mut self, segment: &Segment) -> ControlFlow<()> {
         // The piece is part of the conversation, so it is shown even if it is the last.
         if !self.json
             && let Err(e) = self.write(segment)
@@ -420,7 +425,7 @@ impl Printer {
         }
     }
 
-    fn end(mut self) -> anyhow::Result<()> {
+    pub(super) fn end(mut self) -> anyhow::Result<()> {
         if let Some(e) = self.failed {
             return Err(e.into());
         }

@@ -9,12 +9,16 @@ use super::generate::DEMO_NOTE;
 use crate::built_in::DEMO;
 use crate::chat::commands::{self, Command, Line};
 use crate::chat::lines::Lines;
+#[cfg(feature = "serve")]
+use crate::chat::remote::Remote;
 use crate::chat::talk::{Talk, title};
 use crate::fail::{closed_pipe, sentence, usage};
 use crate::model_args::{ModelOptions, load_state};
 use crate::output::{Stream, note};
 use crate::runner::Runner;
 use crate::sampler_args::SamplerOptions;
+#[cfg(feature = "serve")]
+use crate::sampler_args::given;
 use crate::speculate_args::SpeculateOptions;
 use crate::tokenizer_args::TokenizerOption;
 use crate::{family, signal};
@@ -32,11 +36,16 @@ Examples:
   hawfinch chat RWKV-x070-World-0.4B.pth
   hawfinch chat RWKV-x070-World-2.9B.pth --speculate RWKV-x070-World-0.1B.pth
   hawfinch chat model.gguf --template g1-think --system 'Answer briefly.'
+  hawfinch chat --connect http://127.0.0.1:8080
   printf 'Hello!\\n/save hello.safetensors\\n' | hawfinch chat model.pth --seed 1"
 )]
 pub struct Args {
     /// A model file or folder; without one the built-in model
     model: Option<PathBuf>,
+    /// Talk to a server instead; MODEL is then one of its models, HAWFINCH_API_KEY the key it may ask for
+    #[cfg(feature = "serve")]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["load", "state", "template", "tokenizer", "speculate"])]
+    connect: Option<String>,
     /// Chat template: world, g1, g1-think, raven, pile, instruct, completion …, or a Jinja file [default: by the model]
     #[arg(long, value_name = "NAME|FILE")]
     template: Option<PathBuf>,
@@ -70,6 +79,10 @@ pub struct Args {
 
 /// Talks until the input ends.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    #[cfg(feature = "serve")]
+    if let Some(url) = &args.connect {
+        return connected(args, url);
+    }
     let model = args.options.open(args.model.as_deref().unwrap_or(Path::new(DEMO)))?;
     let tokenizer = args.tokenizer.for_model(&model)?;
     let template = family::template(args.template.as_deref(), &model, &tokenizer)?;
@@ -104,11 +117,21 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.load {
         talk.load(path)?;
     }
+    until_the_end(&mut lines, &mut talk, |talk| talk.branch().to_owned(), act)
+}
+
+/// Takes lines until they end or one asks to end.
+fn until_the_end<T>(
+    lines: &mut Lines,
+    talk: &mut T,
+    branch: impl Fn(&T) -> String,
+    act: impl Fn(&mut T, &str, bool) -> anyhow::Result<bool>,
+) -> anyhow::Result<ExitCode> {
     let mut failed = false;
-    while let Some(line) = lines.next(talk.branch())? {
+    while let Some(line) = lines.next(&branch(talk))? {
         // What was pressed during the line before is not meant for this one.
         signal::clear();
-        match act(&mut talk, &line, lines.is_terminal()) {
+        match act(talk, &line, lines.is_terminal()) {
             Ok(true) => break,
             Ok(false) => {}
             Err(e) if closed_pipe(&e) => return Err(e),
@@ -120,6 +143,26 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if failed && !lines.is_terminal() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Talks to a server.
+#[cfg(feature = "serve")]
+fn connected(args: &Args, url: &str) -> anyhow::Result<ExitCode> {
+    let model = args.model.as_deref().map(|m| m.to_string_lossy().into_owned());
+    let settings = given(|config| args.sampler.over(config))?;
+    let mut remote = Remote::open(url, model.as_deref(), args.max_tokens)?
+        .printing(args.json, args.stats)
+        .sampling(settings);
+    if let Some(system) = &args.system {
+        remote.set_system(Some(system));
+    }
+    let mut lines = Lines::open()?;
+    if lines.is_terminal() {
+        note(remote.title());
+        note("/help lists commands, Ctrl-C stops a reply, Ctrl-D ends.\n");
+    }
+    signal::catch(3);
+    until_the_end(&mut lines, &mut remote, |r| r.branch().to_owned(), Remote::act)
 }
 
 /// Does what a line asks for; true when it asks to end.

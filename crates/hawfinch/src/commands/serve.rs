@@ -175,7 +175,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let models =
         Models::new(limits, Box::new(move |path, name| opener(path, name).map_err(|e| format!("{e:#}"))));
     open_all(args, &models)?;
-    signal::catch(2);
+    signal::catch(1);
     signal::catch_requests_to_end();
     let quiet = args.quiet;
     let scheme = if tls.is_some() { "https" } else { "http" };
@@ -184,6 +184,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         settings: Settings { address, ..settings },
         models,
         responses: Default::default(),
+        embedding: tokio::sync::Semaphore::new(hawfinch_server::app::EMBEDDING),
         http: Default::default(),
         started: Instant::now(),
         log: Box::new(move |line| {
