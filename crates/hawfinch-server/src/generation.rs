@@ -68,7 +68,7 @@ pub fn template(chosen: &Chosen, name: Option<&str>, effort: Option<&str>) -> Ap
         },
         _ => return Ok(own.clone()),
     };
-    let mut template = Template::builtin(name)?;
+    let mut template = Template::builtin(name)?.keeping_replies();
     template.stops.tokens.clone_from(&own.stops.tokens);
     Ok(template)
 }

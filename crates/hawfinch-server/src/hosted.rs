@@ -228,7 +228,7 @@ impl Models {
             name: name.clone(),
             model,
             tokenizer,
-            template,
+            template: template.keeping_replies(),
             saved,
             root,
         });

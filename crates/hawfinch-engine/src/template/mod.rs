@@ -115,6 +115,8 @@ pub struct Template {
     pub special: SpecialTokens,
     /// Whether message contents are normalised before rendering: [`normalise`].
     normalise: bool,
+    /// Whether replies are left as the model wrote them, all the same.
+    keeps_replies: bool,
     /// How replies are cleaned.
     rule: reply::Rule,
     /// What the rendering puts after the assistant's name, which the reply continues: `<think` and the like.
@@ -153,6 +155,7 @@ impl Template {
             sampler: SamplerConfig::default(),
             special: SpecialTokens::default(),
             normalise: false,
+            keeps_replies: false,
             rule: reply::Rule { trim: true, reasoning: true },
             opening: "",
             suffix: "",
@@ -166,6 +169,13 @@ impl Template {
         let source = std::fs::read_to_string(path)
             .map_err(|e| Error::TemplateFile { path: shown.clone(), reason: e.to_string() })?;
         Self::from_source(&shown, &source)
+    }
+
+    /// Leaves replies in the history as they are, blank lines and all: then what is rendered is what the state has read when
+    /// the model wrote them.
+    pub fn keeping_replies(mut self) -> Self {
+        self.keeps_replies = true;
+        self
     }
 
     /// The name of a built-in template, or the name or path it was made with.
@@ -297,7 +307,10 @@ impl Template {
             if m.content.is_empty() && !m.tool_calls.is_empty() {
                 m.content = tool_calls(&m.tool_calls);
             }
-            m.content = normalise(&m.content);
+            let own = self.keeps_replies && m.role == Role::Assistant;
+            if !own {
+                m.content = normalise(&m.content);
+            }
         }
         m
     }

@@ -33,6 +33,12 @@ fn turns_edits_and_restarts() {
         last = prompt;
         messages.as_array_mut().unwrap().push(json!({"role": "assistant", "content": text}));
     }
+    // Replies are read as they were written, blank lines and all.
+    let written = json!([{"role": "user", "content": "x"}, {"role": "assistant", "content": "one\n\n\ntwo"}]);
+    let count = |m: &Value| {
+        server.ok("/tokenize", &json!({"messages": m, "add_generation_prompt": false}))["count"].clone()
+    };
+    assert_eq!(count(&written), "User: x\n\nAssistant: one\n\n\ntwo\n\n".len());
     // The second question is asked otherwise: everything before it is known.
     let mut edited = json!(messages.as_array().unwrap()[..3]);
     edited.as_array_mut().unwrap().push(json!({"role": "user", "content": "Something else."}));
