@@ -12,8 +12,9 @@ import time
 import traceback
 from pathlib import Path
 
-# A pause in a stream that a reader notices.
+# A pause in a stream that a reader notices, and what a new chat may wait for its first word beside heavy work.
 STALL = 2.0
+FIRST = 10.0
 CHECKS = []
 
 
@@ -271,6 +272,7 @@ class Stream:
 
     def __init__(self):
         self.text, self.times, self.finish, self.usage, self.done, self.error = "", [], None, None, False, None
+        self.began = time.monotonic()
 
     async def read(self, connection, on_part=None):
         status, headers = await connection.head()
@@ -313,6 +315,10 @@ class Stream:
         return self.usage["prompt_tokens_details"]["cached_tokens"]
 
     @property
+    def first(self):
+        return (self.times or [self.began])[0] - self.began
+
+    @property
     def gap(self):
         return max((b - a for a, b in zip(self.times, self.times[1:])), default=0)
 
@@ -330,7 +336,7 @@ class Bystander:
     def __init__(self, server, stall=STALL):
         self.server, self.stall = server, stall
         self.count, self.task, self.stop = 0, None, False
-        self.longest = self.slowest = 0
+        self.longest = self.slowest = self.first = 0
 
     async def __aenter__(self):
         # The text alone is that of the first server, whatever happened later: servers of one model say the same.
@@ -356,8 +362,13 @@ class Bystander:
             need(stream.text == Bystander.texts["alone"], f"a bystander's text changed: {brief(stream.text)} is not {brief(Bystander.texts['alone'])}")
             self.longest = max(self.longest, stream.gap)
             need(stream.gap <= self.stall, f"a bystander's stream stalled for {stream.gap:.1f} s")
+            self.first = max(self.first, stream.first)
+            need(stream.first <= FIRST, f"a bystander waited {stream.first:.1f} s for its first word")
             self.count += 1
             await asyncio.sleep(0.05)
+
+    def __str__(self):
+        return f"bystander: longest pause {self.longest:.2f} s, longest wait {self.first:.2f} s"
 
     async def __aexit__(self, kind, *_):
         if kind is None:

@@ -115,22 +115,25 @@ async def grammars(context):
             took = time.monotonic() - began
             if took > most:
                 slow, most = brief(value, 30), took
+        # Several of the slow ones at once.
+        wide = [{"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(2000 + n)}} for n in range(6)]
+        await asyncio.gather(*(expect(s, CHAT, chat(guided_json=w), (200, 400), "six wide schemas at once", timeout=120) for w in wide))
         answer = await s.ask("POST", CHAT, chat(guided_regex="(yes|no)", max_tokens=8))
         need(answer.json["choices"][0]["message"]["content"] in ("yes", "no"), f"a grammar after them: {answer}")
         grown = s.rss() - before
         need(grown < 400, f"memory grew by {grown:.0f} MB")
-    return f"{len(requests)} grammars, slowest {most:.1f} s ({slow}), memory +{grown:.0f} MB, bystander's longest pause {by.longest:.2f} s"
+    return f"{len(requests)} grammars, slowest {most:.1f} s ({slow}), memory +{grown:.0f} MB; {by}"
 
 
-@check("20,000 messages in a request")
+@check("very many messages in a request")
 async def many_messages(context):
     messages = [{"role": ("user", "assistant")[i % 2], "content": f"{i}"} for i in range(20_001)]
-    count = 2_001 if context.quick else 20_001
+    count, empty = (2_001, 1_000) if context.quick else (20_001, 20_000)
     async with Bystander(context.server) as by:
         await expect(context.server, CHAT, chat(messages=messages[:count]), 200, f"{count} messages", timeout=400)
-        await expect(context.server, CHAT, chat(messages=[{"role": "user"}] * 200_000), (200, 400, 413), "200,000 empty messages", timeout=400)
+        await expect(context.server, CHAT, chat(messages=[{"role": "user"}] * empty), (200, 400), f"{empty} empty messages", timeout=400)
         await expect(context.server, CHAT, chat(tools=[{"type": "function", "function": {"name": f"f{i}"}} for i in range(10_000)]), 400, "10,000 tools")
-    return f"bystander's longest pause {by.longest:.2f} s"
+    return f"{count} messages; {by}"
 
 
 @check("a prompt of 200,000 tokens while others stream")
@@ -138,15 +141,15 @@ async def long_prompt(context):
     s = context.server
     wanted = 10_000 if context.quick else 200_000
     text = "The river runs under the old house and the night is long. "
-    per = (await s.post("/tokenize", {"prompt": text * 20}))["count"] / 20
+    per = (await s.post("/tokenize", {"prompt": text * 100}))["count"] / 100
     began = time.monotonic()
     async with Bystander(s) as by:
-        body = {"model": "demo", "prompt": text * int(wanted / per + 1), "max_tokens": 2}
+        body = {"model": "demo", "prompt": text * int(wanted / per + 20), "max_tokens": 2}
         answer = await s.ask("POST", "/v1/completions", body, timeout=500)
         need(answer.status == 200, f"{answer}")
         tokens = answer.json["usage"]["prompt_tokens"]
         need(tokens >= wanted, f"the prompt had {tokens} tokens only")
-    return f"{tokens} tokens in {time.monotonic() - began:.0f} s, {by.count} chats beside it, longest pause {by.longest:.2f} s"
+    return f"{tokens} tokens in {time.monotonic() - began:.0f} s, {by.count} chats beside it; {by}"
 
 
 @check("bodies of 100 MB: refused, and no memory for them")

@@ -7,7 +7,7 @@ import signal
 import ssl
 import time
 
-from harness import SEEDED, Broken, Bystander, Connection, Server, brief, check, need, self_signed
+from harness import SEEDED, Broken, Bystander, Connection, Server, Skip, brief, check, need, self_signed
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -27,18 +27,21 @@ async def closes(connection, what):
     need(not said or status in ([b"408"], [b"400"]), f"{what}: {brief(said)}")
 
 
-@check("1,000 connections that send nothing or half a head", background=True)
+@check("1,000 connections that send nothing, half a head, or nothing more", background=True)
 async def half_open(context):
     async with Server() as s:
         connections = []
         for i in range(1000):
             connection = await Connection.open(s)
-            if i % 2:
+            if i % 3 == 1:
                 await connection.send(s.head("POST", CHAT, None, 1000)[: 40 + i % 20])
+            if i % 3 == 2:
+                await connection.send(s.head("GET", "/health"))
+                await connection.answer()
             connections.append(connection)
         began = time.monotonic()
         async with Bystander(s) as by:
-            await asyncio.gather(*(closes(c, "half a head" if i % 2 else "nothing") for i, c in enumerate(connections)))
+            await asyncio.gather(*(closes(c, ("nothing", "half a head", "nothing more")[i % 3]) for i, c in enumerate(connections)))
             took = time.monotonic() - began
         open_now = [line for line in (await s.ask("GET", "/metrics")).body.decode().splitlines() if line.startswith("hawfinch_http_connections ")]
         need(int(float(open_now[0].split()[1])) <= 2, f"connections counted as open: {open_now}")
@@ -61,12 +64,15 @@ async def all_taken(context):
     return f"the next client waited {took:.0f} s"
 
 
-@check("a body of a byte a second, in full and in chunks", background=True)
+@check("a head or body of a byte a second", background=True)
 async def slow_body(context):
-    async def trickle(s, chunked):
+    async def trickle(s, kind):
         connection = await Connection.open(s)
+        chunked = kind == 1
         framing = {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": "1000"}
-        await connection.send(s.head("POST", CHAT, {"Content-Type": "application/json"} | framing))
+        # Of the third kind the head itself never ends.
+        head = s.head("POST", CHAT, {"Content-Type": "application/json"} | framing)
+        await connection.send(head[:-2] if kind == 2 else head)
         answer = asyncio.ensure_future(connection.answer())
         began = time.monotonic()
         try:
@@ -83,8 +89,31 @@ async def slow_body(context):
         return time.monotonic() - began
 
     async with Server() as s, Bystander(s):
-        times = await asyncio.gather(*(trickle(s, i % 2) for i in range(40)))
-    return f"40 of them, let go after {max(times):.0f} s"
+        times = await asyncio.gather(*(trickle(s, i % 3) for i in range(60)))
+    return f"60 of them, let go after {max(times):.0f} s"
+
+
+@check("a client that reads nothing of a long reply", background=True)
+async def no_reader(context):
+    if context.quick:
+        raise Skip("two minutes, not with --quick")
+    async with Server() as s, Bystander(s):
+        connection = await Connection.open(s, limit=2048)
+        long = {"model": "demo", "stream": True, "messages": HELLO, "max_tokens": 4096, "logit_bias": {"0": -100}, "logprobs": True, "top_logprobs": 20}
+        body = json.dumps(long).encode()
+        await connection.send(s.head("POST", CHAT, None, len(body)) + body)
+        connection.writer.transport.pause_reading()
+        began = time.monotonic()
+        while True:
+            page = (await s.ask("GET", "/metrics")).body.decode()
+            # This one's own alone, at a moment between two of the bystander's chats.
+            if float(page.split("\nhawfinch_http_connections ")[1].split()[0]) <= 1:
+                break
+            need(time.monotonic() - began < 240, "its connection is still held after 240 s")
+            await asyncio.sleep(0.2)
+        took = time.monotonic() - began
+        connection.close()
+    return f"let go after {took:.0f} s"
 
 
 @check("wrong and missing keys on every route")
@@ -146,18 +175,23 @@ async def hosts(context):
                 need("access-control-allow-origin" not in answer.headers, f"preflight of {origin}: {answer.headers}")
 
 
-@check("TLS with a certificate of its own, and who speaks no TLS to it")
+@check("TLS with a certificate of its own, and who speaks no TLS to it", background=True)
 async def encrypted(context):
     cert, key, trusted = self_signed(context.folder)
     async with Server("--tls-cert", cert, "--tls-key", key, ssl=trusted) as s:
         async with Bystander(s):
-            for data in (b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", bytes(5000), b"\x16\x03\x01\x40\x00" + b"x" * 100, b"\x16\x03\x01"):
+            async def no_tls(data):
                 connection = await Connection.open(s)
                 await connection.send(data)
-                if len(data) > 3:
+                try:
                     said = await connection.ended(PATIENCE)
-                    need(b"HTTP/" not in said, f"plain HTTP was answered: {brief(said)}")
+                except asyncio.TimeoutError:
+                    raise AssertionError(f"{brief(data, 20)} to the TLS port: still open after {PATIENCE} s") from None
+                need(b"HTTP/" not in said, f"plain HTTP was answered: {brief(said)}")
                 connection.close()
+
+            plain = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+            await asyncio.gather(*map(no_tls, (plain, bytes(5000), b"\x16\x03\x01\x40\x00" + b"x" * 100, b"\x16\x03\x01", b"")))
             for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
                 only = ssl.create_default_context(cafile=cert)
                 only.minimum_version = only.maximum_version = version

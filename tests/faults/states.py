@@ -47,12 +47,17 @@ async def killed(context):
         files = {id: (await s.ask("GET", f"/v1/states/{id}/content")).body for id in known}
         replies = {id: await goes_on(s, id) for id in known}
 
+        dead, early = False, []
+
         async def save(number):
             while True:
                 try:
                     state = await s.post("/v1/states", {"model": "demo", "name": f"later {number}", "messages": talk(100 + number) * (1 + number % 7)})
                     known[state["id"]] = state
-                except (OSError, AssertionError, EOFError, Exception):
+                except Exception as e:
+                    # Before it is killed every save succeeds.
+                    if not dead:
+                        early.append(e)
                     return
                 number += 3
 
@@ -60,9 +65,12 @@ async def killed(context):
             busy = [asyncio.create_task(save(i + 1000 * round)) for i in range(3)]
             busy += [asyncio.create_task(s.stream({"messages": talk(i)[:1], "max_tokens": 2000})) for i in range(4)]
             await asyncio.sleep(1 + 0.37 * round)
+            dead = True
             s.kill(signal.SIGKILL)
             await s.died()
             await asyncio.gather(*busy, return_exceptions=True)
+            need(not early, f"a state was not saved before: {early}")
+            dead = False
             await s.start()
             listed = {state["id"]: state for state in (await s.get("/v1/states"))["data"]}
             gone = [id for id in known if id not in listed]
@@ -133,6 +141,12 @@ async def full(context):
                 for id in ids:
                     need((await s.ask("GET", f"/v1/states/{id}/content")).status == 200, f"{id} cannot be read")
                 need(len((await s.get("/v1/states"))["data"]) == len(ids), "states that were not saved are listed")
+            # Stopped and started, on a disk that is still full.
+            s.kill(signal.SIGTERM)
+            need(await s.died(30) == 0, "the exit code on a full disk is not 0")
+            await s.start()
+            async with Bystander(s):
+                need(len((await s.get("/v1/states"))["data"]) == len(ids), "after a restart on a full disk states are missing")
                 os.unlink(folder / "filler")
                 deleted = await s.ask("DELETE", f"/v1/states/{ids.pop()}")
                 need(deleted.status == 200, f"delete: {deleted}")
