@@ -143,7 +143,7 @@ class Server:
 
     async def __aenter__(self):
         self.folder = tempfile.TemporaryDirectory(prefix="hawfinch-faults-")
-        if "--state-dir" not in self.args:
+        if not {"--state-dir", "--no-state-dir"} & set(self.args):
             self.args += ["--state-dir", f"{self.folder.name}/states"]
         if "--state-memory" not in self.args:
             self.args += ["--state-memory", "64"]
