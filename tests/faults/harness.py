@@ -14,7 +14,7 @@ from pathlib import Path
 
 # A pause in a stream that a reader notices, and what a new chat may wait for its first word beside heavy work.
 STALL = 2.0
-FIRST = 10.0
+FIRST = 3.0
 CHECKS = []
 
 
@@ -333,8 +333,8 @@ class Bystander:
 
     texts = {}
 
-    def __init__(self, server, stall=STALL):
-        self.server, self.stall = server, stall
+    def __init__(self, server, stall=STALL, first=FIRST):
+        self.server, self.stall, self.patience = server, stall, first
         self.count, self.task, self.stop = 0, None, False
         self.longest = self.slowest = self.first = 0
 
@@ -363,9 +363,9 @@ class Bystander:
             self.longest = max(self.longest, stream.gap)
             need(stream.gap <= self.stall, f"a bystander's stream stalled for {stream.gap:.1f} s")
             self.first = max(self.first, stream.first)
-            need(stream.first <= FIRST, f"a bystander waited {stream.first:.1f} s for its first word")
+            need(stream.first <= self.patience, f"a bystander waited {stream.first:.1f} s for its first word")
             self.count += 1
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.01)
 
     def __str__(self):
         return f"bystander: longest pause {self.longest:.2f} s, longest wait {self.first:.2f} s"

@@ -205,7 +205,7 @@ def has_redis(program):
     return "--features redis" not in said
 
 
-@check("Redis shared by two servers, gone, frozen and back")
+@check("Redis shared by two servers, gone, frozen and back", background=True)
 async def redis(context):
     if not shutil.which("redis-server"):
         raise Skip("redis-server is not installed (Debian: apt-get install redis-server)")
@@ -242,7 +242,7 @@ async def redis(context):
     options = ("--no-state-dir", "--state-store", store.url)
     try:
         async with Server(*options) as a, Server(*options) as b:
-            async with Bystander(a), Bystander(b):
+            async with Bystander(a, first=15), Bystander(b, first=15):
                 await across(a, b, True)
                 await across(b, a, True)
                 await store.stop()
@@ -277,6 +277,13 @@ async def redis(context):
                     except AssertionError:
                         if time.monotonic() > until:
                             raise
+            # Frozen while nothing is under way: the next request is the first to notice.
+            await across(a, b, True)
+            await asyncio.sleep(1)
+            await store.stop(signal.SIGSTOP)
+            noticed = await across(a, b, False)
+            need(noticed < 15, f"the first chat after Redis froze took {noticed:.1f} s")
+            await store.stop(signal.SIGCONT)
         # A server starts without its store, too.
         await store.stop()
         async with Server(*options) as a, Bystander(a):

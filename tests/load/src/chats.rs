@@ -79,7 +79,8 @@ pub async fn run(o: &Options) -> Result<(bool, Value), String> {
     let seen = Rc::new(RefCell::new(Seen::default()));
     let mut tasks = Vec::new();
     for worker in 0..o.concurrency {
-        let (o, server, model, bias, seen) = (o.clone(), server.clone(), model.clone(), bias.clone(), seen.clone());
+        let (o, server, model, bias, seen) =
+            (o.clone(), server.clone(), model.clone(), bias.clone(), seen.clone());
         tasks.push(tokio::task::spawn_local(async move {
             let mut client = Client::new(server);
             let mut number = worker;
@@ -110,7 +111,8 @@ pub async fn run(o: &Options) -> Result<(bool, Value), String> {
     });
     if let (Some(pid), Some(watch)) = (o.pid, watch) {
         let end = resident(pid)?;
-        result["server_rss_mb"] = json!({"start": mb(at_start), "max": mb(watch.most().max(end)), "end": mb(end)});
+        result["server_rss_mb"] =
+            json!({"start": mb(at_start), "max": mb(watch.most().max(end)), "end": mb(end)});
         result["server_cpu_share"] = json!(of_server.map(|s| round(s / wall, 1e4)));
     }
     Ok((ok, result))

@@ -21,7 +21,8 @@ pub struct Server {
 impl Server {
     /// Reads a URL.
     pub fn new(url: &str, key: Option<String>) -> Result<Self, String> {
-        let rest = url.strip_prefix("http://").ok_or_else(|| format!("--url {url}: only http:// is spoken"))?;
+        let rest =
+            url.strip_prefix("http://").ok_or_else(|| format!("--url {url}: only http:// is spoken"))?;
         let host = rest.trim_end_matches('/');
         if host.is_empty() || host.contains('/') || !host.contains(':') {
             return Err(format!("--url {url}: it must be http://ADDRESS:PORT"));
@@ -75,7 +76,8 @@ impl Client {
         if self.stream.is_none() {
             self.buffer.clear();
             self.at = 0;
-            let stream = TcpStream::connect(&self.server.host).await.map_err(|e| format!("connecting: {e}"))?;
+            let stream =
+                TcpStream::connect(&self.server.host).await.map_err(|e| format!("connecting: {e}"))?;
             stream.set_nodelay(true).map_err(|e| e.to_string())?;
             self.stream = Some(stream);
         }
@@ -129,7 +131,8 @@ impl Client {
             let value = value.trim();
             match name.to_ascii_lowercase().as_str() {
                 "content-length" => {
-                    head.framing = Framing::Length(value.parse().map_err(|_| format!("`{line}`: no length"))?);
+                    head.framing =
+                        Framing::Length(value.parse().map_err(|_| format!("`{line}`: no length"))?);
                 }
                 "transfer-encoding" => head.framing = Framing::Chunked,
                 "connection" => head.close = value.eq_ignore_ascii_case("close"),
@@ -182,7 +185,12 @@ impl Client {
         result
     }
 
-    async fn whole_inner(&mut self, method: &str, path: &str, body: Option<&Value>) -> Result<String, String> {
+    async fn whole_inner(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<String, String> {
         let mut head = self.send(method, path, body).await?;
         let mut all = Vec::new();
         while let Some(part) = self.part(&mut head).await? {
@@ -218,7 +226,8 @@ impl Client {
     async fn chat_inner(&mut self, body: &Value) -> Result<Streamed, String> {
         let began = Instant::now();
         let mut head = self.send("POST", "/v1/chat/completions", Some(body)).await?;
-        let mut seen = Streamed { began, times: Vec::new(), text: String::new(), last: Value::Null, finish: None };
+        let mut seen =
+            Streamed { began, times: Vec::new(), text: String::new(), last: Value::Null, finish: None };
         let (mut pending, mut done) = (Vec::<u8>::new(), false);
         while let Some(part) = self.part(&mut head).await? {
             let now = Instant::now();

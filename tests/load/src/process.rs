@@ -7,7 +7,8 @@ use std::time::Duration;
 /// Resident memory of a process in bytes.
 pub fn resident(pid: u32) -> Result<u64, String> {
     let path = format!("/proc/{pid}/status");
-    let text = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e} (does the server still run?)"))?;
+    let text =
+        std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e} (does the server still run?)"))?;
     let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"));
     let kib: Option<u64> = line.and_then(|l| l.split_ascii_whitespace().next()?.parse().ok());
     kib.map(|k| k * 1024).ok_or_else(|| format!("{path} tells no VmRSS"))

@@ -16,7 +16,8 @@ const SETTLED: u64 = 1000;
 /// Bytes of states that the server holds in memory.
 async fn state_bytes(client: &mut Client) -> Option<u64> {
     let page = client.whole("GET", "/metrics", None).await.ok()?;
-    let lines = page.lines().filter(|l| l.starts_with("hawfinch_state_bytes{") && l.contains("in=\"memory\""));
+    let lines =
+        page.lines().filter(|l| l.starts_with("hawfinch_state_bytes{") && l.contains("in=\"memory\""));
     let values = lines.filter_map(|l| l.rsplit_once(' ')?.1.parse::<f64>().ok());
     Some(values.sum::<f64>() as u64)
 }
@@ -78,7 +79,8 @@ pub async fn run(o: &Options) -> Result<(bool, Value), String> {
     let states_end = state_bytes(&mut Client::new(server)).await;
     let end = resident(pid)?;
     let settled = settled.borrow_mut().take();
-    let (after, states) = settled.ok_or_else(|| format!("it never came to {SETTLED} requests: {:?}", errors.borrow()))?;
+    let (after, states) =
+        settled.ok_or_else(|| format!("it never came to {SETTLED} requests: {:?}", errors.borrow()))?;
     let after = after?;
     // States may still fill what is left of their budget; everything else must stay within a tenth.
     let room = (o.state_memory << 20).saturating_sub(states.unwrap_or(0));

@@ -53,7 +53,8 @@ pub async fn run(o: &Options) -> Result<(bool, Value), String> {
     let mut same = true;
     for round in 0..o.rounds {
         // Another question each time, or the whole prompt would be known.
-        let question = json!({"role": "user", "content": format!("And then? {}", random.words(3 + round % 2))});
+        let question =
+            json!({"role": "user", "content": format!("And then? {}", random.words(3 + round % 2))});
         let with: Vec<Value> = messages.iter().cloned().chain([question]).collect();
         let mut texts = Vec::new();
         for cache in [true, false] {
