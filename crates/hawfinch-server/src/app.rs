@@ -166,15 +166,17 @@ async fn guard(State(app): State<Shared>, mut request: Request, next: Next) -> R
         Ok(()) => {
             let length: Option<u64> =
                 request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-            let limit = match path.as_str() {
-                IMPORT => MAX_STATE,
-                _ => app.settings.max_body,
+            let time = app.settings.io_timeout;
+            // States are large, and take their time.
+            let (limit, whole) = match path.as_str() {
+                IMPORT => (MAX_STATE, 20 * time),
+                _ => (app.settings.max_body, time),
             };
             match length {
                 // Said before the body is sent, where the client waits for it.
                 Some(n) if n > limit as u64 => answer(too_large()),
                 _ => {
-                    let run = body::within(app.settings.io_timeout, request, |r| next.run(r));
+                    let run = body::within(time, whole, request, |r| next.run(r));
                     match AssertUnwindSafe(run).catch_unwind().await {
                         Ok(response) => shaped(response, answer).await,
                         Err(_) => answer(ApiError::internal("the request met a fault of this program")),

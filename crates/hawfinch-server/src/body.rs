@@ -67,16 +67,16 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> ApiResult<T> {
     })
 }
 
-/// Runs a handler with a body each part of which must arrive within `time`, all within ten times that: one that trickles in
-/// holds a connection, nothing else.
+/// Runs a handler with a body each part of which must arrive within `time`, all within `whole`: one that trickles in holds a
+/// connection, nothing else.
 pub async fn within<F: Future<Output = Response>>(
     time: Duration,
+    whole: Duration,
     request: Request,
     handler: impl FnOnce(Request) -> F,
 ) -> Response {
     let (parts, body) = request.into_parts();
-    // Large bodies take longer; each part comes in time.
-    let late = tokio::time::Instant::now() + 10 * time;
+    let late = tokio::time::Instant::now() + whole;
     let body = body.into_data_stream();
     let timed = futures_util::stream::unfold((body, false), move |(mut body, over)| async move {
         if over {

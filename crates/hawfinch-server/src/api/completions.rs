@@ -240,7 +240,7 @@ pub async fn complete(
     }
     if let Some(id) = &r.state {
         for prompt in &mut prompts {
-            super::states::go_on_from(&mut chosen, id, prompt, &mut Vec::new()).await?;
+            super::states::go_on_from(&mut chosen, id, prompt, &mut []).await?;
         }
     }
     let echo = r.echo.unwrap_or(false);

@@ -144,7 +144,7 @@ pub async fn create(
     let encoded = tokio::task::spawn_blocking(encode).await;
     let mut prompt = encoded.map_err(|e| ApiError::internal(e.to_string()))??;
     if let Some(id) = &r.from {
-        go_on_from(&mut chosen, id, &mut prompt, &mut Vec::new()).await?;
+        go_on_from(&mut chosen, id, &mut prompt, &mut []).await?;
     }
     // Reading it leaves the state in the tree, from where it is saved.
     if !prompt.is_empty() {
@@ -205,7 +205,7 @@ pub async fn go_on_from(
     chosen: &mut Chosen,
     id: &str,
     prompt: &mut Vec<u32>,
-    marks: &mut Vec<usize>,
+    marks: &mut [usize],
 ) -> ApiResult<()> {
     let (of, wanted, adapter) = (chosen.hosted.clone(), id.to_owned(), chosen.base.adapter.clone());
     let read = move || of.saved.load(&of.model, adapter.as_deref(), &wanted);

@@ -151,6 +151,9 @@ struct StateOptions {
 /// Serves until it is told to stop.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     args.options.check()?;
+    if cfg!(not(feature = "redis")) && args.states.state_store.is_some() {
+        return Err(usage("--state-store needs a build with `--features redis`"));
+    }
     let settings = settings(args)?;
     let tls = match &settings.tls {
         Some((certificate, key)) => {
@@ -379,5 +382,5 @@ fn shared_store(url: &str, codec: Arc<Codec>) -> anyhow::Result<Arc<dyn Store<St
 
 #[cfg(not(feature = "redis"))]
 fn shared_store(_url: &str, _codec: Arc<Codec>) -> anyhow::Result<Arc<dyn Store<State>>> {
-    Err(usage("--state-store needs a build with `--features redis`"))
+    bail!("this build has no Redis")
 }

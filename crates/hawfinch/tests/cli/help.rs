@@ -14,7 +14,7 @@ fn snapshot(name: &str, text: &str) {
     assert!(kept == text, "{} is not what the program says now:\n{text}", path.display());
 }
 
-const COMMANDS: [&str; 17] = [
+const COMMANDS: &[&str] = &[
     "generate",
     "chat",
     "inspect",
@@ -32,6 +32,8 @@ const COMMANDS: [&str; 17] = [
     "plan",
     "merge",
     "bench",
+    #[cfg(feature = "serve")]
+    "serve",
 ];
 
 #[test]

@@ -14,6 +14,8 @@ mod packed;
 #[cfg(feature = "plot")]
 mod plot;
 mod quantize;
+#[cfg(feature = "serve")]
+mod serve;
 mod speculate;
 mod text;
 mod train;
