@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands;
 
-/// Trains, runs, converts and verifies RWKV language models of every version.
+/// Trains, runs, serves, converts and verifies RWKV language models of every version.
 #[derive(Parser, Debug)]
 #[command(
     name = "hawfinch",

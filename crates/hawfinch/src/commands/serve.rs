@@ -53,12 +53,6 @@ pub struct Args {
     template: Option<PathBuf>,
     #[command(flatten)]
     tokenizer: TokenizerOption,
-    #[command(flatten)]
-    network: Network,
-    #[command(flatten)]
-    limits: LimitOptions,
-    #[command(flatten)]
-    states: StateOptions,
     /// Let requests load and unload models (/v1/models/load)
     #[arg(long)]
     allow_load: bool,
@@ -68,6 +62,12 @@ pub struct Args {
     /// Log no requests
     #[arg(long)]
     quiet: bool,
+    #[command(flatten)]
+    network: Network,
+    #[command(flatten)]
+    limits: LimitOptions,
+    #[command(flatten)]
+    states: StateOptions,
     #[command(flatten)]
     options: ModelOptions,
 }
