@@ -1,7 +1,7 @@
 //! The state tree: states keyed by the exact tokens that led to them.
 //!
 //! A radix tree over tokens, one root for each thing that can compute (model, adapters, first state). A node may hold a
-//! [`Snapshot`]: in memory, or in a [`Store`] behind it (files, another machine). Any text that begins as a known one
+//! [`Snapshot`]: in memory, or in a [`store::Store`] behind it (files, another machine). Any text that begins as a known one
 //! starts from the deepest snapshot on its path; where two texts part, the tree knows the place. Nothing else but
 //! equality of all tokens makes a snapshot usable, so a result cannot differ from that of a fresh run.
 //!

@@ -85,7 +85,7 @@ struct Network {
     /// File of keys, one a line: every request must carry one. HAWFINCH_API_KEY in the environment is one, too
     #[arg(long, value_name = "FILE")]
     api_key: Option<PathBuf>,
-    /// Let pages of this site use the server, such as https://example.org; * is every site (repeatable)
+    /// Let pages of this site use the server, such as `https://example.org`; * is every site (repeatable)
     #[arg(long, value_name = "ORIGIN")]
     cors: Vec<String>,
     /// A further name that requests may call this server by (repeatable)
@@ -142,7 +142,7 @@ struct StateOptions {
     /// Disk space for states of each model that do not fit in memory, in MB
     #[arg(long, value_name = "MB", default_value_t = 8192)]
     state_disk: u32,
-    /// A store of states that several servers share: redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE] (in builds with --features
+    /// A store of states that several servers share: `redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]` (in builds with --features
     /// redis)
     #[arg(long, value_name = "URL")]
     state_store: Option<String>,
