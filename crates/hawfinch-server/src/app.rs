@@ -52,7 +52,7 @@ pub struct HttpCounts {
 }
 
 /// Requests for embeddings that compute at once.
-pub const EMBEDDING: usize = 2;
+const EMBEDDING: usize = 2;
 
 /// Shared by all handlers.
 pub type Shared = Arc<App>;
@@ -77,6 +77,19 @@ impl Client {
 }
 
 impl App {
+    /// That begins now.
+    pub fn new(settings: Settings, models: Models, log: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self {
+            settings,
+            models,
+            responses: Default::default(),
+            embedding: Semaphore::new(EMBEDDING),
+            http: Default::default(),
+            started: Instant::now(),
+            log: Box::new(log),
+        }
+    }
+
     /// The latest moment that a request that came now may end.
     pub fn deadline(&self) -> Instant {
         Instant::now() + self.settings.timeout

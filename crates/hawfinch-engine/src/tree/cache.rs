@@ -244,11 +244,6 @@ impl<S: Send + Sync + 'static> StateCache<S> {
         }
     }
 
-    /// Forgets what belongs to a root, in memory.
-    pub fn forget_root(&self, root: &str) {
-        locked(&self.inner.tree).remove_root(root);
-    }
-
     /// Waits until everything that was given to the stores so far is there.
     pub fn settle(&self) {
         let (sender, receiver) = channel();

@@ -108,14 +108,6 @@ impl<S> FileStore<S> {
         }
         gone
     }
-
-    /// Removes the snapshot after `tokens`, if there is one.
-    pub fn remove(&self, root: &str, tokens: &[u32]) {
-        let name = name(root, tokens);
-        if self.lock().remove(&name).is_some() {
-            let _ = fs::remove_file(self.path(&name));
-        }
-    }
 }
 
 /// Whose record a file is, without its state.

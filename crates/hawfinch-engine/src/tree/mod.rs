@@ -235,17 +235,6 @@ impl<S> StateTree<S> {
         }
     }
 
-    /// Forgets a root and all under it.
-    pub fn remove_root(&mut self, root: &str) {
-        let Some(node) = self.roots.remove(root) else { return };
-        let mut below = vec![node];
-        while let Some(node) = below.pop() {
-            below.extend(std::mem::take(&mut self.nodes[node].children).into_values());
-            self.set(node, None);
-            self.free.push(node);
-        }
-    }
-
     /// What is in memory and not in the store, the most recently used first; each counts as stored from when it is taken.
     pub fn next_unsaved(&mut self, worth: impl Fn(usize) -> bool) -> Option<Evicted<S>> {
         let candidates: Vec<usize> = self.in_memory.values().rev().copied().collect();

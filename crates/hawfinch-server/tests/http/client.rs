@@ -72,15 +72,8 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let to = log.clone();
-        let app = Arc::new(App {
-            settings: Settings { address, ..settings },
-            models,
-            responses: Default::default(),
-            embedding: tokio::sync::Semaphore::new(hawfinch_server::app::EMBEDDING),
-            http: Default::default(),
-            started: Instant::now(),
-            log: Box::new(move |line| to.lock().unwrap().push(line.to_owned())),
-        });
+        let settings = Settings { address, ..settings };
+        let app = Arc::new(App::new(settings, models, move |line| to.lock().unwrap().push(line.to_owned())));
         let tls = app.settings.tls.as_ref().map(|(c, k)| hawfinch_server::tls(c, k).unwrap());
         let (stop, stopped) = watch::channel(false);
         let serving = runtime.spawn(hawfinch_server::serve(app.clone(), listener, tls, stopped));

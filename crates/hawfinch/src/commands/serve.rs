@@ -183,19 +183,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let quiet = args.quiet;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let grace = settings.grace;
-    let app = Arc::new(App {
-        settings: Settings { address, ..settings },
-        models,
-        responses: Default::default(),
-        embedding: tokio::sync::Semaphore::new(hawfinch_server::app::EMBEDDING),
-        http: Default::default(),
-        started: Instant::now(),
-        log: Box::new(move |line| {
-            if !quiet {
-                note(format_args!("{} {line}", crate::output::clock()));
-            }
-        }),
-    });
+    let app = Arc::new(App::new(Settings { address, ..settings }, models, move |line| {
+        if !quiet {
+            note(format_args!("{} {line}", crate::output::clock()));
+        }
+    }));
     note(format_args!("hawfinch serves {} at {scheme}://{}", names(&app.models), shown(address)));
     note("Ctrl-C stops it; a second Ctrl-C does not wait for requests that run.");
     let (stop, stopped) = tokio::sync::watch::channel(false);
