@@ -18,7 +18,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::cpu::Cpu;
 use crate::lora::Lora;
-use crate::ops::{Batch, Norm, Ops, Weight};
+use crate::ops::{Batch, Norm, Ops, Reading, Weight};
 use crate::state::StateLayout;
 use crate::{Error, Result, State, format};
 
@@ -373,22 +373,19 @@ impl<O: Ops + 'static> Model<O> {
         let (logit_rows, logits_of) = chosen(parts, |p| p.logits);
         if !hidden_rows.is_empty() {
             let hidden = o.layer_norm(&o.rows(&x, &hidden_rows), &self.ln_out);
-            for (row, part) in hidden_of.iter().enumerate() {
-                o.read(&hidden, row..row + 1, &mut outputs[part.sequence].hidden);
-            }
+            o.read(&hidden, &mut readings(outputs, &hidden_of, |out| &mut out.hidden));
         }
         if !logit_rows.is_empty() {
             let adapters = AdapterRows::of(logits_of.iter().map(|p| (1, p.adapter)));
             step.adapters = &adapters;
             let logits = self.head.forward(o, &step, &o.layer_norm(&o.rows(&x, &logit_rows), &self.ln_out));
-            for (row, (part, position)) in logits_of.iter().zip(&logit_rows).enumerate() {
-                let out = &mut outputs[part.sequence].logits;
-                o.read(&logits, row..row + 1, out);
-                if !out[out.len() - self.config.vocab..].iter().all(|v| v.is_finite()) {
-                    let before: usize =
-                        parts.iter().take_while(|p| p.sequence != part.sequence).map(|p| p.len).sum();
-                    return Err(Error::NonFiniteLogits { position: part.first + position - before });
-                }
+            let mut readings = readings(outputs, &logits_of, |out| &mut out.logits);
+            o.read(&logits, &mut readings);
+            if let Some(row) = readings.iter().find_map(|r| Some(r.rows.start + r.unsound?)) {
+                let part = logits_of[row];
+                let before: usize =
+                    parts.iter().take_while(|p| p.sequence != part.sequence).map(|p| p.len).sum();
+                return Err(Error::NonFiniteLogits { position: part.first + logit_rows[row] - before });
             }
         }
         Ok(())
@@ -406,6 +403,24 @@ struct Part<'a, O: Ops> {
     rest: usize,
     logits: Rows,
     hidden: Rows,
+}
+
+/// What is read of a tensor whose rows are `of` those parts, into their sequences' outputs.
+fn readings<'o, O: Ops>(
+    outputs: &'o mut [Output],
+    of: &[&Part<'_, O>],
+    field: impl Fn(&'o mut Output) -> &'o mut Vec<f32>,
+) -> Vec<Reading<'o>> {
+    let mut outputs = outputs.iter_mut().enumerate();
+    let mut at = 0;
+    // Sequences come in order, each once.
+    of.chunk_by(|a, b| a.sequence == b.sequence)
+        .map(|rows| {
+            let (_, output) = outputs.find(|(i, _)| *i == rows[0].sequence).expect("an output a sequence");
+            at += rows.len();
+            Reading::new(at - rows.len()..at, field(output))
+        })
+        .collect()
 }
 
 /// Rows of the step that are wanted, and whose they are.

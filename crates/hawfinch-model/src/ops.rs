@@ -240,8 +240,8 @@ pub trait Ops {
         heads: usize,
     ) -> Self::Tensor;
 
-    /// Copies values of some rows to the host, row-major, as f32, appending.
-    fn read(&self, x: &Self::Tensor, rows: Range<usize>, out: &mut Vec<f32>);
+    /// Copies values of some rows to the host.
+    fn read(&self, x: &Self::Tensor, readings: &mut [Reading<'_>]);
     /// A state of the empty context in this implementor's memory, or one with given values.
     fn state(&self, from: &State) -> Self::State;
     /// Copies a state to the host.
@@ -256,6 +256,23 @@ pub trait Ops {
     /// Weights that were found damaged since.
     fn called(&self, _checkpoint: &Checkpoint) -> Result<()> {
         Ok(())
+    }
+}
+
+/// Rows of a tensor that are copied to the host.
+pub struct Reading<'a> {
+    /// Which rows.
+    pub rows: Range<usize>,
+    /// Where their values go, row-major, as f32, behind what is there.
+    pub out: &'a mut Vec<f32>,
+    /// Found by the copying: the first of the rows, counted from the first read, with a value that is not finite.
+    pub unsound: Option<usize>,
+}
+
+impl<'a> Reading<'a> {
+    /// Of some rows.
+    pub fn new(rows: Range<usize>, out: &'a mut Vec<f32>) -> Self {
+        Self { rows, out, unsound: None }
     }
 }
 

@@ -17,6 +17,7 @@ pub use hawfinch_model::Rng;
 use crate::{Error, Result};
 use select::{Candidate, Candidates, Selector};
 use serde::{Deserialize, Serialize};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -81,7 +82,7 @@ pub struct SamplerState {
     mu: f64,
 }
 
-/// Buffers reused from token to token; a clone starts empty.
+/// Buffers reused from token to token.
 #[derive(Debug, Default)]
 struct Scratch {
     adjusted: Vec<f32>,
@@ -92,10 +93,10 @@ struct Scratch {
     selector: Selector,
 }
 
-impl Clone for Scratch {
-    fn clone(&self) -> Self {
-        Self::default()
-    }
+thread_local! {
+    /// A thread's, not a sampler's: those of dozens of sequences that are drawn for in turns (a MB each) would have left
+    /// the processor's caches before they are used again.
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// A drawn token.
@@ -127,14 +128,12 @@ pub struct Sampler {
     uncounted: Uncounted,
     seed: u64,
     state: SamplerState,
-    scratch: Scratch,
 }
 
 impl Clone for Sampler {
     fn clone(&self) -> Self {
-        let Self { config, uncounted, seed, state, scratch } = self;
-        let (config, uncounted, state) = (config.clone(), uncounted.clone(), state.clone());
-        Self { config, uncounted, seed: *seed, state, scratch: scratch.clone() }
+        let Self { config, uncounted, seed, state } = self;
+        Self { config: config.clone(), uncounted: uncounted.clone(), seed: *seed, state: state.clone() }
     }
 
     /// Keeps the buffers that are there.
@@ -159,7 +158,7 @@ impl Sampler {
             seen: Vec::new(),
             mu,
         };
-        Ok(Self { config, uncounted, seed, state, scratch: Scratch::default() })
+        Ok(Self { config, uncounted, seed, state })
     }
 
     /// The configuration in force.
@@ -275,7 +274,16 @@ impl Sampler {
     ///
     /// Errors also when no token is allowed that has a logit above -infinity.
     pub fn sample_within(&mut self, logits: &[f32], allowed: Option<&[u32]>) -> Result<Sampled> {
-        let Self { config, state, scratch, .. } = self;
+        SCRATCH.with_borrow_mut(|scratch| self.sample_with(scratch, logits, allowed))
+    }
+
+    fn sample_with(
+        &mut self,
+        scratch: &mut Scratch,
+        logits: &[f32],
+        allowed: Option<&[u32]>,
+    ) -> Result<Sampled> {
+        let Self { config, state, .. } = self;
         let bad = |(id, value)| Error::BadLogit { id: id as u32, value };
         let nothing = || Error::NothingLeft { vocab: logits.len() };
         let raw_max = math::max_checked(logits).map_err(bad)?;
@@ -358,8 +366,10 @@ impl Sampler {
     pub(crate) fn distribution(&mut self, logits: &[f32]) -> Vec<(u32, f64)> {
         self.sample(logits).unwrap();
         let weight = |c: &Candidate| f64::from(c.weight);
-        let total: f64 = self.scratch.candidates.iter().map(weight).sum();
-        self.scratch.candidates.iter().map(|c| (c.id, weight(c) / total)).collect()
+        SCRATCH.with_borrow(|Scratch { candidates, .. }| {
+            let total: f64 = candidates.iter().map(weight).sum();
+            candidates.iter().map(|c| (c.id, weight(c) / total)).collect()
+        })
     }
 }
 

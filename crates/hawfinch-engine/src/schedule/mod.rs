@@ -7,6 +7,7 @@
 
 mod queue;
 mod request;
+mod share;
 mod slot;
 mod stats;
 #[cfg(test)]
@@ -233,10 +234,14 @@ impl<M: BatchModel> Shared<M> {
     /// Begins new requests, and computes one step of all.
     fn round(&self, slots: &mut Vec<Slot<M>>, new: Vec<Waiting<M>>, pace: &mut Pace) {
         for w in new {
-            let slot = Slot::<M>::begin(&*self.model, &self.cache, &self.tokenizer, w.request, w.since);
-            slots.push(slot);
+            let number = slots.iter().map(|s| s.number + 1).max().unwrap_or(0);
+            let (model, cache) = (&*self.model, &*self.cache);
+            slots.push(Slot::begin(number, model, cache, &self.tokenizer, w.request, w.since));
+            let last = slots.len() - 1;
+            share::pair(slots, last);
         }
         self.expire(slots);
+        share::release(slots, &self.cache);
         self.retire(slots);
         if slots.is_empty() {
             return;
@@ -301,14 +306,16 @@ impl<M: BatchModel> Shared<M> {
         for (i, slot) in slots.iter_mut().enumerate().filter(|(_, s)| !s.ended) {
             if !slot.is_reading() {
                 written += slot.write();
-            } else if slot.left() > 0 {
+            } else if slot.left() > 0 && slot.waits.is_none() {
                 reading.push(i);
             }
         }
         if !reading.is_empty() {
             let queue = locked(&self.queue);
-            reading.sort_by_key(|&i| queue.served_so_far(&slots[i].ticket.who));
+            let mut ranks: Vec<_> = slots.iter().map(|s| queue.served_so_far(&s.ticket.who)).collect();
             drop(queue);
+            share::inherit(slots, &mut ranks);
+            reading.sort_by_key(|&i| ranks[i]);
             let mut room = pace.room(written, reading.len());
             // Each gets its part, so that a short prompt does not wait for a long one; the first also the rest.
             let part = (room / reading.len()).max(CHUNK);

@@ -89,7 +89,8 @@ pub trait Sink: Send {
 /// What happens to a request.
 #[derive(Debug)]
 pub enum Event {
-    /// It has left the queue; `cached` tokens of its prompt need not be read.
+    /// It has left the queue; `cached` tokens of its prompt need not be read. Told again when another request has read more
+    /// of the same text.
     Begun {
         /// Tokens of the prompt.
         prompt: usize,

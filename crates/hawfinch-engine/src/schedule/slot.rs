@@ -2,6 +2,7 @@
 
 use super::queue::Who;
 use super::request::{Base, BatchModel, Constrained, Event, Request, Sink, Timings};
+use super::share::Wait;
 use crate::generate::{Event as Told, Next, Run};
 use crate::grammar::Allowed;
 use crate::sampler::raw_logprob;
@@ -47,6 +48,11 @@ impl Ticket {
         if !inner.over {
             inner.sink.tell(event);
         }
+    }
+
+    fn begun(&self, prompt: usize, cached: usize) {
+        self.lock().timings.prompt_tokens = prompt - cached;
+        self.tell(Event::Begun { prompt, cached });
     }
 
     pub fn fail(&self, error: Error) {
@@ -102,10 +108,25 @@ struct Prompt {
     logprobs: Option<usize>,
 }
 
+impl Prompt {
+    /// Takes a snapshot there, too; its end is another matter.
+    fn mark(&mut self, at: usize) {
+        if at < self.len
+            && let Err(i) = self.marks.binary_search(&at)
+        {
+            self.marks.insert(i, at);
+        }
+    }
+}
+
 /// A running sequence.
 pub(super) struct Slot<M: BatchModel> {
+    /// Ascending in the order in which prompts begin; all choices of one have the same.
+    pub number: u64,
     pub ticket: Arc<Ticket>,
     pub base: Base<M>,
+    /// Another one is reading what its prompt begins with.
+    pub waits: Option<Wait>,
     choice: usize,
     cached: bool,
     /// Where it ends is kept: not where only likelihoods are asked for, which nobody goes on from.
@@ -135,6 +156,7 @@ pub(super) struct Slot<M: BatchModel> {
 impl<M: BatchModel> Slot<M> {
     /// Begins: finds the deepest state that the prompt can start from.
     pub fn begin(
+        number: u64,
         model: &M,
         cache: &StateCache<M::State>,
         tokenizer: &Tokenizer,
@@ -150,25 +172,10 @@ impl<M: BatchModel> Slot<M> {
         if constrained.is_some() {
             options.stops.tokens.extend(tokenizer.eos());
         }
-        // Log-probabilities from a position on need the logits after the token before it.
-        let usable = prompt_logprobs.map_or(len, |from| from.clamp(1, len) - 1);
-        let (mut fed, mut state, mut logits) = (0, None, Vec::new());
         let mut marks: Vec<usize> = marks.into_iter().filter(|m| (1..len).contains(m)).collect();
-        if request.cached {
-            let start = cache.find(&base.root, &prompt[..usable]);
-            if let Some((at, snapshot)) = start.from {
-                (fed, state) = (at, Some(snapshot.state.clone()));
-                logits.clone_from(&snapshot.logits);
-            }
-            // Where it parts from a known text, others will.
-            if start.known > fed + super::MARK_APART && start.known < len {
-                marks.push(start.known);
-            }
-        }
         marks.sort_unstable();
         marks.dedup();
-        marks.retain(|&m| m > fed);
-        let state = state.or_else(|| base.state.as_deref().cloned()).unwrap_or_else(|| model.new_state());
+        let state = base.state.as_deref().cloned().unwrap_or_else(|| model.new_state());
         let mut samplers = samplers.into_iter();
         let mut sampler = samplers.next().expect("a request has a sampler a choice");
         sampler.observe(&prompt);
@@ -179,27 +186,27 @@ impl<M: BatchModel> Slot<M> {
             })
             .collect();
         let now = Instant::now();
-        let mut sink = request.sink;
-        sink.tell(Event::Begun { prompt: len, cached: fed });
-        let timings = Timings { prompt_tokens: len - fed, ..Timings::default() };
-        let inner = Inner { sink, choices: 1 + others.len(), timings, over: false };
+        let timings = Timings::default();
+        let inner = Inner { sink: request.sink, choices: 1 + others.len(), timings, over: false };
         let ticket = Ticket {
             who: (request.client, request.user),
             deadline: request.deadline,
             times: [submitted, now, now],
             inner: Mutex::new(inner),
         };
-        Self {
+        let mut slot = Self {
+            number,
             ticket: Arc::new(ticket),
             base,
+            waits: None,
             choice: 0,
             cached: request.cached,
             keeps_end: request.cached && prompt_logprobs.is_none(),
             tokens: prompt,
-            fed,
+            fed: 0,
             reading: 0,
             state,
-            logits,
+            logits: Vec::new(),
             prompt: Some(Prompt {
                 len,
                 marks,
@@ -214,6 +221,63 @@ impl<M: BatchModel> Slot<M> {
             last_held: 0,
             stop_token: None,
             ended: false,
+        };
+        slot.start(cache);
+        slot
+    }
+
+    /// Goes to the deepest known state that the prompt can start from, and tells where that is.
+    pub fn start(&mut self, cache: &StateCache<M::State>) {
+        let usable = self.usable();
+        let Some(p) = &mut self.prompt else { return };
+        if self.cached {
+            let start = cache.find(&self.base.root, &self.tokens[..usable]);
+            if let Some((at, snapshot)) = start.from
+                && at > self.fed
+            {
+                self.fed = at;
+                self.state.clone_from(&snapshot.state);
+                self.logits.clone_from(&snapshot.logits);
+            }
+            p.marks.retain(|&m| m > self.fed);
+            // Where it parts from a known text, others will.
+            if start.known > self.fed + super::MARK_APART {
+                p.mark(start.known);
+            }
+        }
+        self.ticket.begun(p.len, self.fed);
+    }
+
+    /// Up to where of its prompt a known state is of use.
+    fn usable(&self) -> usize {
+        // Log-probabilities from a position on need the logits after the token before it.
+        self.prompt.as_ref().map_or(0, |p| p.logprobs.map_or(p.len, |from| from - 1))
+    }
+
+    /// Tokens that the state has read.
+    pub fn fed(&self) -> usize {
+        self.fed
+    }
+
+    /// How many tokens at the beginning of its prompt another that is being read reads, too, and will keep the state of.
+    pub fn shares(&self, other: &Self) -> usize {
+        let Some(p) = other.prompt.as_ref().filter(|_| !other.ended) else { return 0 };
+        if !self.cached || !other.cached || self.base.root != other.base.root {
+            return 0;
+        }
+        let usable = self.usable();
+        // Where only likelihoods are asked for, the end is not kept.
+        let kept = p.len - usize::from(p.logprobs.is_some());
+        let both = self.tokens[..usable].iter().zip(&other.tokens[..kept]);
+        let shared = both.take_while(|(a, b)| a == b).count();
+        // What is kept on the way has no logits, which are needed where nothing is left to read.
+        if shared == usable && shared < p.len { shared.saturating_sub(1) } else { shared }
+    }
+
+    /// Takes a snapshot on the way through the prompt.
+    pub fn mark(&mut self, at: usize) {
+        if let Some(p) = self.prompt.as_mut().filter(|_| at > self.fed) {
+            p.mark(at);
         }
     }
 
@@ -299,6 +363,8 @@ impl<M: BatchModel> Slot<M> {
             cache.share(&self.base.root, &self.tokens, self.snapshot(true));
         }
         let fork = |(sampler, choice)| Slot {
+            number: self.number,
+            waits: None,
             ticket: self.ticket.clone(),
             base: self.base.clone(),
             choice,

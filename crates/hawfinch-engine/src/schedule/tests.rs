@@ -287,6 +287,77 @@ fn texts_that_part_start_where_they_parted() {
     assert_eq!([cached(1), cached(2), cached(3), cached(4)], [0, 0, 200, 200]);
 }
 
+/// Of texts that come at once and begin alike, the beginnings are read once.
+#[test]
+fn what_prompts_share_is_read_once_though_they_come_at_once() {
+    let (model, engine) = engine(Limits::default());
+    let alike: Vec<u32> = (0..200).map(|i| i * 7 % 251).collect();
+    let more: Vec<u32> = (0..100).map(|i| i * 13 % 251).collect();
+    let own = |i: u32| vec![100 + i; 30];
+    // Two levels: all share 200 tokens, those from the fourth on 100 more; the last is the same as another.
+    let mut prompts: Vec<Vec<u32>> = (0..9)
+        .map(|i| {
+            let more = if i < 3 { &[][..] } else { &more };
+            [&alike, more, &own(i.min(7))].concat()
+        })
+        .collect();
+    // One that others go on from: its last token is read for the logits.
+    prompts.push(alike[..150].to_vec());
+    let (mut requests, mut events): (Vec<_>, Vec<_>) =
+        prompts.iter().zip(0..).map(|(p, seed)| request(p, seed, 2, 9)).unzip();
+    // Likelihoods alone keep no end, and start where their positions allow.
+    let (mut likelihood, told) = request(&[&alike[..], &own(8)].concat(), 1, 1, 0);
+    likelihood.prompt_logprobs = Some(101);
+    requests.push(likelihood);
+    events.push(told);
+    let want: Vec<Vec<_>> =
+        requests.iter().map(|r| (0..r.samplers.len()).map(|c| alone(r, c)).collect()).collect();
+    engine.submit_all(requests).unwrap();
+    let told: Vec<Told> = events.iter().zip(&want).map(|(e, w)| listen(e, w.len())).collect();
+    told.iter().zip(&want).for_each(|(told, want)| same(told, want).unwrap());
+    let cached: Vec<usize> = told.iter().map(|t| t.cached).collect();
+    assert_eq!(cached, [0, 200, 200, 200, 300, 300, 300, 300, 330, 149, 99]);
+    // What a request says it has read is what was computed.
+    let read: usize = told.iter().map(|t| t.timings.unwrap().prompt_tokens).sum();
+    assert_eq!(read, 200 + 100 + 8 * 30 + 1 + 131);
+    let stats = engine.stats();
+    assert_eq!(stats.prompt_tokens.load(Ordering::Relaxed), read as u64);
+    let computed = model.fed.load(Ordering::Relaxed);
+    assert_eq!(computed as u64, read as u64 + stats.reply_tokens.load(Ordering::Relaxed));
+}
+
+/// Leaves when it has begun.
+struct Leaver(AtomicBool);
+
+impl Sink for Leaver {
+    fn tell(&mut self, _: Event) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+    fn is_closed(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Whoever waits for a reader that goes away, or for a state that is not kept, reads by itself.
+#[test]
+fn nobody_waits_for_who_is_gone() {
+    let model = Arc::new(BatchHash::default());
+    for (leaves, budget) in [(true, 1 << 20), (false, 0), (true, 0)] {
+        let engine = start(&model, StateCache::in_memory(8, budget), Limits::default());
+        let alike: Vec<u32> = (0..2000).map(|i| i * 7 % 251).collect();
+        let of = |i: u32| request(&[&alike[..], &[i; 30]].concat(), u64::from(i), 1, 9);
+        let (mut requests, events): (Vec<_>, Vec<_>) = (0..6).map(of).unzip();
+        if leaves {
+            requests[0].sink = Box::new(Leaver(AtomicBool::new(false)));
+        }
+        let want: Vec<_> = requests.iter().map(|r| [alone(r, 0)]).collect();
+        engine.submit_all(requests).unwrap();
+        for (events, want) in events.iter().zip(&want).skip(usize::from(leaves)) {
+            same(&listen(events, 1), want).unwrap();
+        }
+    }
+}
+
 #[test]
 fn the_prompt_s_probabilities_are_the_model_s_cached_or_not() {
     let (_, engine) = engine(Limits::default());

@@ -1,7 +1,6 @@
 //! The contract on the CPU: handles over recycled buffers, arithmetic by `hawfinch-kernels`, generic over
 //! f32 (running) and f64 (checking).
 
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -11,7 +10,7 @@ use hawfinch_kernels::mixes::{Affine, Run, norm_mixes};
 use hawfinch_kernels::{self as kernels, Isa, Pool, Real, norm, wkv};
 
 use crate::checkpoint::{Checkpoint, StoredTensor};
-use crate::ops::{Apply, Batch, LoraRows, Norm, Ops, Then};
+use crate::ops::{Apply, Batch, LoraRows, Norm, Ops, Reading, Then};
 use crate::quantize::Quant;
 use crate::{Result, State, StateLayout};
 
@@ -156,8 +155,9 @@ impl<F: Real> Default for Cpu<F> {
 
 /// Buffers that no tensor uses any more, with the counters of their handles, so that a step allocates nothing.
 struct Buffers<F> {
+    /// The one that was given back last is the last.
     free: Mutex<Vec<Arc<Vec<F>>>>,
-    /// Free buffers beyond so many are given back to the system.
+    /// Of more free buffers than so many the one that was not used for longest is given back to the system.
     most: usize,
     /// Bytes of the buffers that tensors use, and the most that were used at once.
     used: AtomicU64,
@@ -182,7 +182,7 @@ impl<F: Real> Buffers<F> {
         let best =
             free.iter().enumerate().filter(|(_, b)| fits(b)).min_by_key(|(_, b)| b.len()).map(|(i, _)| i);
         let buffer = match best {
-            Some(i) => free.swap_remove(i),
+            Some(i) => free.remove(i),
             None => Arc::new(vec![F::ZERO; len]),
         };
         let bytes = (buffer.len() * size_of::<F>()) as u64;
@@ -195,9 +195,11 @@ impl<F: Real> Buffers<F> {
         if Arc::get_mut(&mut buffer).is_some() {
             self.used.fetch_sub((buffer.len() * size_of::<F>()) as u64, Ordering::Relaxed);
             let mut free = self.free.lock().unwrap_or_else(|e| e.into_inner());
-            if free.len() < self.most {
-                free.push(buffer);
-            }
+            free.push(buffer);
+            // Else buffers of lengths that do not come again would keep the place of those that do.
+            let oldest = (free.len() > self.most).then(|| free.remove(0));
+            drop(free);
+            drop(oldest);
         }
     }
 }
@@ -588,9 +590,16 @@ impl<F: Real> Ops for Cpu<F> {
         })
     }
 
-    fn read(&self, x: &Tensor<F>, rows: Range<usize>, out: &mut Vec<f32>) {
-        let values = &x.data()[rows.start * x.channels..rows.end * x.channels];
-        out.extend(values.iter().map(|v| v.to_f32()));
+    fn read(&self, x: &Tensor<F>, readings: &mut [Reading<'_>]) {
+        self.pool.split(readings, 1, 1, |_, reading| {
+            let Reading { rows, out, unsound } = &mut reading[0];
+            let begun = out.len();
+            let values = &x.data()[rows.start * x.channels..rows.end * x.channels];
+            out.extend(values.iter().map(|v| v.to_f32()));
+            let rows = out[begun..].chunks_exact(x.channels);
+            // No way out of the loop within a row: it goes over many numbers at once.
+            *unsound = rows.map(|row| row.iter().filter(|v| !v.is_finite()).count()).position(|n| n > 0);
+        });
     }
 
     fn state(&self, from: &State) -> State<F> {

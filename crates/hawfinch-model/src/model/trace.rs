@@ -7,7 +7,7 @@ use super::{Model, STEP_TOKENS};
 use crate::arch::{Loader, Step};
 use crate::checkpoint::{Checkpoint, StoredTensor};
 use crate::names::split_block;
-use crate::ops::{Batch, Ops};
+use crate::ops::{Batch, Ops, Reading};
 use crate::{Error, Result};
 
 /// Makes a tensor by name when its layer is reached.
@@ -152,9 +152,10 @@ impl<'m, O: Ops + 'static> Trace<'m, O> {
         for rows in rows.chunks(STEP_TOKENS) {
             values.clear();
             let logits = head.forward(o, &step, &o.layer_norm(&o.rows(&x, rows), norm));
-            o.read(&logits, 0..rows.len(), &mut values);
-            if let Some(at) = values.iter().position(|v| !v.is_finite()) {
-                return Err(Error::NonFiniteLogits { position: rows[0] + at / model.config.vocab });
+            let mut reading = [Reading::new(0..rows.len(), &mut values)];
+            o.read(&logits, &mut reading);
+            if let Some(row) = reading[0].unsound {
+                return Err(Error::NonFiniteLogits { position: rows[0] + row });
             }
             take(rows[0], &values);
         }

@@ -1,11 +1,9 @@
 //! The contract of the operations, on the tape.
 
-use std::ops::Range;
-
 use hawfinch_kernels::Real;
 use hawfinch_kernels::elementwise::{Binary, Toward, Unary};
 use hawfinch_model::checkpoint::StoredTensor;
-use hawfinch_model::ops::{Apply, Batch, LoraRows, Norm, Ops};
+use hawfinch_model::ops::{Apply, Batch, LoraRows, Norm, Ops, Reading};
 use hawfinch_model::{Error, Result, State, StateLayout};
 
 use super::{Matrix, States, Tape, Var};
@@ -173,8 +171,8 @@ impl<F: Real> Ops for Tape<F> {
         self.current_bonus(y, rkv, r_k, heads)
     }
 
-    fn read(&self, x: &Var<F>, rows: Range<usize>, out: &mut Vec<f32>) {
-        self.cpu().read(&self.value(x), rows, out);
+    fn read(&self, x: &Var<F>, readings: &mut [Reading<'_>]) {
+        self.cpu().read(&self.value(x), readings);
     }
 
     fn state(&self, from: &State) -> States<F> {
