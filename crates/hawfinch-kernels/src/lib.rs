@@ -29,6 +29,7 @@ mod pool;
 mod prefetch;
 mod real;
 pub mod reduce;
+pub mod softmax;
 mod store;
 #[cfg(test)]
 mod testing;

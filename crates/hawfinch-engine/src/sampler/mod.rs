@@ -15,11 +15,12 @@ pub use config::{MAX_TOP_LOGPROBS, Mirostat, SamplerConfig};
 pub use hawfinch_model::Rng;
 
 use crate::{Error, Result};
+use hawfinch_kernels::{Isa, softmax};
 use select::{Candidate, Candidates, Selector};
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// Weights further than this (in logits) from the raw maximum are computed anew instead of corrected.
 const RESHIFT: f32 = 20.0;
@@ -92,6 +93,9 @@ struct Scratch {
     blocks: Vec<f64>,
     selector: Selector,
 }
+
+/// What draws are compiled for; results do not depend on it.
+static ISA: LazyLock<Isa> = LazyLock::new(|| Isa::chosen().unwrap_or_else(|_| Isa::best()));
 
 thread_local! {
     /// A thread's, not a sampler's: those of dozens of sequences that are drawn for in turns (a MB each) would have left
@@ -286,12 +290,12 @@ impl Sampler {
         let Self { config, state, .. } = self;
         let bad = |(id, value)| Error::BadLogit { id: id as u32, value };
         let nothing = || Error::NothingLeft { vocab: logits.len() };
-        let raw_max = math::max_checked(logits).map_err(bad)?;
+        let raw_max = softmax::largest(*ISA, logits).map_err(bad)?;
         if raw_max == f32::NEG_INFINITY {
             return Err(nothing());
         }
         scratch.weights.resize(logits.len(), 0.0);
-        let raw_total = math::exp_all(logits, raw_max, 1.0, &mut scratch.weights);
+        let raw_total = softmax::exp_all(*ISA, logits, raw_max, 1.0, &mut scratch.weights);
         let log_total = math::ln(raw_total);
         let logprob = |id: u32| {
             let logit = logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
@@ -308,24 +312,24 @@ impl Sampler {
         }
         let (logits, max, shift, total) = if allowed.is_some() {
             let adjusted = &scratch.adjusted[..];
-            let max = math::max_checked(adjusted).map_err(bad)?;
+            let max = softmax::largest(*ISA, adjusted).map_err(bad)?;
             if max == f32::NEG_INFINITY {
                 return Err(nothing());
             }
-            (adjusted, max, max, math::exp_all(adjusted, max, 1.0, &mut scratch.weights))
+            (adjusted, max, max, softmax::exp_all(*ISA, adjusted, max, 1.0, &mut scratch.weights))
         } else if changed {
             let adjusted = &scratch.adjusted[..];
-            let max = math::max_checked(adjusted).map_err(bad)?;
+            let max = softmax::largest(*ISA, adjusted).map_err(bad)?;
             if max == f32::NEG_INFINITY {
                 return Err(nothing());
             }
             if (max - raw_max).abs() <= RESHIFT {
                 for &id in &scratch.touched {
-                    scratch.weights[id as usize] = math::exp(adjusted[id as usize] - raw_max);
+                    scratch.weights[id as usize] = softmax::exp(adjusted[id as usize] - raw_max);
                 }
-                (adjusted, max, raw_max, math::sum(&scratch.weights))
+                (adjusted, max, raw_max, softmax::sum(*ISA, &scratch.weights))
             } else {
-                (adjusted, max, max, math::exp_all(adjusted, max, 1.0, &mut scratch.weights))
+                (adjusted, max, max, softmax::exp_all(*ISA, adjusted, max, 1.0, &mut scratch.weights))
             }
         } else {
             (logits, raw_max, raw_max, raw_total)
@@ -336,12 +340,12 @@ impl Sampler {
             select::argmax(logits, max)
         } else if let Some(m) = config.mirostat {
             let (total, best) = match t == 1.0 {
-                true => (total, math::exp(max - shift)),
-                false => (math::exp_all(logits, max, t, &mut scratch.weights), 1.0),
+                true => (total, softmax::exp(max - shift)),
+                false => (softmax::exp_all(*ISA, logits, max, t, &mut scratch.weights), 1.0),
             };
             // Surprise <= mu bits means weight >= total * 2^-mu; the best token always stays.
             let limit = -state.mu * std::f64::consts::LN_2;
-            let floor = (total * f64::from(math::exp(limit.clamp(-87.0, 80.0) as f32))) as f32;
+            let floor = (total * f64::from(softmax::exp(limit.clamp(-87.0, 80.0) as f32))) as f32;
             select::gather(&scratch.weights, floor.min(best).max(f32::MIN_POSITIVE), &mut scratch.candidates);
             let (id, probability) = select::draw(&scratch.candidates, &mut state.rng, &mut scratch.blocks);
             let surprise = -math::ln(probability.max(f64::MIN_POSITIVE)) / std::f64::consts::LN_2;
@@ -349,11 +353,11 @@ impl Sampler {
             id
         } else {
             let softmax =
-                Softmax { logits, weights: &scratch.weights, max, best: math::exp(max - shift), total };
+                Softmax { logits, weights: &scratch.weights, max, best: softmax::exp(max - shift), total };
             truncate(config, softmax, &mut scratch.candidates, &mut scratch.selector);
             if t != 1.0 {
                 for c in scratch.candidates.iter_mut() {
-                    c.weight = math::exp((logits[c.id as usize] - max) / t);
+                    c.weight = softmax::exp((logits[c.id as usize] - max) / t);
                 }
             }
             select::draw(&scratch.candidates, &mut state.rng, &mut scratch.blocks).0
@@ -439,11 +443,12 @@ fn adjust(
 /// # Errors
 /// As there.
 pub fn raw_logprob(logits: &[f32], id: u32, top: usize) -> Result<Sampled> {
-    let max = math::max_checked(logits).map_err(|(id, value)| Error::BadLogit { id: id as u32, value })?;
+    let max =
+        softmax::largest(*ISA, logits).map_err(|(id, value)| Error::BadLogit { id: id as u32, value })?;
     if max == f32::NEG_INFINITY {
         return Err(Error::NothingLeft { vocab: logits.len() });
     }
-    let total = math::ln(math::exp_sum(logits, max));
+    let total = math::ln(softmax::exp_sum(*ISA, logits, max));
     let logprob = |id: u32| {
         let logit = logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
         (f64::from(logit - max) - total) as f32
