@@ -51,6 +51,8 @@ pub struct Loaded {
 #[derive(Debug)]
 pub struct SavedStates {
     folder: Option<PathBuf>,
+    /// Bytes that all of them may take.
+    limit: u64,
 }
 
 /// An id that may be a file's name; nothing else reaches the folder.
@@ -70,14 +72,15 @@ fn none(id: &str) -> ApiError {
 impl SavedStates {
     /// None, and nowhere to save any.
     pub fn nowhere() -> Self {
-        Self { folder: None }
+        Self { folder: None, limit: 0 }
     }
 
-    /// Those of a folder, made if need be. What was half taken in when a server ended is removed.
+    /// Those of a folder, made if need be, which may take `limit` bytes together. What was half taken in when a server ended is
+    /// removed.
     ///
     /// # Errors
     /// The folder cannot be made or read.
-    pub fn open(folder: &Path) -> std::io::Result<Self> {
+    pub fn open(folder: &Path, limit: u64) -> std::io::Result<Self> {
         fs::create_dir_all(folder)?;
         for entry in fs::read_dir(folder)? {
             let path = entry?.path();
@@ -85,12 +88,29 @@ impl SavedStates {
                 let _ = fs::remove_file(path);
             }
         }
-        Ok(Self { folder: Some(folder.into()) })
+        Ok(Self { folder: Some(folder.into()), limit })
     }
 
     fn folder(&self) -> ApiResult<&Path> {
         let message = "this server keeps no states: start it with --state-dir FOLDER";
         self.folder.as_deref().ok_or_else(|| ApiError::new(StatusCode::NOT_IMPLEMENTED, message))
+    }
+
+    /// Whether there is room for one more: else 507. (Two that are saved in the same moment may both find the last place.)
+    fn check_room(&self, state: &State) -> ApiResult<()> {
+        let files = fs::read_dir(self.folder()?).into_iter().flatten().flatten();
+        let used: u64 = files.filter_map(|f| Some(f.metadata().ok()?.len())).sum();
+        let own = size_of_val(state.data()) as u64;
+        if used + own <= self.limit {
+            return Ok(());
+        }
+        let mb = |bytes: u64| bytes.div_ceil(1 << 20);
+        Err(no_room(&format_args!(
+            "saved states take {} of the {} MB that they may take (--saved-disk), and this one needs {}: delete some",
+            mb(used),
+            mb(self.limit),
+            mb(own)
+        )))
     }
 
     fn path(&self, id: &str) -> ApiResult<PathBuf> {
@@ -124,7 +144,7 @@ impl SavedStates {
     /// Saves a state; when this returns it is on the disk.
     ///
     /// # Errors
-    /// No folder; what the system says.
+    /// No folder; no room; what the system says.
     pub fn save(
         &self,
         hosted: &Model,
@@ -135,6 +155,7 @@ impl SavedStates {
     ) -> ApiResult<SavedState> {
         let id = format!("state-{:016x}", Rng::new(Rng::fresh_seed()).next_u64());
         let path = self.path(&id)?;
+        self.check_room(state)?;
         let created = now();
         let mut more = vec![(CREATED, created.to_string()), (BASE, model.to_owned())];
         if let Some(name) = name {

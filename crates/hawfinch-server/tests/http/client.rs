@@ -15,6 +15,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
+/// States that fit where they are saved, but for what files add.
+pub const SAVED: usize = 12;
+
 /// A server that runs until it is dropped.
 pub struct Server {
     pub app: Arc<App>,
@@ -44,7 +47,7 @@ fn opened(name: &str, folder: &Path) -> Opened {
         tokenizer: Tokenizer::bytes(),
         template,
         cache: StateCache::new(bytes, 64 << 20, Some(files), None, |e| panic!("{e}")),
-        saved: SavedStates::open(&folder.join("saved")).unwrap(),
+        saved: SavedStates::open(&folder.join("saved"), (SAVED * bytes) as u64).unwrap(),
     }
 }
 

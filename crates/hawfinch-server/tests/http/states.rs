@@ -1,6 +1,6 @@
 //! Saved states: kept, gone on from, forked, carried away and back.
 
-use super::client::Server;
+use super::client::{SAVED, Server};
 use hawfinch_engine::schedule::Limits;
 use hawfinch_server::Settings;
 use serde_json::{Value, json};
@@ -88,4 +88,24 @@ fn what_is_none_is_said() {
     assert_eq!(server.post("/v1/states", &json!({"model": "tiny"})).status, 400);
     let both = json!({"model": "tiny", "prompt": "a", "messages": []});
     assert_eq!(server.post("/v1/states", &both).status, 400);
+}
+
+#[test]
+fn no_more_are_saved_than_there_is_room_for() {
+    let server = Server::plain();
+    let save = |n: usize| server.post("/v1/states", &json!({"model": "tiny", "prompt": format!("text {n}")}));
+    let answers: Vec<_> = (0..=SAVED).map(save).collect();
+    let refused = answers.iter().position(|a| a.status != 200).expect("room for more than there is");
+    assert!(refused > SAVED / 2, "only {refused} fit");
+    let answer = &answers[refused];
+    assert_eq!(answer.status, 507, "{}", answer.text());
+    assert!(answer.text().contains("--saved-disk"), "{}", answer.text());
+    // An imported one is no exception; what is there is unharmed, and gone on from.
+    let id = answers[0].json()["id"].as_str().unwrap().to_owned();
+    let file = server.get(&format!("/v1/states/{id}/content"));
+    assert_eq!(server.send("POST", "/v1/states/import?model=tiny", &[], &file.body).status, 507);
+    assert_eq!(server.get("/v1/states").json()["data"].as_array().unwrap().len(), refused);
+    complete(&server, "and on", Some(&id));
+    assert_eq!(server.send("DELETE", &format!("/v1/states/{id}"), &[], b"").status, 200);
+    assert_eq!(save(SAVED).status, 200);
 }

@@ -142,6 +142,9 @@ struct StateOptions {
     /// Disk space for states of each model that do not fit in memory, in MB
     #[arg(long, value_name = "MB", default_value_t = 8192)]
     state_disk: u32,
+    /// Disk space for states of each model that requests save, in MB
+    #[arg(long, value_name = "MB", default_value_t = 8192)]
+    saved_disk: u32,
     /// A store of states that several servers share: `redis://[USER:PASSWORD@]HOST[:PORT][/DATABASE]` (in builds with --features
     /// redis)
     #[arg(long, value_name = "URL")]
@@ -354,7 +357,7 @@ fn states(args: &Args, model: &Model, identity: &str) -> anyhow::Result<(StateCa
             let own = folder.join(digits);
             let failed = || format!("the folder for states, {} (--no-state-dir does without)", own.display());
             let files = FileStore::open(&own.join("tree"), codec.clone(), u64::from(s.state_disk) << 20);
-            let saved = SavedStates::open(&own.join("saved")).with_context(failed)?;
+            let saved = SavedStates::open(&own.join("saved"), u64::from(s.saved_disk) << 20).with_context(failed)?;
             (Some(files.with_context(failed)?), saved)
         }
     };
