@@ -157,3 +157,24 @@ check("two tabs see each other's conversations", async (v) => {
   await sleep(400);
   assert.deepEqual(await other.$$eval(".bubble", (all) => all.map((b) => b.textContent)), ["from the first", "once more"]);
 });
+
+check("what two tabs write into one conversation is all kept", async (v) => {
+  await v.say("count !slow !markdown", { wait: false });
+  // Until what has come was saved once.
+  await sleep(1500);
+  const other = await v.context.newPage();
+  await other.goto(v.page.url());
+  await other.waitForSelector(".message.assistant");
+  await other.type("#draft", "from the second");
+  await other.keyboard.press("Enter");
+  await sleep(600);
+  await v.page.bringToFront();
+  assert.ok(await v.visible("#stop"), "the first reply still comes");
+  await v.finished();
+  await other.waitForFunction(() => document.querySelector("#stop").hidden);
+  await sleep(200);
+  const whole = await v.text(".message.assistant");
+  await v.reload();
+  assert.deepEqual(await v.texts(".bubble"), ["count !slow !markdown", "from the second"]);
+  assert.equal(await v.text(".message.assistant"), whole, "the reply is whole");
+}, { mock: true });

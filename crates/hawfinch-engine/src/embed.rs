@@ -14,25 +14,28 @@ pub enum Embedding {
     State(usize),
 }
 
-/// The vectors of texts that run side by side in ragged steps. `progress` is told how many tokens were read.
+/// The vectors of texts that run side by side in ragged steps of at most `step` tokens (but one a text). `progress` is told
+/// after each how many tokens it read, and may end the work by an error.
 ///
 /// ```
 /// use hawfinch_engine::{Embedding, embed};
 /// use hawfinch_model::{Cpu, Model, OpenOptions, synthetic};
 ///
 /// let model = Model::from_checkpoint(synthetic::demo(), OpenOptions::default(), Cpu::default())?;
-/// let vectors = embed(&model, &[b"one text".map(u32::from).to_vec()], Embedding::Mean, |_| ())?;
+/// let vectors = embed(&model, &[b"one text".map(u32::from).to_vec()], Embedding::Mean, 128, |_| Ok(()))?;
 /// assert_eq!(vectors[0].len(), model.config().width);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors
-/// A text without tokens, an id out of range, a layer the model does not have, activations that are not finite.
+/// A text without tokens, an id out of range, a layer the model does not have, activations that are not finite; what `progress`
+/// says.
 pub fn embed(
     model: &Model,
     texts: &[Vec<u32>],
     what: Embedding,
-    mut progress: impl FnMut(usize),
+    step: usize,
+    mut progress: impl FnMut(usize) -> Result<()>,
 ) -> Result<Vec<Vec<f32>>> {
     let invalid = Error::Model;
     if texts.iter().any(Vec::is_empty) {
@@ -48,19 +51,26 @@ pub fn embed(
     let hidden = if what == Embedding::Mean { Rows::All } else { Rows::None };
     let mut states: Vec<State> = texts.iter().map(|_| model.new_state()).collect();
     let mut sums = vec![vec![0.0f64; width]; texts.len()];
-    let longest = texts.iter().map(Vec::len).max().unwrap_or(0);
-    for start in (0..longest).step_by(STEP_TOKENS) {
+    let mut read = vec![0; texts.len()];
+    loop {
+        let left = texts.iter().zip(&read).filter(|(ids, read)| **read < ids.len()).count();
+        if left == 0 {
+            break;
+        }
+        let part = (step.min(STEP_TOKENS) / left).max(1);
         let mut of = Vec::new();
         let mut sequences = Vec::new();
         for (i, (ids, state)) in texts.iter().zip(&mut states).enumerate() {
-            let end = ids.len().min(start + STEP_TOKENS);
-            if let Some(tokens) = ids.get(start..end).filter(|t| !t.is_empty()) {
+            let end = ids.len().min(read[i] + part);
+            let tokens = &ids[read[i]..end];
+            if !tokens.is_empty() {
                 of.push(i);
                 sequences.push(Sequence { tokens, state, logits: Rows::None, hidden });
+                read[i] = end;
             }
         }
         let outputs = model.forward(&mut sequences).map_err(|e| Error::Model(e.to_string()))?;
-        progress(sequences.iter().map(|s| s.tokens.len()).sum());
+        progress(sequences.iter().map(|s| s.tokens.len()).sum())?;
         for (i, output) in of.into_iter().zip(outputs) {
             for row in output.hidden.chunks_exact(width) {
                 sums[i].iter_mut().zip(row).for_each(|(s, &v)| *s += f64::from(v));
@@ -104,9 +114,12 @@ mod tests {
         let model = Model::from_checkpoint(synthetic::demo(), OpenOptions::default(), Cpu::new(1)).unwrap();
         let texts: Vec<Vec<u32>> =
             [300u32, 5, 129].iter().map(|&n| (0..n).map(|i| (i * 7 + n) % 256).collect()).collect();
-        let together = embed(&model, &texts, Embedding::Mean, |_| ()).unwrap();
+        let together = embed(&model, &texts, Embedding::Mean, 128, |_| Ok(())).unwrap();
         for (ids, got) in texts.iter().zip(&together) {
-            assert_eq!(embed(&model, std::slice::from_ref(ids), Embedding::Mean, |_| ()).unwrap()[0], *got);
+            assert_eq!(
+                embed(&model, std::slice::from_ref(ids), Embedding::Mean, 128, |_| Ok(())).unwrap()[0],
+                *got
+            );
             let mut state = model.new_state();
             let call = Sequence { tokens: ids, state: &mut state, logits: Rows::None, hidden: Rows::All };
             let hidden = model.forward(&mut [call]).unwrap().remove(0).hidden;
@@ -118,7 +131,8 @@ mod tests {
             for c in 0..width {
                 assert!((f64::from(got[c]) - mean(c) / length).abs() < 1e-6);
             }
-            let layer = embed(&model, std::slice::from_ref(ids), Embedding::State(1), |_| ()).unwrap();
+            let layer =
+                embed(&model, std::slice::from_ref(ids), Embedding::State(1), 128, |_| Ok(())).unwrap();
             assert_eq!(layer[0].len(), model.state_layout().layer_len);
             assert_eq!(layer[0][..width], *state.field(1, "att_x"));
         }
@@ -127,7 +141,8 @@ mod tests {
     #[test]
     fn what_cannot_be_embedded_is_said() {
         let model = Model::from_checkpoint(synthetic::demo(), OpenOptions::default(), Cpu::new(1)).unwrap();
-        let says = |texts: &[Vec<u32>], what| embed(&model, texts, what, |_| ()).unwrap_err().to_string();
+        let says =
+            |texts: &[Vec<u32>], what| embed(&model, texts, what, 128, |_| Ok(())).unwrap_err().to_string();
         assert!(says(&[vec![]], Embedding::Mean).contains("without tokens"));
         assert!(says(&[vec![1]], Embedding::State(3)).contains("no layer 3"));
         assert!(says(&[vec![256]], Embedding::Mean).contains("out of range"));

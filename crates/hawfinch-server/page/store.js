@@ -1,7 +1,7 @@
 // Conversations in IndexedDB, one record each. Where the browser gives no database (private windows of some), they live
 // in memory and the page says so.
 
-import { checked, titleOf } from "./tree.js";
+import { checked, merge, titleOf } from "./tree.js";
 
 const memory = new Map();
 /** What the list shows of each conversation, so that it need not read them all. */
@@ -51,8 +51,13 @@ export async function get(id) {
 }
 
 export async function put(conversation) {
-  if (database) await request(store("readwrite").put(conversation));
-  else memory.set(conversation.id, structuredClone(conversation));
+  if (database) {
+    // In one transaction: between reading and writing no other tab writes.
+    const conversations = store("readwrite");
+    const there = await request(conversations.get(conversation.id));
+    if (there) merge(conversation, there);
+    await request(conversations.put(conversation));
+  } else memory.set(conversation.id, structuredClone(conversation));
   note(conversation);
   channel?.postMessage(conversation.id);
 }

@@ -72,6 +72,25 @@ export function fork(conversation, id) {
 /** Whether a message came to nothing, so that another try may take its place. */
 export const empty = (node) => node.content === "" && !node.reasoning && node.children.length === 0;
 
+/**
+ * Takes over what another tab wrote into the same conversation: messages that are not here, and of those that are the longer text
+ * (texts only grow: edits are messages of their own). What is shown stays.
+ */
+export function merge(conversation, other) {
+  const written = (node) => node.content.length + (node.reasoning ?? "").length;
+  const { nodes } = conversation;
+  const rest = Object.values(other.nodes).filter((node) => !(empty(node) && node.status !== "streaming") || nodes[node.id]);
+  for (const node of rest) {
+    const here = nodes[node.id];
+    if (!here) nodes[node.id] = { ...structuredClone(node), children: [], pick: 0 };
+    else if (written(node) > written(here)) Object.assign(here, structuredClone(node), { children: here.children, pick: here.pick });
+  }
+  for (const { id, parent } of rest) {
+    const siblings = nodes[parent]?.children;
+    if (siblings && !siblings.includes(id)) siblings.push(id);
+  }
+}
+
 /** What the API is sent for the conversation up to `id`: content exactly as it was received, without reasoning. */
 export function messages(conversation, id, system) {
   const sent = ancestors(conversation, id)

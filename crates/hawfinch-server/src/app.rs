@@ -31,7 +31,11 @@ pub struct App {
     /// Replies that later requests of `/v1/responses` may go on from.
     pub responses: api::responses::Kept,
     /// Places of requests for embeddings that compute at once.
-    pub embedding: Semaphore,
+    pub embedding: Arc<Semaphore>,
+    /// Of those that wait for one.
+    pub embedding_queue: Semaphore,
+    /// Places of states that are taken in at once: each is in memory.
+    pub importing: Semaphore,
     /// What was answered.
     pub http: HttpCounts,
     /// When it started.
@@ -53,6 +57,8 @@ pub struct HttpCounts {
 
 /// Requests for embeddings that compute at once.
 const EMBEDDING: usize = 2;
+/// States that are taken in at once.
+const IMPORTING: usize = 2;
 
 /// Shared by all handlers.
 pub type Shared = Arc<App>;
@@ -79,11 +85,14 @@ impl Client {
 impl App {
     /// That begins now.
     pub fn new(settings: Settings, models: Models, log: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        let waiting = models.limits().queue.max(1);
         Self {
             settings,
             models,
             responses: Default::default(),
-            embedding: Semaphore::new(EMBEDDING),
+            embedding: Arc::new(Semaphore::new(EMBEDDING)),
+            embedding_queue: Semaphore::new(waiting),
+            importing: Semaphore::new(IMPORTING),
             http: Default::default(),
             started: Instant::now(),
             log: Box::new(log),

@@ -2,16 +2,22 @@
 
 use crate::error::{ApiError, ApiResult};
 use crate::hosted::Hosted;
-use hawfinch_engine::schedule::Constrained;
-use hawfinch_engine::{Grammar, Message, Role, Template};
+use crate::run::fresh_id;
+use hawfinch_engine::schedule::{Constrained, Refused};
+use hawfinch_engine::{Constraint, Grammar, Message, Role, Template};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 
 /// Functions of a request at most.
 const MAX_TOOLS: usize = 128;
 /// Ends of messages where states are kept, besides the first.
 const MARKS: usize = 6;
+/// Grammars that are compiled at once, whoever asks: one can take a core for seconds.
+static COMPILING: Semaphore = Semaphore::const_new(2);
 
 /// A message as OpenAI's API has it.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
@@ -27,6 +33,9 @@ pub struct ChatMessage {
     /// Calls of functions that the assistant made.
     #[serde(default)]
     pub tool_calls: Option<Vec<Value>>,
+    /// The same under its older form: one call.
+    #[serde(default)]
+    pub function_call: Option<Value>,
     /// Which call a tool message answers.
     #[serde(default)]
     pub tool_call_id: Option<String>,
@@ -108,11 +117,14 @@ pub fn message(m: &ChatMessage) -> ApiResult<Message> {
         MessageRole::Tool | MessageRole::Function => Role::Tool,
     };
     let content = m.content.as_ref().map_or(Ok(String::new()), Content::text)?;
+    let mut calls = m.tool_calls.clone().unwrap_or_default();
+    let older = m.function_call.iter().filter(|f| !f.is_null());
+    calls.extend(older.map(|f| json!({"type": "function", "function": f})));
     Ok(Message {
         role,
         content,
         name: m.name.clone(),
-        tool_calls: m.tool_calls.clone().unwrap_or_default(),
+        tool_calls: calls,
         tool_call_id: m.tool_call_id.clone(),
     })
 }
@@ -132,29 +144,68 @@ pub enum ToolChoice {
 }
 
 impl ToolChoice {
-    /// As OpenAI's chat API writes it.
+    /// As OpenAI's APIs write it, with the functions that it leaves of those offered.
     ///
     /// # Errors
-    /// Another word or form.
-    pub fn from_openai(value: Option<&Value>) -> ApiResult<Self> {
-        match value {
-            None | Some(Value::Null) => Ok(Self::Auto),
-            Some(Value::String(word)) => match word.as_str() {
-                "auto" => Ok(Self::Auto),
-                "none" => Ok(Self::None),
-                "required" => Ok(Self::Required),
-                _ => {
-                    Err(ApiError::field("tool_choice", "it must be `auto`, `none`, `required` or a function"))
-                }
-            },
-            Some(object) => {
-                let name =
-                    object.pointer("/function/name").or_else(|| object.get("name")).and_then(Value::as_str);
-                let name = name.ok_or_else(|| ApiError::field("tool_choice", "it names no function"))?;
-                Ok(Self::Named(name.into()))
+    /// Another word or form; a function that is not offered.
+    pub fn from_openai(value: Option<&Value>, tools: Vec<Value>) -> ApiResult<(Self, Vec<Value>)> {
+        let wrong = |message: &str| Err(ApiError::field("tool_choice", message));
+        let object = match value {
+            None | Some(Value::Null) => return Ok((Self::Auto, tools)),
+            Some(Value::String(word)) => {
+                let choice = match word.as_str() {
+                    "auto" => Self::Auto,
+                    "none" => Self::None,
+                    "required" => Self::Required,
+                    _ => return wrong("it must be `auto`, `none`, `required` or a function"),
+                };
+                return Ok((choice, tools));
             }
+            Some(object) => object,
+        };
+        match object.get("type").and_then(Value::as_str) {
+            None | Some("function") => match named(object) {
+                Some(name) => Ok((Self::Named(name.into()), tools)),
+                None => wrong("it names no function"),
+            },
+            Some("allowed_tools") => {
+                // The chat API nests what `/v1/responses` has flat.
+                let allowed = object.get("allowed_tools").unwrap_or(object);
+                let choice = match allowed.get("mode").and_then(Value::as_str) {
+                    None | Some("auto") => Self::Auto,
+                    Some("required") => Self::Required,
+                    Some(_) => return wrong("the mode of allowed_tools must be `auto` or `required`"),
+                };
+                let Some(list) = allowed.get("tools").and_then(Value::as_array).filter(|l| !l.is_empty())
+                else {
+                    return wrong("allowed_tools must list functions in `tools`");
+                };
+                let mut left = Vec::new();
+                for one in list {
+                    let Some(name) = named(one) else {
+                        return wrong("allowed_tools can list functions only");
+                    };
+                    match tools.iter().find(|t| named(t) == Some(name)) {
+                        Some(tool) if !left.contains(tool) => left.push(tool.clone()),
+                        Some(_) => {}
+                        None => return Err(not_offered(name)),
+                    }
+                }
+                Ok((choice, left))
+            }
+            Some(_) => wrong("its type must be `function` or `allowed_tools`"),
         }
     }
+}
+
+/// The name of a function, in either API's form.
+fn named(tool: &Value) -> Option<&str> {
+    function(tool).get("name").and_then(Value::as_str).filter(|n| !n.is_empty())
+}
+
+fn not_offered(name: &str) -> ApiError {
+    let shown: String = name.chars().take(100).collect();
+    ApiError::field("tool_choice", format!("`{}` is not among the functions offered", shown.escape_debug()))
 }
 
 /// What a conversation asks for.
@@ -166,6 +217,8 @@ pub struct Conversation {
     pub tools: Vec<Value>,
     /// Whether they must be called.
     pub choice: ToolChoice,
+    /// A reply may make several calls.
+    pub parallel: bool,
     /// What the reply must be.
     pub grammar: Option<Grammar>,
     /// The last message is the beginning of the reply.
@@ -178,28 +231,109 @@ pub struct Rendered {
     pub prompt: Vec<u32>,
     /// Where other conversations may go on.
     pub marks: Vec<usize>,
-    /// The compiled grammar.
-    pub constrained: Option<Constrained>,
+    /// What the reply must be, and the text after which it must be so.
+    pub grammar: Option<(Grammar, Option<String>)>,
     /// Names of functions that the reply may call.
     pub callable: Vec<String>,
+}
+
+impl Rendered {
+    /// Compiles the grammar, if there is one.
+    ///
+    /// # Errors
+    /// As [`compiled`].
+    pub async fn constrained(
+        &mut self,
+        hosted: &Arc<Hosted>,
+        until: Instant,
+    ) -> ApiResult<Option<Constrained>> {
+        match self.grammar.take() {
+            None => Ok(None),
+            Some((grammar, after)) => {
+                let constraint = compiled(hosted, grammar, true, until).await?;
+                Ok(Some(Constrained { constraint, after }))
+            }
+        }
+    }
+}
+
+/// Compiles a grammar in its turn; with `space` a reply may begin with one space.
+///
+/// # Errors
+/// A grammar that is wrong; 429 where the scheduler would refuse the request afterwards; 503 when its turn did not come in time.
+pub async fn compiled(
+    hosted: &Arc<Hosted>,
+    grammar: Grammar,
+    space: bool,
+    until: Instant,
+) -> ApiResult<Constraint> {
+    let room = || match hosted.scheduler.has_room() {
+        true => Ok(()),
+        false => Err(ApiError::from(Refused::Full(Duration::from_secs(1)))),
+    };
+    room()?;
+    let place = tokio::time::timeout_at(until.into(), COMPILING.acquire()).await;
+    let place = place.map_err(|_| ApiError::from(hawfinch_engine::Error::TimedOut))?;
+    let place = place.map_err(|_| ApiError::closing())?;
+    // Others came while it waited.
+    room()?;
+    let hosted = hosted.clone();
+    let compile = move || -> ApiResult<_> {
+        // The place is taken until it is compiled, also when nobody waits for it any more.
+        let _place = place;
+        Ok(hosted.grammars()?.compile(&grammar, space)?)
+    };
+    tokio::task::spawn_blocking(compile).await.map_err(|e| ApiError::internal(e.to_string()))?
+}
+
+/// How messages are rendered, besides what they say; as a chat without options does, but for the reply's beginning.
+#[derive(Debug, Clone, Default)]
+pub struct Rendering<'a> {
+    /// A built-in template in place of the model's own.
+    pub template: Option<&'a str>,
+    /// How much a model that can think shall think, in OpenAI's words.
+    pub effort: Option<&'a str>,
+    /// Functions as OpenAI's API defines them.
+    pub tools: &'a [Value],
+    /// It ends where the assistant's reply begins, not where the next message would.
+    pub for_reply: bool,
+}
+
+/// The text that a model reads for messages: the same for every route, so that what one has read another goes on from.
+///
+/// # Errors
+/// There is no message; one that is no text; a template that does not exist or cannot render them.
+pub fn rendered(hosted: &Hosted, messages: &[ChatMessage], how: &Rendering<'_>) -> ApiResult<String> {
+    let template = crate::generation::template(hosted, how.template, how.effort)?;
+    let messages = messages.iter().map(message).collect::<ApiResult<Vec<_>>>()?;
+    text_of(&template, &as_read(&template, &messages)?, how.tools, how.for_reply)
+}
+
+/// Messages as the model read or wrote them.
+fn as_read(template: &Template, messages: &[Message]) -> ApiResult<Vec<Message>> {
+    if messages.is_empty() {
+        return Err(ApiError::field("messages", "there is no message"));
+    }
+    Ok(messages.iter().map(|m| as_written(template, m)).collect())
+}
+
+fn text_of(template: &Template, messages: &[Message], tools: &[Value], for_reply: bool) -> ApiResult<String> {
+    Ok(template.render(messages, tools, for_reply)?)
 }
 
 impl Conversation {
     /// Renders it.
     ///
     /// # Errors
-    /// Messages, functions or a grammar that are wrong.
+    /// Messages or functions that are wrong.
     pub fn render(&self, hosted: &Hosted, template: &Template) -> ApiResult<Rendered> {
-        if self.messages.is_empty() {
-            return Err(ApiError::field("messages", "there is no message"));
-        }
+        let messages = as_read(template, &self.messages)?;
         let names = self.names()?;
         let tools = if self.choice == ToolChoice::None { &[][..] } else { &self.tools[..] };
-        let messages: Vec<Message> = self.messages.iter().map(|m| as_written(template, m)).collect();
         let text = match self.goes_on {
-            false => template.render(&messages, tools, true)?,
+            false => text_of(template, &messages, tools, true)?,
             true if self.messages.last().is_some_and(|m| m.role == Role::Assistant) => {
-                template.render(&messages, tools, false)?.trim_end().to_owned()
+                text_of(template, &messages, tools, false)?.trim_end().to_owned()
             }
             true => {
                 let message = "only a last message of the assistant can be continued";
@@ -212,26 +346,20 @@ impl Conversation {
         let ends = std::iter::once(1).chain(from..messages.len()).filter(|&n| n < messages.len());
         let mut at = Vec::new();
         for n in ends {
-            let earlier = template.render(&messages[..n], tools, false)?;
+            let earlier = text_of(template, &messages[..n], tools, false)?;
             at.push(earlier.bytes().zip(text.bytes()).take_while(|(a, b)| a == b).count());
         }
         let marks = positions(hosted, &prompt, &mut at);
-        let constrained = match self.whole_grammar(tools)? {
-            None => None,
-            Some(grammar) => {
-                let constraint = hosted.grammars()?.compile(&grammar, true)?;
-                let after = match template.opening() {
-                    _ if self.goes_on => None,
-                    "" => None,
-                    // The tag before the answer is closed already, but for its last letter.
-                    o if o.ends_with("</think") => Some(">".to_owned()),
-                    _ => Some("</think>".to_owned()),
-                };
-                Some(Constrained { constraint, after })
-            }
+        let after = match template.opening() {
+            _ if self.goes_on => None,
+            "" => None,
+            // The tag before the answer is closed already, but for its last letter.
+            o if o.ends_with("</think") => Some(">".to_owned()),
+            _ => Some("</think>".to_owned()),
         };
+        let grammar = self.whole_grammar(tools)?.map(|grammar| (grammar, after));
         let callable = if tools.is_empty() { Vec::new() } else { names };
-        Ok(Rendered { prompt, marks, constrained, callable })
+        Ok(Rendered { prompt, marks, grammar, callable })
     }
 
     fn names(&self) -> ApiResult<Vec<String>> {
@@ -244,17 +372,15 @@ impl Conversation {
             if tool.get("type").and_then(Value::as_str).is_some_and(|t| t != "function") {
                 return Err(ApiError::unsupported("tools", "only tools of type `function` can be offered"));
             }
-            let name = function(tool).get("name").and_then(Value::as_str).filter(|n| !n.is_empty());
-            names.push(name.ok_or_else(|| ApiError::field("tools", "a function has no name"))?.to_owned());
+            names.push(
+                named(tool).ok_or_else(|| ApiError::field("tools", "a function has no name"))?.to_owned(),
+            );
         }
         match &self.choice {
             ToolChoice::Required if names.is_empty() => {
                 Err(ApiError::field("tool_choice", "a call is required, but no function is offered"))
             }
-            ToolChoice::Named(name) if !names.contains(name) => {
-                let message = format!("`{}` is not among the functions offered", name.escape_debug());
-                Err(ApiError::field("tool_choice", message))
-            }
+            ToolChoice::Named(name) if !names.contains(name) => Err(not_offered(name)),
             _ => Ok(names),
         }
     }
@@ -263,10 +389,7 @@ impl Conversation {
     fn whole_grammar(&self, tools: &[Value]) -> ApiResult<Option<Grammar>> {
         let wanted: Vec<&Value> = match &self.choice {
             ToolChoice::Required => tools.iter().collect(),
-            ToolChoice::Named(name) => tools
-                .iter()
-                .filter(|t| function(t).get("name").and_then(Value::as_str) == Some(name))
-                .collect(),
+            ToolChoice::Named(name) => tools.iter().filter(|t| named(t) == Some(name)).collect(),
             _ => return Ok(self.grammar.clone()),
         };
         if self.grammar.is_some() {
@@ -335,16 +458,36 @@ fn positions(hosted: &Hosted, prompt: &[u32], at: &mut [usize]) -> Vec<usize> {
 /// A call that a reply makes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Call {
+    /// What tells it from others, made once; APIs put a prefix of theirs before it.
+    pub id: String,
     /// The function.
     pub name: String,
     /// Its arguments as JSON text.
     pub arguments: String,
 }
 
-/// Whether a reply that begins so may be a call of functions.
+/// Keys with which the object of a call begins.
+const CALL_KEYS: [&str; 6] = ["name", "arguments", "parameters", "function", "type", "id"];
+
+/// Whether a reply that begins so may still become calls of functions; what cannot is not held back.
 pub fn may_be_call(text: &str) -> bool {
-    let text = text.trim_start();
-    text.is_empty() || text.starts_with(['{', '[']) || "```json".starts_with(text) || text.starts_with("```")
+    let mut text = text.trim_start();
+    if "```".starts_with(text) {
+        return true;
+    }
+    if let Some(fenced) = text.strip_prefix("```") {
+        if "json".starts_with(fenced) {
+            return true;
+        }
+        text = fenced.strip_prefix("json").unwrap_or(fenced).trim_start();
+    }
+    let object = text.strip_prefix('[').unwrap_or(text).trim_start();
+    let Some(inside) = object.strip_prefix('{') else { return object.is_empty() };
+    let Some(key) = inside.trim_start().strip_prefix('"') else { return inside.trim_start().is_empty() };
+    match key.split_once('"') {
+        Some((key, _)) => CALL_KEYS.contains(&key),
+        None => CALL_KEYS.iter().any(|k| k.starts_with(key)),
+    }
 }
 
 /// The calls that a reply is, if it is nothing else and calls what was offered.
@@ -373,7 +516,7 @@ pub fn calls(text: &str, callable: &[String]) -> Option<Vec<Call>> {
                 Some(v) => v.to_string(),
                 None => "{}".into(),
             };
-            Some(Call { name: name.into(), arguments })
+            Some(Call { id: fresh_id(""), name: name.into(), arguments })
         })
         .collect()
 }
@@ -393,6 +536,60 @@ mod tests {
         for text in ["{\"name\": \"other\"}", "[]", "Hello", "{\"a\": 1}", "{\"name\": \"time\"} and more"] {
             assert_eq!(calls(text, &names), None, "{text}");
         }
-        assert!(may_be_call("  ") && may_be_call("{\"na") && may_be_call("``") && !may_be_call("He"));
+    }
+
+    #[test]
+    fn only_what_may_become_a_call_is_held() {
+        let called = [
+            "```json\n[{\"name\": \"time\"}, {\"name\": \"time\"}]\n```",
+            " {\"type\": \"function\", \"function\": {\"name\": \"time\"}}",
+            "```\n{ \"arguments\": {}, \"name\": \"time\"}\n```",
+            "[ {\n\"id\": \"x\", \"name\": \"time\"}]",
+        ];
+        for text in called {
+            assert!(calls(text, &["time".to_owned()]).is_some(), "{text}");
+            // Held from its first byte to its last, however it comes.
+            assert!((0..=text.len()).all(|n| may_be_call(&text[..n])), "{text}");
+        }
+        for text in [
+            "```python",
+            "```p",
+            "```jsonc",
+            "```json5",
+            "```json\nx",
+            "``x",
+            "[1] See",
+            "[1",
+            "[]",
+            "[[",
+            "{1",
+        ] {
+            assert!(!may_be_call(text), "{text}");
+        }
+        for text in ["He", "{\"names\"", "{\"city", "[{\"a\"", "{}", "{'name'", "```\n# a comment"] {
+            assert!(!may_be_call(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn allowed_tools_are_those_offered() {
+        let tool = |name: &str| json!({"type": "function", "function": {"name": name}});
+        let tools = vec![tool("weather"), tool("time")];
+        let listed = json!([{"type": "function", "function": {"name": "time"}}]);
+        let chat = json!({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": listed}});
+        let (choice, left) = ToolChoice::from_openai(Some(&chat), tools.clone()).unwrap();
+        assert_eq!((choice, left), (ToolChoice::Required, vec![tool("time")]));
+        let flat = json!({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "weather"}]});
+        let (choice, left) = ToolChoice::from_openai(Some(&flat), tools.clone()).unwrap();
+        assert_eq!((choice, left), (ToolChoice::Auto, vec![tool("weather")]));
+        for wrong in [
+            json!({"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "other"}]}),
+            json!({"type": "allowed_tools", "mode": "auto", "tools": []}),
+            json!({"type": "allowed_tools", "mode": "always", "tools": listed}),
+            json!({"type": "custom", "name": "time"}),
+            json!("always"),
+        ] {
+            assert!(ToolChoice::from_openai(Some(&wrong), tools.clone()).is_err(), "{wrong}");
+        }
     }
 }

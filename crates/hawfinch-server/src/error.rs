@@ -64,12 +64,10 @@ impl ApiError {
         }
     }
 
-    /// OpenAI's `type`.
+    /// OpenAI's `type`: there a key or a model that is wrong differs by the `code` alone.
     fn kind(&self) -> &'static str {
         match self.status {
-            StatusCode::UNAUTHORIZED => "authentication_error",
             StatusCode::FORBIDDEN => "permission_error",
-            StatusCode::NOT_FOUND => "not_found_error",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             s if s.is_server_error() => "server_error",
             _ => "invalid_request_error",
@@ -87,6 +85,8 @@ impl ApiError {
             StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
             s if s.is_server_error() => "api_error",
             StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::NOT_FOUND => "not_found_error",
             _ => self.kind(),
         };
         json!({"type": "error", "error": {"type": kind, "message": self.message}})

@@ -3,19 +3,23 @@
 use crate::app::{App, Who};
 use crate::conversation::Conversation;
 use crate::error::{ApiError, ApiResult};
-use crate::hosted::Chosen;
+use crate::hosted::{Chosen, Hosted};
 use crate::reply::{Choice, Delta, Ending, Growth, Usage};
-use crate::run::{Events, Job};
+use crate::run::{Events, Job, submit_all};
 use crate::sampling::Sampling;
+use axum::http::StatusCode;
 use axum::response::sse::{Event as Frame, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use hawfinch_engine::schedule::Event;
+use hawfinch_engine::schedule::{Event, Limits};
 use hawfinch_engine::{Sampled, StopReason, Template};
 use serde_json::Value;
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 
 /// How a chat reply is made, whichever API asked.
 pub struct Wish {
@@ -33,6 +37,8 @@ pub struct Wish {
     pub max_tokens: usize,
     /// Stop strings.
     pub stops: Vec<String>,
+    /// Token ids that end it, too.
+    pub stop_tokens: Vec<u32>,
     /// Choices.
     pub n: usize,
     /// Log-probabilities of so many tokens beside each.
@@ -49,8 +55,8 @@ pub struct Wish {
 ///
 /// # Errors
 /// There is none of that name.
-pub fn template(chosen: &Chosen, name: Option<&str>, effort: Option<&str>) -> ApiResult<Template> {
-    let own = &chosen.hosted.template;
+pub fn template(hosted: &Hosted, name: Option<&str>, effort: Option<&str>) -> ApiResult<Template> {
+    let own = &hosted.template;
     let name = match (name, effort) {
         (Some(name), _) => name,
         // Only models that can think are told how much.
@@ -102,12 +108,13 @@ impl Generation {
     /// What is wrong with the wish; 429; 503.
     pub async fn start(app: &App, wish: Wish) -> ApiResult<Self> {
         let Wish { mut chosen, conversation, sampling, max_tokens, n, top_logprobs, who, .. } = wish;
-        let template = template(&chosen, wish.template.as_deref(), wish.effort.as_deref())?;
+        let template = template(&chosen.hosted, wish.template.as_deref(), wish.effort.as_deref())?;
         let mut sampler = sampling.over(&template.sampler, chosen.hosted.model.config().vocab)?;
         sampler.top_logprobs = top_logprobs;
         sampler.validate()?;
-        let goes_on = conversation.goes_on;
-        // Grammars and long templates take their time.
+        let (goes_on, parallel) = (conversation.goes_on, conversation.parallel);
+        let deadline = app.deadline();
+        // Long conversations take their time.
         let (of, by) = (chosen.clone(), template.clone());
         let rendered = tokio::task::spawn_blocking(move || conversation.render(&of.hosted, &by)).await;
         let mut rendered = rendered.map_err(|e| ApiError::internal(e.to_string()))??;
@@ -116,13 +123,17 @@ impl Generation {
             crate::api::states::go_on_from(&mut chosen, id, &mut rendered.prompt, &mut rendered.marks)
                 .await?;
         }
+        let constrained = rendered.constrained(&chosen.hosted, deadline).await?;
         let mut stops = template.stops.clone();
         stops.strings.extend(wish.stops);
+        stops.tokens.extend(wish.stop_tokens);
         let stream = || {
             let stream = if goes_on { template.continued_stream() } else { template.reply_stream() };
-            Choice::new(stream, rendered.callable.clone())
+            Choice::new(stream, rendered.callable.clone(), parallel)
         };
         let choices = std::iter::repeat_with(stream).take(n).collect();
+        // Known before it is told: streams begin with it.
+        let ending = Ending { prompt: rendered.prompt.len(), ..Ending::default() };
         let job = Job {
             chosen: chosen.clone(),
             prompt: rendered.prompt,
@@ -131,14 +142,14 @@ impl Generation {
             n,
             max_tokens,
             stops,
-            constrained: rendered.constrained,
+            constrained,
             prompt_logprobs: None,
             who,
-            deadline: app.deadline(),
+            deadline,
             cached: wish.cached,
         };
         let events = job.submit().await?;
-        Ok(Self { chosen, choices, ending: Ending::default(), top_logprobs, events, over: false })
+        Ok(Self { chosen, choices, ending, top_logprobs, events, over: false })
     }
 
     /// The next thing that happens.
@@ -222,7 +233,7 @@ pub trait Front: Send + 'static {
     /// What comes last.
     fn end(&mut self, of: &Generation) -> Vec<Frame>;
     /// What comes last when it failed.
-    fn failed(&mut self, e: &ApiError) -> Vec<Frame>;
+    fn failed(&mut self, of: &Generation, e: &ApiError) -> Vec<Frame>;
 }
 
 /// A frame of JSON.
@@ -257,7 +268,7 @@ pub fn streamed(of: Generation, front: impl Front) -> Response {
                 }
                 Err(e) => {
                     s.over = true;
-                    s.ready.extend(s.front.failed(&e));
+                    s.ready.extend(s.front.failed(&s.of, &e));
                 }
             }
         }
@@ -274,4 +285,83 @@ pub fn sse(frames: impl futures_util::Stream<Item = Result<Frame, Infallible>> +
     // Proxies pass it on as it comes.
     headers.insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
     response
+}
+
+/// How long a prompt whose part of the request has begun already waits before it asks for a place again.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// One of many prompts of a request: it waits in the queue, or for its place there.
+pub struct Starting {
+    /// Submits it when it is its turn.
+    task: Option<JoinHandle<ApiResult<(Events, OwnedSemaphorePermit)>>>,
+    events: Option<Events>,
+    /// Its place among those of the request that are in the queue; given up when it has left the queue.
+    place: Option<OwnedSemaphorePermit>,
+}
+
+impl Starting {
+    /// Its next event. What is lost when this is dropped before it is done is nothing.
+    ///
+    /// # Errors
+    /// It could not be submitted; the model was taken away.
+    pub async fn next(&mut self) -> ApiResult<Event> {
+        if let Some(task) = &mut self.task {
+            let started = task.await.map_err(|e| ApiError::internal(e.to_string()));
+            self.task = None;
+            let (events, place) = started??;
+            (self.events, self.place) = (Some(events), Some(place));
+        }
+        let event = match &mut self.events {
+            Some(events) => events.recv().await,
+            None => None,
+        };
+        // Whatever it is told, it is in the queue no more.
+        self.place = None;
+        event.ok_or_else(|| ApiError::internal("it broke off: the model was taken away"))
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+/// Submits any number of jobs of one request: the first of them now or not at all, the others as these leave the queue. Not
+/// more of them wait there at once than others have places beside.
+///
+/// # Errors
+/// 400, 429, 503 of the first.
+pub async fn in_parts(mut jobs: Vec<Job>, limits: Limits) -> ApiResult<Vec<Starting>> {
+    let at_once = (limits.queue / 4).clamp(1, limits.width.max(1));
+    let places = Arc::new(Semaphore::new(at_once));
+    let rest = jobs.split_off(at_once.min(jobs.len()));
+    let mut all = Vec::new();
+    for events in submit_all(jobs).await? {
+        let place = places.clone().try_acquire_owned().ok();
+        all.push(Starting { task: None, events: Some(events), place });
+    }
+    for job in rest {
+        let task = tokio::spawn(in_turn(job, places.clone()));
+        all.push(Starting { task: Some(task), events: None, place: None });
+    }
+    Ok(all)
+}
+
+/// Submits a job once there is a place for it: a request that has begun is not refused for want of one, as long as it has time.
+async fn in_turn(job: Job, places: Arc<Semaphore>) -> ApiResult<(Events, OwnedSemaphorePermit)> {
+    let late = |_| ApiError::from(hawfinch_engine::Error::TimedOut);
+    let place = tokio::time::timeout_at(job.deadline.into(), places.acquire_owned()).await.map_err(late)?;
+    let place = place.map_err(|e| ApiError::internal(e.to_string()))?;
+    loop {
+        match job.clone().submit().await {
+            Ok(events) => return Ok((events, place)),
+            Err(e) if e.status == StatusCode::TOO_MANY_REQUESTS && Instant::now() < job.deadline => {
+                tokio::time::sleep(AGAIN).await;
+            }
+            Err(e) => return Err(e),
+        }
+    }
 }

@@ -35,6 +35,8 @@ pub struct Choice {
     segments: Vec<Segment>,
     /// Names of functions that it may call; empty when it may not.
     callable: Vec<String>,
+    /// It may make several calls.
+    parallel: bool,
     /// Text that may become a call.
     held: String,
     decided: bool,
@@ -64,12 +66,13 @@ pub struct Growth {
 
 impl Choice {
     /// A choice of a template's reply.
-    pub fn new(stream: ReplyStream, callable: Vec<String>) -> Self {
+    pub fn new(stream: ReplyStream, callable: Vec<String>, parallel: bool) -> Self {
         Self {
             stream: Some(stream),
             segments: Vec::new(),
             decided: callable.is_empty(),
             callable,
+            parallel,
             held: String::new(),
             tokens: VecDeque::new(),
             bytes: 0,
@@ -123,7 +126,10 @@ impl Choice {
             self.decided = true;
             let held = std::mem::take(&mut self.held);
             match calls(&held, &self.callable) {
-                Some(calls) => {
+                Some(mut calls) => {
+                    if !self.parallel {
+                        calls.truncate(1);
+                    }
                     growth.deltas.push(Delta::Calls(calls));
                     finish = "tool_calls";
                 }
@@ -278,5 +284,46 @@ impl Ending {
             _ => {}
         }
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hawfinch_engine::Template;
+
+    /// What a reply with functions says, piece by piece.
+    fn said(pieces: &[&str], parallel: bool) -> (Vec<Vec<Delta>>, Option<&'static str>) {
+        let template = Template::builtin("world").unwrap();
+        let mut choice = Choice::new(template.reply_stream(), vec!["time".into()], parallel);
+        let mut all: Vec<Vec<Delta>> = Vec::new();
+        for piece in pieces {
+            all.push(choice.piece(&Tokenizer::bytes(), Vec::new(), piece, 0).deltas);
+        }
+        all.push(choice.done(&StopReason::MaxTokens).deltas);
+        (all, choice.finish)
+    }
+
+    #[test]
+    fn text_is_told_as_soon_as_it_cannot_be_a_call() {
+        for pieces in [&[" ```", "python", "\nprint(1)"][..], &[" [", "1] See", " there"]] {
+            let (all, finish) = said(pieces, true);
+            assert!(all[0].is_empty(), "{all:?}");
+            assert!(matches!(&all[1][..], [Delta::Text(_)]), "{all:?}");
+            assert!(matches!(&all[2][..], [Delta::Text(_)]), "{all:?}");
+            assert_eq!(finish, Some("length"));
+        }
+    }
+
+    #[test]
+    fn one_call_where_no_more_are_wanted() {
+        let two = [" [{\"name\": \"time\"}", ", {\"name\": \"time\", \"arguments\": {\"h\": 1}}]"];
+        for (parallel, count) in [(true, 2), (false, 1)] {
+            let (all, finish) = said(&two, parallel);
+            assert!(all[0].is_empty() && all[1].is_empty());
+            let [Delta::Calls(calls)] = &all[2][..] else { panic!("{all:?}") };
+            assert_eq!((calls.len(), finish), (count, Some("tool_calls")));
+            assert!(parallel || calls[0].arguments == "{}");
+        }
     }
 }

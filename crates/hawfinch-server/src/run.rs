@@ -92,14 +92,16 @@ impl Job {
 /// # Errors
 /// 400, 429, 503.
 pub async fn submit_all(jobs: Vec<Job>) -> ApiResult<Vec<Events>> {
-    // Samplers and grammars are made, and others are asked for states: not on the threads that serve connections.
+    // Samplers and grammars are made, others and the disk are asked for states: not on the threads that serve connections.
     let submit = move || {
         let Some(hosted) = jobs.first().map(|job| job.chosen.hosted.clone()) else { return Ok(Vec::new()) };
         let (mut requests, mut all) = (Vec::new(), Vec::new());
         for job in jobs {
             // Whom nobody will compute for need not be asked about.
             if job.cached && hosted.scheduler.has_room() {
-                hosted.scheduler.cache().ask_others(&job.chosen.base.root, &job.prompt);
+                let cache = hosted.scheduler.cache();
+                cache.ask_others(&job.chosen.base.root, &job.prompt);
+                cache.fetch_ahead(&job.chosen.base.root, &job.prompt);
             }
             let (to, events) = unbounded_channel();
             requests.push(job.request(Box::new(ToChannel(to)))?);

@@ -10,6 +10,8 @@ use std::collections::BTreeMap;
 /// Stop strings of a request at most, and their bytes together.
 const MAX_STOPS: usize = 64;
 const MAX_STOP_BYTES: usize = 16 << 10;
+/// Token ids that end a reply at most.
+const MAX_STOP_TOKENS: usize = 256;
 /// Tokens with a bias at most.
 const MAX_BIASES: usize = 1024;
 /// Choices of a request at most.
@@ -144,6 +146,79 @@ pub fn stops(given: Option<OneOrMany>) -> ApiResult<Vec<String>> {
     Ok(strings)
 }
 
+/// Fields of vLLM's API that change what a reply is: one is here, the others are refused where they ask for anything.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+pub struct OfVllm {
+    /// Token ids that end a reply; their text is not part of it.
+    pub stop_token_ids: Option<Vec<u32>>,
+    /// Not here.
+    #[schemars(skip)]
+    pub min_tokens: Option<Value>,
+    /// Not here.
+    #[schemars(skip)]
+    pub ignore_eos: Option<Value>,
+    /// Not here.
+    #[schemars(skip)]
+    pub prompt_logprobs: Option<Value>,
+}
+
+impl OfVllm {
+    /// The token ids that end a reply of a model of `vocab` tokens, once nothing else is asked for.
+    ///
+    /// # Errors
+    /// A field that is not here; an id that the model has not.
+    pub fn stop_tokens(&self, vocab: usize) -> ApiResult<Vec<u32>> {
+        let asked = |v: &Option<Value>, usual: Value| v.as_ref().is_some_and(|v| !v.is_null() && *v != usual);
+        let echo = "ask /v1/completions with `echo` and `logprobs`";
+        refuse(&[
+            ("min_tokens", asked(&self.min_tokens, 0.into()), "a reply ends where the model ends it"),
+            ("ignore_eos", asked(&self.ignore_eos, false.into()), "a reply ends where the model ends it"),
+            ("prompt_logprobs", asked(&self.prompt_logprobs, Value::Null), echo),
+        ])?;
+        let ids = self.stop_token_ids.clone().unwrap_or_default();
+        if ids.len() > MAX_STOP_TOKENS {
+            let message = format!("there are {} token ids: at most {MAX_STOP_TOKENS} are taken", ids.len());
+            return Err(ApiError::field("stop_token_ids", message));
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab) {
+            let message = format!("{id} is no token id of this model, which has {vocab}");
+            return Err(ApiError::field("stop_token_ids", message));
+        }
+        Ok(ids)
+    }
+}
+
+/// Refuses fields that ask for what is not here, when they are given.
+///
+/// # Errors
+/// One is.
+pub fn refuse(fields: &[(&str, bool, &str)]) -> ApiResult<()> {
+    match fields.iter().find(|(_, given, _)| *given) {
+        Some((name, _, why)) => Err(ApiError::unsupported(name, format!("`{name}` is not supported: {why}"))),
+        None => Ok(()),
+    }
+}
+
+/// What a stream tells besides.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+pub struct StreamOptions {
+    /// Tokens, in a chunk of their own at the end.
+    pub include_usage: Option<bool>,
+}
+
+/// Whether a stream tells its tokens at the end.
+///
+/// # Errors
+/// Options of a stream for what is none.
+pub fn include_usage(options: Option<&StreamOptions>, stream: bool) -> ApiResult<bool> {
+    match options {
+        Some(_) if !stream => {
+            Err(ApiError::field("stream_options", "stream_options needs `stream` to be true"))
+        }
+        options => Ok(options.and_then(|o| o.include_usage).unwrap_or(false)),
+    }
+}
+
 /// The number of choices.
 ///
 /// # Errors
@@ -194,7 +269,7 @@ pub struct NamedSchema {
 /// Grammars as vLLM's API names them.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 pub struct Guided {
-    /// JSON that this schema accepts.
+    /// JSON that this schema accepts, which may be written as a text.
     pub guided_json: Option<Value>,
     /// Text that this regular expression matches.
     pub guided_regex: Option<String>,
@@ -202,12 +277,84 @@ pub struct Guided {
     pub guided_choice: Option<Vec<String>>,
     /// Text of this grammar (Lark).
     pub guided_grammar: Option<String>,
+    /// The same under its newer name.
+    pub structured_outputs: Option<StructuredOutputs>,
+}
+
+/// A grammar as newer versions of vLLM's API name it: one of these.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+pub struct StructuredOutputs {
+    /// JSON that this schema accepts, which may be written as a text.
+    pub json: Option<Value>,
+    /// Text that this regular expression matches.
+    pub regex: Option<String>,
+    /// One of these texts.
+    pub choice: Option<Vec<String>>,
+    /// Text of this grammar (Lark).
+    pub grammar: Option<String>,
+    /// Any JSON object.
+    pub json_object: Option<bool>,
+    /// Not here.
+    #[schemars(skip)]
+    pub structural_tag: Option<Value>,
+}
+
+impl Guided {
+    /// The grammars that are given, under either name.
+    fn grammars(&self) -> ApiResult<Vec<Grammar>> {
+        let older = (&self.guided_json, &self.guided_regex, &self.guided_choice, &self.guided_grammar);
+        let mut all = Vec::new();
+        named(older, ["guided_json", "guided_choice"], &mut all)?;
+        let Some(newer) = &self.structured_outputs else { return Ok(all) };
+        let tag = newer.structural_tag.as_ref().is_some_and(|v| !v.is_null());
+        refuse(&[(
+            "structured_outputs",
+            tag,
+            "of structural tags; give `json`, `regex`, `choice` or `grammar`",
+        )])?;
+        let before = all.len();
+        let param = "structured_outputs";
+        named((&newer.json, &newer.regex, &newer.choice, &newer.grammar), [param; 2], &mut all)?;
+        if newer.json_object == Some(true) {
+            all.push(Grammar::json_object());
+        }
+        if all.len() == before {
+            let message = "it names no grammar: give `json`, `regex`, `choice`, `grammar` or `json_object`";
+            return Err(ApiError::field(param, message));
+        }
+        Ok(all)
+    }
+}
+
+type Named<'a> = (&'a Option<Value>, &'a Option<String>, &'a Option<Vec<String>>, &'a Option<String>);
+
+/// Grammars by their kind; `params` are the fields that a wrong schema and wrong texts are in.
+fn named((json, regex, choice, lark): Named<'_>, params: [&str; 2], all: &mut Vec<Grammar>) -> ApiResult<()> {
+    match json {
+        Some(Value::String(text)) => {
+            let schema = serde_json::from_str(text);
+            let schema =
+                schema.map_err(|e| ApiError::field(params[0], format!("its text is no JSON: {e}")))?;
+            all.push(Grammar::JsonSchema(schema));
+        }
+        Some(schema) if !schema.is_null() => all.push(Grammar::JsonSchema(schema.clone())),
+        _ => {}
+    }
+    all.extend(regex.clone().map(Grammar::Regex));
+    if let Some(texts) = choice {
+        if texts.is_empty() || texts.iter().any(String::is_empty) {
+            return Err(ApiError::field(params[1], "a choice needs texts that are not empty"));
+        }
+        all.push(Grammar::choice(texts));
+    }
+    all.extend(lark.clone().map(Grammar::Lark));
+    Ok(())
 }
 
 /// The grammar that a request asks for.
 ///
 /// # Errors
-/// More than one.
+/// More than one, or one that says nothing.
 pub fn grammar(format: Option<&ResponseFormat>, guided: &Guided) -> ApiResult<Option<Grammar>> {
     let by_format = match format {
         None | Some(ResponseFormat::Text) => None,
@@ -219,26 +366,67 @@ pub fn grammar(format: Option<&ResponseFormat>, guided: &Guided) -> ApiResult<Op
         Some(ResponseFormat::Regex { regex }) => Some(Grammar::Regex(regex.clone())),
         Some(ResponseFormat::Grammar { grammar }) => Some(Grammar::Lark(grammar.clone())),
     };
-    let choice = guided.guided_choice.as_ref().map(|texts| {
-        if texts.is_empty() || texts.iter().any(String::is_empty) {
-            return Err(ApiError::field("guided_choice", "it needs texts that are not empty"));
-        }
-        Ok(Grammar::choice(texts))
-    });
-    let mut all = [
-        by_format,
-        guided.guided_json.clone().map(Grammar::JsonSchema),
-        guided.guided_regex.clone().map(Grammar::Regex),
-        choice.transpose()?,
-        guided.guided_grammar.clone().map(Grammar::Lark),
-    ]
-    .into_iter()
-    .flatten();
+    let mut all = by_format.into_iter().chain(guided.grammars()?);
     let first = all.next();
     match all.next() {
         Some(_) => {
             Err(ApiError::field("response_format", "a reply can follow one grammar, not several at once"))
         }
         None => Ok(first),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn asked(v: Value) -> ApiResult<Option<Grammar>> {
+        grammar(None, &serde_json::from_value(v).unwrap())
+    }
+
+    #[test]
+    fn grammars_have_two_names_and_schemas_may_be_texts() {
+        let schema = json!({"type": "integer"});
+        let whole = Grammar::JsonSchema(schema.clone());
+        for v in [
+            json!({"guided_json": schema}),
+            json!({"guided_json": schema.to_string()}),
+            json!({"structured_outputs": {"json": schema}}),
+            json!({"structured_outputs": {"json": schema.to_string(), "regex": null}}),
+        ] {
+            assert_eq!(asked(v).unwrap(), Some(whole.clone()));
+        }
+        assert_eq!(
+            asked(json!({"structured_outputs": {"choice": ["a", "b"]}})).unwrap(),
+            asked(json!({"guided_choice": ["a", "b"]})).unwrap()
+        );
+        assert_eq!(asked(json!({"structured_outputs": null})).unwrap(), None);
+        for (v, param) in [
+            (json!({"guided_json": "{"}), "guided_json"),
+            (json!({"structured_outputs": {}}), "structured_outputs"),
+            (json!({"structured_outputs": {"choice": []}}), "structured_outputs"),
+            (json!({"structured_outputs": {"structural_tag": "x"}}), "structured_outputs"),
+            (json!({"structured_outputs": {"regex": "a", "choice": ["b"]}}), "response_format"),
+        ] {
+            assert_eq!(asked(v).unwrap_err().param.as_deref(), Some(param));
+        }
+    }
+
+    #[test]
+    fn what_is_not_here_is_refused_where_it_asks_for_anything() {
+        let tokens = |v: Value| serde_json::from_value::<OfVllm>(v).unwrap().stop_tokens(256);
+        let usual = json!({"min_tokens": 0, "ignore_eos": false, "prompt_logprobs": null});
+        assert!(tokens(usual).unwrap().is_empty());
+        assert_eq!(tokens(json!({"stop_token_ids": [7, 255]})).unwrap(), [7, 255]);
+        for (field, value) in [
+            ("min_tokens", json!(3)),
+            ("ignore_eos", json!(true)),
+            ("prompt_logprobs", json!(0)),
+            ("stop_token_ids", json!([256])),
+        ] {
+            let e = tokens(json!({field: value})).unwrap_err();
+            assert_eq!(e.param.as_deref(), Some(field));
+        }
     }
 }

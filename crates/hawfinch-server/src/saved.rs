@@ -16,6 +16,7 @@ const TOKENS: &str = "hawfinch.saved.tokens";
 const NAME: &str = "hawfinch.saved.name";
 const CREATED: &str = "hawfinch.saved.created";
 const BASE: &str = "hawfinch.saved.model";
+const COMPUTED: &str = "hawfinch.saved.computed";
 
 /// What is told of a saved state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -43,8 +44,20 @@ pub struct Loaded {
     pub about: SavedState,
     /// The state.
     pub state: Arc<State>,
-    /// The tokens that led to it; `None` where nobody knows them (it came from elsewhere).
+    /// The tokens that led to it, where they are known and lead to it here, too: not if it came from elsewhere, or was computed
+    /// otherwise than by what asks for it (with weights of other precision).
     pub tokens: Option<Vec<u32>>,
+}
+
+/// What a state belongs to.
+#[derive(Debug, Clone, Copy)]
+pub struct Owner<'a> {
+    /// What it is called.
+    pub model: &'a str,
+    /// Its identity, which state files name.
+    pub identity: &'a str,
+    /// The root of its texts in the state tree: its identity, and how it is computed.
+    pub root: &'a str,
 }
 
 /// A folder of saved states of one model. What lies there is looked at each time: several servers may share it.
@@ -148,7 +161,7 @@ impl SavedStates {
     pub fn save(
         &self,
         hosted: &Model,
-        (model, root): (&str, &str),
+        of: Owner<'_>,
         name: Option<&str>,
         state: &State,
         tokens: Option<&[u32]>,
@@ -157,16 +170,17 @@ impl SavedStates {
         let path = self.path(&id)?;
         self.check_room(state)?;
         let created = now();
-        let mut more = vec![(CREATED, created.to_string()), (BASE, model.to_owned())];
+        let mut more = vec![(CREATED, created.to_string()), (BASE, of.model.to_owned())];
         if let Some(name) = name {
             more.push((NAME, name.to_owned()));
         }
         if let Some(tokens) = tokens {
             let list: Vec<String> = tokens.iter().map(u32::to_string).collect();
             more.push((TOKENS, list.join(" ")));
+            more.push((COMPUTED, of.root.to_owned()));
         }
         let failed = |e: &dyn std::fmt::Display| no_room(e);
-        state.save_with(&path, hosted.config().version, root, None, &more).map_err(|e| failed(&e))?;
+        state.save_with(&path, hosted.config().version, of.identity, None, &more).map_err(|e| failed(&e))?;
         // The name is in the folder for good, too.
         let synced = fs::File::open(&path).and_then(|f| f.sync_all());
         let synced = synced.and_then(|()| {
@@ -183,7 +197,7 @@ impl SavedStates {
     ///
     /// # Errors
     /// 404; a damaged file; a state of another model.
-    pub fn load(&self, model: &Model, adapter: Option<&Adapter>, id: &str) -> ApiResult<Loaded> {
+    pub fn load(&self, model: &Model, adapter: Option<&Adapter>, root: &str, id: &str) -> ApiResult<Loaded> {
         let about = self.get(id)?;
         let path = self.path(id)?;
         let file = format::open_state(&path).map_err(|e| ApiError::internal(e.to_string()))?;
@@ -191,8 +205,17 @@ impl SavedStates {
             code: Some("wrong_model"),
             ..ApiError::field("state", format!("the saved state does not fit this model: {e}"))
         })?;
-        let tokens = file.metadata.get(TOKENS).map(|list| numbers(list)).transpose()?;
+        let same = file.metadata.get(COMPUTED).is_some_and(|r| r == root);
+        let tokens = file.metadata.get(TOKENS).filter(|_| same).map(|list| numbers(list)).transpose()?;
         Ok(Loaded { about, state: Arc::new(state), tokens })
+    }
+
+    /// Whether states can be saved at all.
+    ///
+    /// # Errors
+    /// 501.
+    pub fn check(&self) -> ApiResult<()> {
+        self.folder().map(|_| ())
     }
 
     /// The file of one.
@@ -212,7 +235,7 @@ impl SavedStates {
         &self,
         hosted: &Model,
         adapter: Option<&Adapter>,
-        (model, root): (&str, &str),
+        of: Owner<'_>,
         name: Option<&str>,
         bytes: &[u8],
     ) -> ApiResult<SavedState> {
@@ -225,7 +248,7 @@ impl SavedStates {
             let file = format::open_state(&incoming).map_err(|e| wrong(e.to_string()))?;
             let state = hosted.state_with(&file, adapter).map_err(|e| wrong(e.to_string()))?;
             // Which tokens led to it is what its sender says: it begins texts of its own, and is never taken for another's.
-            self.save(hosted, (model, root), name, &state, None)
+            self.save(hosted, of, name, &state, None)
         };
         let result = taken();
         let _ = fs::remove_file(&incoming);

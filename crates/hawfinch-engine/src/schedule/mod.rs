@@ -218,6 +218,9 @@ impl<M: BatchModel> Shared<M> {
         let mut slots: Vec<Slot<M>> = Vec::new();
         let mut pace = Pace::default();
         loop {
+            if slots.is_empty() {
+                self.turns.writes(&mut pace.writes, false);
+            }
             let Some(new) = self.admit(&slots) else { break };
             let round = AssertUnwindSafe(|| self.round(&mut slots, new, &mut pace));
             if std::panic::catch_unwind(round).is_err() {
@@ -316,7 +319,9 @@ impl<M: BatchModel> Shared<M> {
             drop(queue);
             share::inherit(slots, &mut ranks);
             reading.sort_by_key(|&i| ranks[i]);
-            let mut room = pace.room(written, reading.len());
+            // Replies of other models wait for this step, too.
+            let others = self.turns.writers() - usize::from(pace.writes);
+            let mut room = pace.room(written + others, reading.len());
             // Each gets its part, so that a short prompt does not wait for a long one; the first also the rest.
             let part = (room / reading.len()).max(CHUNK);
             for &i in &reading {
@@ -325,6 +330,7 @@ impl<M: BatchModel> Shared<M> {
                 room -= took;
             }
         }
+        self.turns.writes(&mut pace.writes, written > 0);
         let began = Instant::now();
         let fed: Vec<(Who, usize)>;
         {
@@ -397,6 +403,8 @@ struct Pace {
     writing: f64,
     /// Seconds a token of a prompt.
     reading: f64,
+    /// Whether the last step wrote replies.
+    writes: bool,
 }
 
 impl Pace {

@@ -268,8 +268,7 @@ impl<M: BatchModel> Slot<M> {
         let usable = self.usable();
         // Where only likelihoods are asked for, the end is not kept.
         let kept = p.len - usize::from(p.logprobs.is_some());
-        let both = self.tokens[..usable].iter().zip(&other.tokens[..kept]);
-        let shared = both.take_while(|(a, b)| a == b).count();
+        let shared = common(&self.tokens[..usable], &other.tokens[..kept]);
         // What is kept on the way has no logits, which are needed where nothing is left to read.
         if shared == usable && shared < p.len { shared.saturating_sub(1) } else { shared }
     }
@@ -526,16 +525,19 @@ impl<M: BatchModel> Slot<M> {
             }
             ControlFlow::Continue(())
         };
+        if self.prompt.take().is_some() {
+            // There is no reply that could be cut: an empty one would be taken for the model's.
+            self.keep(cache);
+            self.ticket.fail(Error::TimedOut);
+            self.ended = true;
+            return;
+        }
         self.run.finish(stop, &mut tell);
         if !text.is_empty() {
             let certain = self.run.text_len();
             self.ticket.tell(Event::Piece { choice: self.choice, tokens: Vec::new(), text, certain });
         }
-        let choices = self.prompt.take().map_or(0, |p| p.others.len());
         self.end(cache);
-        for choice in 1..=choices {
-            self.ticket.done(choice, (self.run.generation.stop.clone(), None), 0, None);
-        }
     }
 
     /// Keeps where the reply ended, and where it stood before its stop string.
@@ -550,4 +552,13 @@ impl<M: BatchModel> Slot<M> {
         }
         cache.share(&self.base.root, &self.tokens[..self.fed], self.snapshot(false));
     }
+}
+
+/// How many numbers two lists begin with alike.
+fn common(a: &[u32], b: &[u32]) -> usize {
+    // By blocks first: long prompts are compared with all that are read beside them.
+    const BLOCK: usize = 256;
+    let blocks = a.chunks_exact(BLOCK).zip(b.chunks_exact(BLOCK)).take_while(|(a, b)| a == b).count();
+    let (a, b) = (&a[blocks * BLOCK..], &b[blocks * BLOCK..]);
+    blocks * BLOCK + a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

@@ -480,6 +480,12 @@ fn who_leaves_or_waits_too_long_harms_nobody() {
     let (r, events) = request(&[5; 10], 4, 1, 20);
     engine.submit(r).unwrap();
     listen(&events, 1);
+    // A prompt that could not be read in time has no reply, not an empty one.
+    let (mut r, unread) = request(&vec![1; 30_000_000], 2, 2, 20);
+    r.deadline = Some(Instant::now() + Duration::from_millis(100));
+    engine.submit(r).unwrap();
+    let told = listen(&unread, 2);
+    assert_eq!((told.failed, told.stops), (Some(Error::TimedOut), vec![None, None]));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! One step at a time: schedulers of several models, and whoever else computes, take turns in the order they came.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 #[derive(Debug, Default)]
@@ -10,7 +11,7 @@ struct Numbers {
 
 /// The right to compute, passed on in order. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Turns(Arc<(Mutex<Numbers>, Condvar)>);
+pub struct Turns(Arc<(Mutex<Numbers>, Condvar)>, Arc<AtomicUsize>);
 
 /// The right, until it is dropped.
 #[derive(Debug)]
@@ -19,6 +20,20 @@ pub struct Turn<'a>(&'a Turns);
 impl Turns {
     fn lock(&self) -> MutexGuard<'_, Numbers> {
         self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says whether somebody writes replies now who did (`before`) or did not.
+    pub(super) fn writes(&self, before: &mut bool, now: bool) {
+        match (std::mem::replace(before, now), now) {
+            (false, true) => _ = self.1.fetch_add(1, Ordering::Relaxed),
+            (true, false) => _ = self.1.fetch_sub(1, Ordering::Relaxed),
+            _ => {}
+        }
+    }
+
+    /// How many write replies, for whom others should not compute long without a break.
+    pub fn writers(&self) -> usize {
+        self.1.load(Ordering::Relaxed)
     }
 
     /// Waits for one's turn.

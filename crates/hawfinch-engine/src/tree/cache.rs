@@ -162,6 +162,18 @@ impl<S: Send + Sync + 'static> StateCache<S> {
         }
     }
 
+    /// Reads the deepest snapshot that a text can start from into memory, where it lies in the folder: before the text is computed,
+    /// so that who computes does not wait for the disk.
+    pub fn fetch_ahead(&self, root: &Arc<str>, tokens: &[u32]) {
+        let found = locked(&self.inner.tree).find(root, tokens);
+        if matches!(found.found, Found::Stored)
+            && let Some(snapshot) = self.fetch(root, &tokens[..found.at])
+        {
+            self.inner.counts.hits_files.fetch_add(1, Ordering::Relaxed);
+            self.put(root, &tokens[..found.at], snapshot);
+        }
+    }
+
     /// A snapshot that left memory.
     fn fetch(&self, root: &Arc<str>, tokens: &[u32]) -> Option<Arc<Snapshot<S>>> {
         if let Some(snapshot) = locked(&self.inner.leaving).get(&(root.clone(), tokens.to_vec())) {

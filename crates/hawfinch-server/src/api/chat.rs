@@ -8,7 +8,10 @@ use crate::generation::{Front, Generation, Whole, Wish, frame, streamed};
 use crate::hosted::now;
 use crate::reply::{Delta, Growth, chat_logprobs, timings};
 use crate::run::fresh_id;
-use crate::sampling::{Guided, OneOrMany, ResponseFormat, Sampling, choices, grammar, stops};
+use crate::sampling::{
+    Guided, OfVllm, OneOrMany, ResponseFormat, Sampling, StreamOptions, choices, grammar, include_usage,
+    refuse, stops,
+};
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::response::sse::Event as Frame;
@@ -30,6 +33,9 @@ pub struct ChatRequest {
     /// Grammars as vLLM's API names them.
     #[serde(flatten)]
     pub guided: Guided,
+    /// Other fields of vLLM's API.
+    #[serde(flatten)]
+    pub of_vllm: OfVllm,
     /// Send it as it grows.
     pub stream: Option<bool>,
     /// What a stream tells besides.
@@ -52,6 +58,8 @@ pub struct ChatRequest {
     pub tools: Option<Vec<Value>>,
     /// Whether it must.
     pub tool_choice: Option<Value>,
+    /// Whether it may call several in one reply (default true).
+    pub parallel_tool_calls: Option<bool>,
     /// What the reply must be.
     pub response_format: Option<ResponseFormat>,
     /// Who asks: users take turns.
@@ -71,6 +79,9 @@ pub struct ChatRequest {
     pub functions: Option<Value>,
     /// Not here.
     #[schemars(skip)]
+    pub function_call: Option<Value>,
+    /// Not here.
+    #[schemars(skip)]
     pub audio: Option<Value>,
     /// Text alone.
     #[schemars(skip)]
@@ -78,21 +89,6 @@ pub struct ChatRequest {
     /// Not here.
     #[schemars(skip)]
     pub web_search_options: Option<Value>,
-}
-
-/// What a stream tells besides.
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-pub struct StreamOptions {
-    /// Tokens, in a chunk of their own at the end.
-    pub include_usage: Option<bool>,
-}
-
-/// Refuses fields that ask for what is not here, when they are given.
-pub fn refuse(fields: &[(&str, bool, &str)]) -> ApiResult<()> {
-    match fields.iter().find(|(_, given, _)| *given) {
-        Some((name, _, why)) => Err(ApiError::unsupported(name, format!("`{name}` is not supported: {why}"))),
-        None => Ok(()),
-    }
 }
 
 /// The handler.
@@ -104,7 +100,8 @@ pub async fn chat(
     let given = |v: &Option<Value>| v.as_ref().is_some_and(|v| !v.is_null());
     let speaks = r.modalities.iter().flatten().any(|m| m != "text");
     refuse(&[
-        ("functions", given(&r.functions), "use `tools`"),
+        ("functions", given(&r.functions), "it is the older form of `tools`: use that"),
+        ("function_call", given(&r.function_call), "it is the older form of `tool_choice`: use that"),
         ("audio", given(&r.audio) || speaks, "this model reads and writes text"),
         ("web_search_options", given(&r.web_search_options), "there is no search here"),
     ])?;
@@ -119,15 +116,22 @@ pub async fn chat(
     if top > 0 && !logprobs {
         return Err(ApiError::field("top_logprobs", "top_logprobs needs `logprobs` to be true"));
     }
+    let stream = r.stream.unwrap_or(false);
+    let include_usage = include_usage(r.stream_options.as_ref(), stream)?;
+    let chosen = app.models.find(&r.model)?;
+    let (choice, tools) =
+        ToolChoice::from_openai(r.tool_choice.as_ref(), r.tools.clone().unwrap_or_default())?;
     let conversation = Conversation {
         messages: r.messages.iter().map(message).collect::<ApiResult<_>>()?,
-        tools: r.tools.clone().unwrap_or_default(),
-        choice: ToolChoice::from_openai(r.tool_choice.as_ref())?,
+        tools,
+        choice,
+        parallel: r.parallel_tool_calls.unwrap_or(true),
         grammar: grammar(r.response_format.as_ref(), &r.guided)?,
         goes_on: r.continue_final_message.unwrap_or(false),
     };
     let wish = Wish {
-        chosen: app.models.find(&r.model)?,
+        stop_tokens: r.of_vllm.stop_tokens(chosen.hosted.model.config().vocab)?,
+        chosen,
         conversation,
         template: r.template,
         effort: r.reasoning_effort,
@@ -142,8 +146,7 @@ pub async fn chat(
     };
     let generation = Generation::start(&app, wish).await?;
     let head = Head::new(&generation);
-    if r.stream.unwrap_or(false) {
-        let include_usage = r.stream_options.and_then(|o| o.include_usage).unwrap_or(false);
+    if stream {
         return Ok(streamed(generation, Chunks { head, logprobs, include_usage }));
     }
     let (generation, all) = generation.whole().await?;
@@ -190,11 +193,16 @@ pub fn fingerprint(root: &str) -> String {
     format!("fp_{tail}")
 }
 
+/// A call's id as OpenAI's APIs write it.
+pub fn call_id(call: &Call) -> String {
+    format!("call_{}", call.id)
+}
+
 /// Calls as OpenAI's API writes them.
 pub fn tool_calls(calls: &[Call], indexed: bool) -> Vec<Value> {
     let one = |(i, call): (usize, &Call)| {
         let function = json!({"name": call.name, "arguments": call.arguments});
-        let mut value = json!({"id": fresh_id("call_"), "type": "function", "function": function});
+        let mut value = json!({"id": call_id(call), "type": "function", "function": function});
         if indexed {
             value["index"] = json!(i);
         }
@@ -290,7 +298,7 @@ impl Front for Chunks {
         frames
     }
 
-    fn failed(&mut self, e: &ApiError) -> Vec<Frame> {
+    fn failed(&mut self, _of: &Generation, e: &ApiError) -> Vec<Frame> {
         vec![frame(&e.body())]
     }
 }

@@ -2,16 +2,21 @@
 
 use crate::app::{Client, Shared};
 use crate::body::Body;
+use crate::conversation::compiled;
 use crate::error::{ApiError, ApiResult};
-use crate::generation::{frame, sse};
+use crate::generation::{Starting, frame, in_parts, sse};
 use crate::hosted::{Chosen, now};
 use crate::reply::{Ending, Usage, finish_reason, finite, timings, token_text};
-use crate::run::{Events, Job, fresh_id, submit_all};
-use crate::sampling::{Guided, OneOrMany, ResponseFormat, Sampling, choices, grammar, stops};
+use crate::run::{Job, fresh_id};
+use crate::sampling::{
+    Guided, OfVllm, OneOrMany, ResponseFormat, Sampling, StreamOptions, choices, grammar, include_usage,
+    refuse, stops,
+};
 use axum::Json;
 use axum::extract::{Extension, State};
 use axum::response::sse::Event as Frame;
 use axum::response::{IntoResponse, Response};
+use futures_util::future::try_join_all;
 use futures_util::stream::{self, StreamExt};
 use hawfinch_engine::schedule::{Constrained, Event};
 use hawfinch_engine::{Sampled, SamplerConfig, StopReason, StopRules};
@@ -21,7 +26,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 
-use super::chat::{StreamOptions, fingerprint, refuse};
+use super::chat::fingerprint;
 
 /// Tokens and log-probabilities of prompts that are given back at most.
 const MAX_ECHO: usize = 4 << 20;
@@ -67,6 +72,9 @@ pub struct CompletionRequest {
     /// Grammars as vLLM's API names them.
     #[serde(flatten)]
     pub guided: Guided,
+    /// Other fields of vLLM's API.
+    #[serde(flatten)]
+    pub of_vllm: OfVllm,
     /// What the completion must be (beyond OpenAI's).
     pub response_format: Option<ResponseFormat>,
     /// Send it as it grows.
@@ -100,7 +108,7 @@ pub struct CompletionRequest {
 
 /// One prompt's choices under way.
 struct Running {
-    events: Events,
+    starting: Starting,
     /// Its tokens, and whether they are given back.
     prompt: Vec<u32>,
     prompt_logprobs: Vec<Sampled>,
@@ -152,8 +160,7 @@ enum Told {
 impl Running {
     async fn next(&mut self, tokenizer: &Tokenizer) -> ApiResult<Told> {
         loop {
-            let event = self.events.recv().await;
-            let event = event.ok_or_else(|| ApiError::internal("it broke off: the model was taken away"))?;
+            let event = self.starting.next().await?;
             if self.ending.note(&event) {
                 self.over = true;
                 return Ok(Told::Over);
@@ -207,6 +214,7 @@ pub async fn complete(
     let n = choices(r.n, "n")? as usize;
     let best_of = choices(r.best_of.or(r.n), "best_of")? as usize;
     let stream = r.stream.unwrap_or(false);
+    let include_usage = include_usage(r.stream_options.as_ref(), stream)?;
     if best_of < n {
         return Err(ApiError::field(
             "best_of",
@@ -224,6 +232,8 @@ pub async fn complete(
         return Err(ApiError::field("logprobs", format!("logprobs is {top}: it must be between 0 and 20")));
     }
     let mut chosen = app.models.find(&r.model)?;
+    let vocab = chosen.hosted.model.config().vocab;
+    let mut stop_tokens = r.of_vllm.stop_tokens(vocab)?;
     let tokenizer = chosen.hosted.tokenizer.clone();
     let prompts = r.prompt.unwrap_or_else(|| Prompts::Text(String::new()));
     let prompts = tokio::task::spawn_blocking(move || prompts.encoded(&tokenizer)).await;
@@ -231,6 +241,10 @@ pub async fn complete(
     if prompts.is_empty() || prompts.len() > MAX_PROMPTS {
         let message = format!("there are {} prompts: between 1 and {MAX_PROMPTS} are taken", prompts.len());
         return Err(ApiError::field("prompt", message));
+    }
+    // All are right before the first is computed.
+    if let Some(&id) = prompts.iter().flatten().find(|&&id| id as usize >= vocab) {
+        return Err(hawfinch_engine::Error::TokenRange { id, vocab }.into());
     }
     if best_of * prompts.len() > 4 * app.models.limits().width.max(64) {
         return Err(ApiError::field(
@@ -252,23 +266,19 @@ pub async fn complete(
         let message = "the prompts times the choices and log-probabilities are more than one answer can hold";
         return Err(ApiError::field("echo", message));
     }
-    let mut sampler = r.sampling.over(&SamplerConfig::default(), chosen.hosted.model.config().vocab)?;
+    let mut sampler = r.sampling.over(&SamplerConfig::default(), vocab)?;
     sampler.top_logprobs = if r.logprobs.is_some() { top } else { 0 };
+    let deadline = app.deadline();
     let constrained = match grammar(r.response_format.as_ref(), &r.guided)? {
         None => None,
         Some(grammar) => {
-            let hosted = chosen.hosted.clone();
-            let made = tokio::task::spawn_blocking(move || -> ApiResult<_> {
-                Ok(hosted.grammars()?.compile(&grammar, false)?)
-            });
-            let constraint = made.await.map_err(|e| ApiError::internal(e.to_string()))??;
+            let constraint = compiled(&chosen.hosted, grammar, false, deadline).await?;
             Some(Constrained { constraint, after: None })
         }
     };
-    let stops =
-        StopRules { strings: stops(r.stop)?, tokens: chosen.hosted.tokenizer.eos().into_iter().collect() };
+    stop_tokens.extend(chosen.hosted.tokenizer.eos());
+    let stops = StopRules { strings: stops(r.stop)?, tokens: stop_tokens };
     let who = client.with_user(r.user.as_deref());
-    let deadline = app.deadline();
     let kept = prompts.clone();
     let mut jobs = Vec::new();
     for (i, prompt) in prompts.into_iter().enumerate() {
@@ -294,9 +304,9 @@ pub async fn complete(
             cached: r.cache.unwrap_or(true),
         });
     }
-    let all = submit_all(jobs).await?;
-    let running = all.into_iter().zip(kept).map(|(events, prompt)| Running {
-        events,
+    let all = in_parts(jobs, app.models.limits()).await?;
+    let running = all.into_iter().zip(kept).map(|(starting, prompt)| Running {
+        starting,
         prompt,
         prompt_logprobs: Vec::new(),
         ending: Ending::default(),
@@ -310,7 +320,7 @@ pub async fn complete(
         n,
         echo,
         logprobs: r.logprobs.map(|n| n as usize),
-        include_usage: r.stream_options.and_then(|o| o.include_usage).unwrap_or(false),
+        include_usage,
         chosen,
     };
     if stream { Ok(streamed(wanted, running)) } else { whole(wanted, running).await }
@@ -397,26 +407,32 @@ impl LogProbs {
     }
 }
 
-async fn whole(wanted: Wanted, mut running: Vec<Running>) -> ApiResult<Response> {
-    let mut all = Vec::new();
-    let mut index = 0;
-    for run in &mut running {
-        let mut kept: Vec<Vec<Sampled>> = vec![Vec::new(); run.choices.len()];
-        while !run.over {
-            match run.next(wanted.tokenizer()).await? {
-                Told::More(i, text, tokens) => {
-                    run.choices[i].text.push_str(&text);
-                    kept[i].extend(tokens);
-                }
-                Told::Ended(i) => {
-                    if run.choices[i].bytes == usize::MAX / 2 {
-                        kept[i].extend(run.choices[i].tokens.drain(..));
-                    }
-                    kept[i].extend(run.choices[i].last.clone());
-                }
-                Told::Over => {}
+/// Reads a prompt's choices to their end; gives their tokens.
+async fn read(run: &mut Running, tokenizer: &Tokenizer) -> ApiResult<Vec<Vec<Sampled>>> {
+    let mut kept: Vec<Vec<Sampled>> = vec![Vec::new(); run.choices.len()];
+    while !run.over {
+        match run.next(tokenizer).await? {
+            Told::More(i, text, tokens) => {
+                run.choices[i].text.push_str(&text);
+                kept[i].extend(tokens);
             }
+            Told::Ended(i) => {
+                if run.choices[i].bytes == usize::MAX / 2 {
+                    kept[i].extend(run.choices[i].tokens.drain(..));
+                }
+                kept[i].extend(run.choices[i].last.clone());
+            }
+            Told::Over => {}
         }
+    }
+    Ok(kept)
+}
+
+async fn whole(wanted: Wanted, mut running: Vec<Running>) -> ApiResult<Response> {
+    let (mut all, mut index) = (Vec::new(), 0);
+    // All at once: those that wait for a place are submitted when another is seen to leave the queue.
+    let kept = try_join_all(running.iter_mut().map(|run| read(run, wanted.tokenizer()))).await?;
+    for (run, kept) in running.iter_mut().zip(kept) {
         let mut order: Vec<usize> = (0..run.choices.len()).collect();
         if order.len() > wanted.n {
             // The token that ended it counts: an ending at once is no certain thing.

@@ -7,14 +7,17 @@ use crate::error::{ApiError, ApiResult};
 use axum::Json;
 use axum::extract::State;
 use base64::Engine;
+use hawfinch_engine::schedule::Refused;
 use hawfinch_engine::{Embedding, embed as embed_texts};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Texts that are read side by side.
 const AT_ONCE: usize = 4;
+/// Tokens of a step where somebody writes replies, who wait for it.
+const BESIDE: usize = 32;
 /// Texts of a request at most.
 const MAX_TEXTS: usize = 2048;
 
@@ -52,15 +55,20 @@ pub async fn embed(State(app): State<Shared>, Body(r): Body<EmbeddingRequest>) -
         Some("base64") => true,
         Some(_) => return Err(ApiError::field("encoding_format", "it must be `float` or `base64`")),
     };
-    // Some at once; others wait, not for ever.
+    // Some at once; others wait, not for ever, and not more than of other requests.
     let deadline = app.deadline();
-    let place = tokio::time::timeout(app.settings.timeout, app.embedding.acquire()).await;
+    let full = |_| ApiError::from(Refused::Full(Duration::from_secs(5)));
+    let waiting = app.embedding_queue.try_acquire().map_err(full)?;
+    let place = tokio::time::timeout(app.settings.timeout, app.embedding.clone().acquire_owned()).await;
     let place = place.map_err(|_| ApiError::from(hawfinch_engine::Error::TimedOut))?;
     let place = place.map_err(|_| ApiError::closing())?;
+    drop(waiting);
     let turns = app.models.turns().clone();
     // Dropped with this request: what nobody waits for ends.
     let (wanted, listening) = tokio::sync::oneshot::channel::<()>();
     let work = tokio::task::spawn_blocking(move || -> ApiResult<_> {
+        // For as long as it computes, whoever still listens.
+        let _place = place;
         let texts = r.input.encoded(&chosen.hosted.tokenizer);
         if texts.is_empty() || texts.len() > MAX_TEXTS {
             let message = format!("there are {} texts: between 1 and {MAX_TEXTS} are taken", texts.len());
@@ -78,19 +86,20 @@ pub async fn embed(State(app): State<Shared>, Body(r): Body<EmbeddingRequest>) -
         let mut vectors = Vec::new();
         // Replies beside it go on between its steps.
         for group in texts.chunks(AT_ONCE) {
-            if wanted.is_closed() {
-                return Err(ApiError::closing());
-            }
-            if Instant::now() > deadline {
-                return Err(hawfinch_engine::Error::TimedOut.into());
-            }
             let mut turn = turns.take();
-            vectors.extend(embed_texts(&chosen.hosted.model, group, Embedding::Mean, |_| turn.pass())?);
+            let step = if turns.writers() > 0 { BESIDE } else { hawfinch_model::STEP_TOKENS };
+            let pass = |_| {
+                if wanted.is_closed() || Instant::now() > deadline {
+                    return Err(hawfinch_engine::Error::TimedOut);
+                }
+                turn.pass();
+                Ok(())
+            };
+            vectors.extend(embed_texts(&chosen.hosted.model, group, Embedding::Mean, step, pass)?);
         }
         Ok((tokens, vectors))
     });
     let (tokens, vectors) = work.await.map_err(|e| ApiError::internal(e.to_string()))??;
-    drop(place);
     drop(listening);
     let one = |(index, vector): (usize, Vec<f32>)| {
         let embedding = if base64 { json!(encode_base64(&vector)) } else { json!(vector) };

@@ -1,6 +1,5 @@
 //! `/v1/messages`, as Anthropic's API has it.
 
-use super::chat::refuse;
 use crate::app::{Client, Shared};
 use crate::body::{Body, parse};
 use crate::conversation::{Call, Content, Conversation, ToolChoice};
@@ -9,7 +8,7 @@ use crate::generation::{Front, Generation, Wish, streamed};
 use crate::hosted::Chosen;
 use crate::reply::{Choice, Delta, Growth};
 use crate::run::fresh_id;
-use crate::sampling::{OneOrMany, Sampling, stops};
+use crate::sampling::{OneOrMany, Sampling, refuse, stops};
 use axum::Json;
 use axum::extract::{Extension, Request, State};
 use axum::response::sse::Event as Frame;
@@ -127,10 +126,17 @@ fn conversation(r: &MessagesRequest) -> ApiResult<Conversation> {
     for m in &r.messages {
         messages(m, &mut all)?;
     }
-    let tool = |t: &Value| {
-        json!({"type": "function", "function": {
-            "name": t.get("name"), "description": t.get("description"), "parameters": t.get("input_schema"),
-        }})
+    let tool = |t: &Value| match t.get("type") {
+        None | Some(Value::Null) => Ok(as_function(t)),
+        Some(kind) if kind == "custom" => Ok(as_function(t)),
+        Some(kind) => {
+            let shown: String = kind.as_str().unwrap_or("not a text").chars().take(40).collect();
+            let message = format!(
+                "a tool of type `{}` is not run here: give tools of type `custom`",
+                shown.escape_debug()
+            );
+            Err(ApiError::unsupported("tools", message))
+        }
     };
     let choice = match r.tool_choice.as_ref().and_then(|c| c.get("type")).and_then(Value::as_str) {
         None | Some("auto") => ToolChoice::Auto,
@@ -144,8 +150,23 @@ fn conversation(r: &MessagesRequest) -> ApiResult<Conversation> {
     };
     // A last message of the assistant is the beginning of the reply.
     let goes_on = all.last().is_some_and(|m| m.role == Role::Assistant && m.tool_calls.is_empty());
-    let tools = r.tools.iter().flatten().map(tool).collect();
-    Ok(Conversation { messages: all, tools, choice, grammar: format(r)?, goes_on })
+    let tools = r.tools.iter().flatten().map(tool).collect::<ApiResult<_>>()?;
+    let one = match r.tool_choice.as_ref().and_then(|c| c.get("disable_parallel_tool_use")) {
+        None | Some(Value::Null) => false,
+        Some(Value::Bool(one)) => *one,
+        Some(_) => {
+            let message = "its disable_parallel_tool_use must be true or false";
+            return Err(ApiError::field("tool_choice", message));
+        }
+    };
+    Ok(Conversation { messages: all, tools, choice, parallel: !one, grammar: format(r)?, goes_on })
+}
+
+/// A tool as OpenAI's API defines functions.
+fn as_function(t: &Value) -> Value {
+    json!({"type": "function", "function": {
+        "name": t.get("name"), "description": t.get("description"), "parameters": t.get("input_schema"),
+    }})
 }
 
 /// How much a model that can think shall think.
@@ -206,6 +227,7 @@ async fn answer(app: Shared, client: Client, body: ApiResult<Body<MessagesReques
         sampling: r.sampling,
         max_tokens: app.max_tokens(Some(max_tokens)),
         stops: stops(r.stop_sequences.map(OneOrMany::Many))?,
+        stop_tokens: Vec::new(),
         n: 1,
         top_logprobs: 0,
         state: None,
@@ -249,7 +271,7 @@ fn head(id: &str, chosen: &Chosen) -> Value {
 
 fn tool_use(call: &Call) -> Value {
     let input: Value = serde_json::from_str(&call.arguments).unwrap_or_default();
-    json!({"type": "tool_use", "id": fresh_id("toolu_"), "name": call.name, "input": input})
+    json!({"type": "tool_use", "id": format!("toolu_{}", call.id), "name": call.name, "input": input})
 }
 
 fn usage(of: &Generation) -> Value {
@@ -315,7 +337,8 @@ impl Events {
 impl Front for Events {
     fn begin(&mut self, of: &Generation) -> Vec<Frame> {
         let mut message = head(&self.id, &of.chosen);
-        message["usage"] = json!({"input_tokens": 0, "output_tokens": 0});
+        // How much of the prompt is known already is told at the end.
+        message["usage"] = usage(of);
         vec![
             event("message_start", json!({"type": "message_start", "message": message})),
             event("ping", json!({"type": "ping"})),
@@ -363,7 +386,7 @@ impl Front for Events {
         frames
     }
 
-    fn failed(&mut self, e: &ApiError) -> Vec<Frame> {
+    fn failed(&mut self, _of: &Generation, e: &ApiError) -> Vec<Frame> {
         vec![event("error", e.anthropic())]
     }
 }
@@ -375,7 +398,7 @@ pub async fn count(State(app): State<Shared>, request: Request) -> Response {
         let r: MessagesRequest = parse(&bytes)?;
         let chosen = app.models.find(&r.model)?;
         let rendered = tokio::task::spawn_blocking(move || -> ApiResult<usize> {
-            let template = crate::generation::template(&chosen, None, effort(&r).as_deref())?;
+            let template = crate::generation::template(&chosen.hosted, None, effort(&r).as_deref())?;
             Ok(conversation(&r)?.render(&chosen.hosted, &template)?.prompt.len())
         });
         rendered.await.map_err(|e| ApiError::internal(e.to_string()))?

@@ -1,15 +1,15 @@
 //! `/v1/responses`: OpenAI's newer shape of a chat; a response can go on from an earlier one by its id.
 
-use super::chat::refuse;
+use super::chat::{call_id, tool_calls};
 use crate::app::{Client, Shared};
 use crate::body::Body;
-use crate::conversation::{Content, Conversation, ToolChoice};
+use crate::conversation::{Call, Content, Conversation, ToolChoice};
 use crate::error::{ApiError, ApiResult};
 use crate::generation::{Front, Generation, Whole, Wish, streamed};
 use crate::hosted::now;
 use crate::reply::{Delta, Growth};
 use crate::run::fresh_id;
-use crate::sampling::{ResponseFormat, Sampling, grammar};
+use crate::sampling::{ResponseFormat, Sampling, grammar, refuse};
 use axum::Json;
 use axum::extract::{Extension, Path, State};
 use axum::response::sse::Event as Frame;
@@ -101,6 +101,8 @@ pub struct ResponsesRequest {
     pub tools: Option<Vec<Value>>,
     /// Whether it must.
     pub tool_choice: Option<Value>,
+    /// Whether it may call several in one reply (default true).
+    pub parallel_tool_calls: Option<bool>,
     /// `format`: what the reply must be.
     pub text: Option<Value>,
     /// `effort`: how much a model that can think shall think.
@@ -115,6 +117,12 @@ pub struct ResponsesRequest {
     /// Not here.
     #[schemars(skip)]
     pub conversation: Option<Value>,
+    /// Not here.
+    #[schemars(skip)]
+    pub top_logprobs: Option<Value>,
+    /// More to tell; what is not here is left out, but for log-probabilities, which are refused.
+    #[schemars(skip)]
+    pub include: Option<Vec<String>>,
 }
 
 /// An item as the engine's message.
@@ -183,7 +191,11 @@ pub async fn create(
     Extension(client): Extension<Client>,
     Body(r): Body<ResponsesRequest>,
 ) -> ApiResult<Response> {
+    let logprobs = "ask /v1/chat/completions for log-probabilities";
+    let told = r.include.iter().flatten().any(|what| what == "message.output_text.logprobs");
     refuse(&[
+        ("top_logprobs", r.top_logprobs.as_ref().is_some_and(|v| !v.is_null() && *v != 0), logprobs),
+        ("include", told, logprobs),
         ("background", r.background == Some(true), "wait for the response, or stream it"),
         ("conversation", r.conversation.as_ref().is_some_and(|v| !v.is_null()), "use previous_response_id"),
     ])?;
@@ -202,12 +214,15 @@ pub async fn create(
     let mut messages: Vec<Message> = r.instructions.iter().map(|i| Message::system(i.clone())).collect();
     messages.extend(said.clone());
     let effort = r.reasoning.as_ref().and_then(|v| v.get("effort")).and_then(Value::as_str);
+    let (choice, tools) =
+        ToolChoice::from_openai(r.tool_choice.as_ref(), r.tools.clone().unwrap_or_default())?;
     let wish = Wish {
         chosen: app.models.find(&r.model)?,
         conversation: Conversation {
             messages,
-            tools: r.tools.clone().unwrap_or_default(),
-            choice: ToolChoice::from_openai(r.tool_choice.as_ref())?,
+            tools,
+            choice,
+            parallel: r.parallel_tool_calls.unwrap_or(true),
             grammar: grammar(format(r.text.as_ref())?.as_ref(), &Default::default())?,
             goes_on: false,
         },
@@ -217,6 +232,7 @@ pub async fn create(
         sampling: r.sampling.clone(),
         max_tokens: app.max_tokens(r.max_output_tokens),
         stops: Vec::new(),
+        stop_tokens: Vec::new(),
         n: 1,
         top_logprobs: 0,
         state: None,
@@ -310,7 +326,7 @@ impl Events {
             "metadata": r.metadata.clone().unwrap_or_else(|| json!({})),
             "model": of.chosen.id,
             "output": self.items,
-            "parallel_tool_calls": true,
+            "parallel_tool_calls": r.parallel_tool_calls.unwrap_or(true),
             "previous_response_id": r.previous_response_id,
             "reasoning": {"effort": r.reasoning.as_ref().and_then(|v| v.get("effort")), "summary": null},
             "service_tier": "default",
@@ -339,7 +355,7 @@ impl Events {
             return;
         }
         let mut messages = self.said.clone();
-        let calls = super::chat::tool_calls(&self.whole.calls, false);
+        let calls = tool_calls(&self.whole.calls, false);
         messages.push(Message { tool_calls: calls, ..Message::assistant(self.whole.text.clone()) });
         self.app.responses.put(&self.id, body.clone(), messages);
     }
@@ -368,7 +384,7 @@ impl Events {
         if self.open.as_ref().is_some_and(|o| o.0 == kind) {
             return;
         }
-        self.close(frames);
+        self.close("completed", frames);
         let id = fresh_id(if kind == "reasoning" { "rs_" } else { "msg_" });
         let at = self.items.len();
         let mut item = done_item(kind, &id, "");
@@ -384,7 +400,8 @@ impl Events {
         self.open = Some((kind, id, String::new()));
     }
 
-    fn close(&mut self, frames: &mut Vec<Frame>) {
+    /// Closes the item that is open; a message says whether it came to its end.
+    fn close(&mut self, status: &str, frames: &mut Vec<Frame>) {
         let Some((kind, id, text)) = self.open.take() else { return };
         let at = self.items.len();
         let place = json!({"item_id": id, "output_index": at, "content_index": 0});
@@ -401,7 +418,10 @@ impl Events {
         } else {
             frames.push(self.event("response.reasoning_text.done", with("text", json!(text))));
         }
-        let item = done_item(kind, &id, &text);
+        let mut item = done_item(kind, &id, &text);
+        if kind == "message" {
+            item["status"] = json!(status);
+        }
         frames.push(self.event("response.output_item.done", json!({"output_index": at, "item": item})));
         self.items.push(item);
     }
@@ -433,8 +453,8 @@ fn done_item(kind: &str, id: &str, text: &str) -> Value {
     }
 }
 
-fn call_item(call: &crate::conversation::Call) -> Value {
-    json!({"id": fresh_id("fc_"), "type": "function_call", "status": "completed", "call_id": fresh_id("call_"),
+fn call_item(call: &Call) -> Value {
+    json!({"id": fresh_id("fc_"), "type": "function_call", "status": "completed", "call_id": call_id(call),
            "name": call.name, "arguments": call.arguments})
 }
 
@@ -461,7 +481,7 @@ impl Front for Events {
                     self.add(&text, &mut frames);
                 }
                 Delta::Calls(calls) => {
-                    self.close(&mut frames);
+                    self.close("completed", &mut frames);
                     for call in calls {
                         let (item, at) = (call_item(&call), self.items.len());
                         let mut begun = item.clone();
@@ -490,12 +510,11 @@ impl Front for Events {
 
     fn end(&mut self, of: &Generation) -> Vec<Frame> {
         let mut frames = Vec::new();
+        let status = self.status(of);
         if self.items.is_empty() {
             self.open("message", &mut frames);
         }
-        self.close(&mut frames);
-        let status = self.status(of);
-        self.mark(status);
+        self.close(status, &mut frames);
         let body = self.body(of, status);
         self.keep(&body);
         let name = format!("response.{status}");
@@ -503,8 +522,21 @@ impl Front for Events {
         frames
     }
 
-    fn failed(&mut self, e: &ApiError) -> Vec<Frame> {
+    fn failed(&mut self, of: &Generation, e: &ApiError) -> Vec<Frame> {
         let data = json!({"code": e.code, "message": e.message, "param": e.param});
-        vec![self.event("error", data)]
+        let mut body = self.body(of, "failed");
+        body["error"] = json!({"code": e.code.unwrap_or("server_error"), "message": e.message});
+        vec![self.event("error", data), self.event("response.failed", json!({"response": body}))]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_has_the_ids_that_were_told() {
+        let call = Call { id: fresh_id(""), name: "f".into(), arguments: "{}".into() };
+        assert_eq!(call_item(&call)["call_id"], tool_calls(std::slice::from_ref(&call), false)[0]["id"]);
     }
 }

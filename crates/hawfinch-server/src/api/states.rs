@@ -2,11 +2,11 @@
 
 use crate::app::{Client, Shared};
 use crate::body::{self, Body};
-use crate::conversation::{ChatMessage, message};
+use crate::conversation::{ChatMessage, Rendering, rendered};
 use crate::error::{ApiError, ApiResult};
 use crate::hosted::{Chosen, Hosted, state_root};
 use crate::run::Job;
-use crate::saved::SavedState;
+use crate::saved::{Owner, SavedState};
 use axum::Json;
 use axum::extract::{Extension, Path, Query, Request, State};
 use axum::http::{HeaderValue, header};
@@ -37,12 +37,20 @@ pub struct StateRequest {
 }
 
 /// All saved states, of all models.
-pub async fn list(State(app): State<Shared>) -> Json<Value> {
-    let mut data: Vec<SavedState> = app.models.all().iter().flat_map(|h| h.saved.list()).collect();
-    // Models of the same weights have the same folder.
-    let mut seen = std::collections::HashSet::new();
-    data.retain(|s| seen.insert(s.id.clone()));
-    Json(json!({"object": "list", "data": data}))
+pub async fn list(State(app): State<Shared>) -> ApiResult<Json<Value>> {
+    aside(move || {
+        let mut data: Vec<SavedState> = app.models.all().iter().flat_map(|h| h.saved.list()).collect();
+        // Models of the same weights have the same folder.
+        let mut seen = std::collections::HashSet::new();
+        data.retain(|s| seen.insert(s.id.clone()));
+        Ok(Json(json!({"object": "list", "data": data})))
+    })
+    .await
+}
+
+/// What waits for a disk, not on the threads that serve connections.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> ApiResult<T> + Send + 'static) -> ApiResult<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| ApiError::internal(e.to_string()))?
 }
 
 /// The model that has a saved state.
@@ -60,21 +68,22 @@ fn owner(app: &Shared, id: &str) -> ApiResult<Arc<Hosted>> {
 
 /// What is told of one.
 pub async fn get(State(app): State<Shared>, Path(id): Path<String>) -> ApiResult<Json<SavedState>> {
-    owner(&app, &id)?.saved.get(&id).map(Json)
+    aside(move || owner(&app, &id)?.saved.get(&id).map(Json)).await
 }
 
 /// Deletes one.
 pub async fn delete(State(app): State<Shared>, Path(id): Path<String>) -> ApiResult<Json<Value>> {
-    owner(&app, &id)?.saved.delete(&id)?;
-    Ok(Json(json!({"id": id, "object": "state.deleted", "deleted": true})))
+    aside(move || {
+        owner(&app, &id)?.saved.delete(&id)?;
+        Ok(Json(json!({"id": id, "object": "state.deleted", "deleted": true})))
+    })
+    .await
 }
 
 /// The file of one.
 pub async fn export(State(app): State<Shared>, Path(id): Path<String>) -> ApiResult<Response> {
-    let hosted = owner(&app, &id)?;
     let of = id.clone();
-    let bytes = tokio::task::spawn_blocking(move || hosted.saved.export(&of)).await;
-    let bytes = bytes.map_err(|e| ApiError::internal(e.to_string()))??;
+    let bytes = aside(move || owner(&app, &of)?.saved.export(&of)).await?;
     let mut response = bytes.into_response();
     let name = format!("attachment; filename=\"{id}.safetensors\"");
     let headers = response.headers_mut();
@@ -100,16 +109,26 @@ pub async fn import(
     Query(q): Query<ImportQuery>,
     request: Request,
 ) -> ApiResult<Json<SavedState>> {
-    let bytes = body::read(request, &app).await?;
+    // What can be said before the state is sent; and few are held at once.
     let chosen = app.models.find(&q.model)?;
     let name = checked_name(q.name)?;
-    let saved = tokio::task::spawn_blocking(move || {
+    chosen.hosted.saved.check()?;
+    let place = tokio::time::timeout(app.settings.timeout, app.importing.acquire()).await;
+    let place = place.map_err(|_| ApiError::from(hawfinch_engine::Error::TimedOut))?;
+    let _place = place.map_err(|_| ApiError::closing())?;
+    let bytes = body::read(request, &app).await?;
+    aside(move || {
         let hosted = &chosen.hosted;
         let adapter = chosen.base.adapter.as_deref();
-        let of = (chosen.id.as_str(), identity(&chosen)?);
-        hosted.saved.import(&hosted.model, adapter, (of.0, &of.1), name.as_deref(), &bytes)
-    });
-    saved.await.map_err(|e| ApiError::internal(e.to_string()))?.map(Json)
+        let identity = identity(&chosen)?;
+        hosted.saved.import(&hosted.model, adapter, owner_of(&chosen, &identity), name.as_deref(), &bytes)
+    })
+    .await
+    .map(Json)
+}
+
+fn owner_of<'a>(chosen: &'a Chosen, identity: &'a str) -> Owner<'a> {
+    Owner { model: &chosen.id, identity, root: &chosen.base.root }
 }
 
 fn checked_name(name: Option<String>) -> ApiResult<Option<String>> {
@@ -133,16 +152,15 @@ pub async fn create(
         (Some(_), Some(_)) => Err(ApiError::field("prompt", "give either `prompt` or `messages`")),
         (Some(text), None) => Ok(hosted.tokenizer.encode(text.as_bytes())),
         (None, Some(messages)) => {
-            let messages = messages.iter().map(message).collect::<ApiResult<Vec<_>>>()?;
             // Where the next message would begin, not where a reply would.
-            let text = hosted.template.render(&messages, &[], false)?;
+            let text = rendered(&hosted, &messages, &Rendering::default())?;
             Ok(hosted.tokenizer.encode(text.as_bytes()))
         }
         (None, None) if forked => Ok(Vec::new()),
         (None, None) => Err(ApiError::field("prompt", "give `prompt`, `messages` or `from`")),
     };
-    let encoded = tokio::task::spawn_blocking(encode).await;
-    let mut prompt = encoded.map_err(|e| ApiError::internal(e.to_string()))??;
+    chosen.hosted.saved.check()?;
+    let mut prompt = aside(encode).await?;
     if let Some(id) = &r.from {
         go_on_from(&mut chosen, id, &mut prompt, &mut []).await?;
     }
@@ -172,7 +190,7 @@ pub async fn create(
             }
         }
     }
-    let saved = tokio::task::spawn_blocking(move || {
+    aside(move || {
         let hosted = &chosen.hosted;
         let start = hosted.scheduler.cache().find(&chosen.base.root, &prompt);
         let state = match start.from {
@@ -184,10 +202,11 @@ pub async fn create(
         };
         // Behind a state that nobody knows the tokens of, nobody knows them either.
         let known = chosen.base.state.is_none().then_some(&prompt[..]);
-        let of = (chosen.id.as_str(), identity(&chosen)?);
-        hosted.saved.save(&hosted.model, (of.0, &of.1), name.as_deref(), &state, known)
-    });
-    saved.await.map_err(|e| ApiError::internal(e.to_string()))?.map(Json)
+        let identity = identity(&chosen)?;
+        hosted.saved.save(&hosted.model, owner_of(&chosen, &identity), name.as_deref(), &state, known)
+    })
+    .await
+    .map(Json)
 }
 
 /// The identity of what computes: what a state file belongs to.
@@ -208,13 +227,8 @@ pub async fn go_on_from(
     marks: &mut [usize],
 ) -> ApiResult<()> {
     let (of, wanted, adapter) = (chosen.hosted.clone(), id.to_owned(), chosen.base.adapter.clone());
-    let read = move || of.saved.load(&of.model, adapter.as_deref(), &wanted);
-    let loaded = tokio::task::spawn_blocking(read).await;
-    let loaded = loaded.map_err(|e| ApiError::internal(e.to_string()))??;
-    if loaded.about.model != chosen.id {
-        let message = format!("the saved state belongs to `{}`: ask that model", loaded.about.model);
-        return Err(ApiError { code: Some("wrong_model"), ..ApiError::field("state", message) });
-    }
+    let root = chosen.base.root.clone();
+    let loaded = aside(move || of.saved.load(&of.model, adapter.as_deref(), &root, &wanted)).await?;
     match loaded.tokens {
         Some(tokens) => {
             let snapshot =

@@ -2,7 +2,7 @@
 
 use crate::app::Shared;
 use crate::body::Body;
-use crate::conversation::{ChatMessage, message};
+use crate::conversation::{ChatMessage, Rendering, rendered};
 use crate::error::{ApiError, ApiResult};
 use crate::reply::token_text;
 use axum::Json;
@@ -26,6 +26,12 @@ pub struct TokenizeRequest {
     pub messages: Option<Vec<ChatMessage>>,
     /// Whether a conversation ends where the reply begins (default true).
     pub add_generation_prompt: Option<bool>,
+    /// Functions that the conversation offers.
+    pub tools: Option<Vec<Value>>,
+    /// How much a model that can think shall think.
+    pub reasoning_effort: Option<String>,
+    /// A built-in chat template in place of the model's own.
+    pub template: Option<String>,
     /// Also tell the tokens' texts.
     pub return_token_strs: Option<bool>,
 }
@@ -44,8 +50,13 @@ pub async fn tokenize(State(app): State<Shared>, Body(r): Body<TokenizeRequest>)
         let text = match (r.prompt, r.messages) {
             (Some(text), None) => text,
             (None, Some(messages)) => {
-                let messages = messages.iter().map(message).collect::<ApiResult<Vec<_>>>()?;
-                hosted.template.render(&messages, &[], r.add_generation_prompt.unwrap_or(true))?
+                let how = Rendering {
+                    template: r.template.as_deref(),
+                    effort: r.reasoning_effort.as_deref(),
+                    tools: r.tools.as_deref().unwrap_or_default(),
+                    for_reply: r.add_generation_prompt.unwrap_or(true),
+                };
+                rendered(hosted, &messages, &how)?
             }
             _ => return Err(ApiError::field("prompt", "give either `prompt` or `messages`")),
         };

@@ -68,13 +68,25 @@ fn grammars_and_functions() {
     let text = server.ok("/v1/chat/completions", &r)["choices"][0]["message"]["content"].clone();
     assert!(text.as_str().unwrap().len() == 5 && text.as_str().unwrap().as_bytes()[3] == b'-', "{text}");
 
+    // By vLLM's names, too; a schema may be a text.
+    for more in [
+        json!({"structured_outputs": {"regex": "[ab]{3}-[0-9]"}}),
+        json!({"guided_json": "{\"type\": \"string\", \"pattern\": \"^[ab]-[0-9]$\"}"}),
+    ] {
+        let r = request(more);
+        let text = server.ok("/v1/chat/completions", &r)["choices"][0]["message"]["content"].clone();
+        assert!(text.as_str().unwrap().len() == 5, "{text}");
+    }
+
     let tool = |name: &str| {
         json!({"type": "function", "function": {"name": name, "description": "d", "parameters": {
             "type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"],
             "additionalProperties": false}}})
     };
     let tools = json!([tool("weather"), tool("time")]);
-    for choice in [json!("required"), json!({"type": "function", "function": {"name": "time"}})] {
+    let listed = json!([{"type": "function", "function": {"name": "time"}}]);
+    let allowed = json!({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": listed}});
+    for choice in [json!("required"), json!({"type": "function", "function": {"name": "time"}}), allowed] {
         let mut r = request(json!({"tools": tools, "tool_choice": choice, "max_tokens": 200}));
         let reply = server.ok("/v1/chat/completions", &r);
         let c = &reply["choices"][0];
@@ -97,6 +109,52 @@ fn grammars_and_functions() {
         let messages = json!([{"role": "user", "content": "Hello"}, c["message"],
             {"role": "tool", "tool_call_id": c["message"]["tool_calls"][0]["id"], "content": "cold"}]);
         server.ok("/v1/chat/completions", &request(json!({"messages": messages, "tools": tools})));
+    }
+}
+
+#[test]
+fn what_changes_the_meaning_is_kept_to_or_refused() {
+    let server = Server::plain();
+    let cases = [
+        json!({"function_call": "auto"}),
+        json!({"min_tokens": 4}),
+        json!({"ignore_eos": true}),
+        json!({"prompt_logprobs": 1}),
+        json!({"stop_token_ids": [256]}),
+        json!({"stream_options": {"include_usage": true}}),
+        json!({"structured_outputs": {}}),
+        json!({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}}),
+    ];
+    for more in cases {
+        let answer = server.post("/v1/chat/completions", &request(more.clone()));
+        let param = more.as_object().unwrap().keys().next().unwrap().as_str();
+        assert_eq!(answer.status, 400, "{more}: {}", answer.text());
+        assert_eq!(answer.json()["error"]["param"], param, "{}", answer.text());
+    }
+    // As they are without.
+    let usual = json!({"min_tokens": 0, "ignore_eos": false, "prompt_logprobs": null, "stop_token_ids": [], "seed": 5,
+        "parallel_tool_calls": true, "functions": null, "something_else": 1});
+    let plain = server.ok("/v1/chat/completions", &request(json!({})));
+    let same = server.ok("/v1/chat/completions", &request(usual));
+    assert_eq!(plain["choices"], same["choices"]);
+    // The types of OpenAI's errors, and of Anthropic's.
+    let other = json!({"model": "other", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1});
+    let e = server.post("/v1/chat/completions", &other).json()["error"].clone();
+    assert_eq!((&e["type"], &e["code"]), (&json!("invalid_request_error"), &json!("model_not_found")));
+    assert_eq!(server.post("/v1/messages", &other).json()["error"]["type"], "not_found_error");
+    for more in [
+        json!({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}),
+        json!({"tool_choice": {"type": "auto", "disable_parallel_tool_use": "yes"}}),
+    ] {
+        let answer = server.post("/v1/messages", &request(more.clone()));
+        assert_eq!(answer.status, 400, "{more}: {}", answer.text());
+    }
+    let own = json!({"tools": [{"type": "custom", "name": "go", "input_schema": {"type": "object"}}, {"name": "stay"}]});
+    server.ok("/v1/messages", &request(own));
+    for more in [json!({"top_logprobs": 2}), json!({"include": ["message.output_text.logprobs"]})] {
+        let mut r = json!({"model": "tiny", "input": "Hello"});
+        r.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        assert_eq!(server.post("/v1/responses", &r).status, 400, "{more}");
     }
 }
 
@@ -144,8 +202,10 @@ fn anthropic_s_shape() {
         assert_eq!(data(e)["type"], e.0.as_str());
     }
     let usage = data(events.iter().find(|e| e.0 == "message_delta").unwrap())["usage"].clone();
+    let begun = data(&events[0])["message"]["usage"].clone();
     let sum = usage["input_tokens"].as_u64().unwrap() + usage["cache_read_input_tokens"].as_u64().unwrap();
     assert_eq!(server.ok("/v1/messages/count_tokens", &r)["input_tokens"], sum);
+    assert_eq!(begun["input_tokens"], sum, "a stream begins with the prompt's length");
     // Functions.
     r["tools"] = json!([{"name": "go", "input_schema": {"type": "object", "properties": {"far": {"type": "boolean"}},
         "required": ["far"], "additionalProperties": false}}]);
@@ -183,6 +243,29 @@ fn responses_and_going_on_from_them() {
     let deltas = data.iter().filter(|d| d["type"] == "response.output_text.delta");
     assert_eq!(deltas.filter_map(|d| d["delta"].as_str()).collect::<String>(), text);
     assert_eq!(events.last().unwrap().0, "response.incomplete");
+    let done = data.iter().find(|d| d["type"] == "response.output_item.done").unwrap();
+    assert_eq!(done["item"], data.last().unwrap()["response"]["output"][0]);
+    assert_eq!(done["item"]["status"], "incomplete");
+    // A stream that fails says so at its end: nothing is left to draw from here.
+    let banned: serde_json::Map<String, Value> = (0..256).map(|id| (id.to_string(), json!(-100))).collect();
+    let failing = json!({"model": "tiny", "input": "Hello", "stream": true, "logit_bias": banned});
+    let failed = server.post("/v1/responses", &failing).events();
+    let last: Value = serde_json::from_str(&failed.last().unwrap().1).unwrap();
+    assert_eq!((&last["type"], &last["response"]["status"]), (&json!("response.failed"), &json!("failed")));
+    assert!(last["response"]["error"]["message"].is_string());
+    // Calls have the ids that the stream told.
+    let tool = json!({"type": "function", "name": "go", "parameters": {"type": "object", "additionalProperties": false}});
+    let calling = json!({"model": "tiny", "input": "Hello", "stream": true, "tools": [tool], "tool_choice": "required",
+        "parallel_tool_calls": false});
+    let called = server.post("/v1/responses", &calling).events();
+    let last: Value = serde_json::from_str(&called.last().unwrap().1).unwrap();
+    let call = &last["response"]["output"][0];
+    assert_eq!(
+        (&call["type"], &last["response"]["parallel_tool_calls"]),
+        (&json!("function_call"), &json!(false))
+    );
+    let told = called.iter().filter(|e| e.1.contains(call["call_id"].as_str().unwrap())).count();
+    assert_eq!(told, 3, "added, done, completed");
     // The next one goes on from it, and its state.
     let id = whole["id"].as_str().unwrap();
     assert_eq!(server.get(&format!("/v1/responses/{id}")).json()["id"], id);

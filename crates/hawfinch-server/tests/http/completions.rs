@@ -1,7 +1,12 @@
 //! Completions, log-probabilities, ranking, embeddings, tokens.
 
 use super::client::{Server, model};
+use hawfinch_engine::schedule::Limits;
+use hawfinch_server::Settings;
 use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
 
 /// The log-probability of each token after the first, by the model itself.
 fn logprobs(text: &[u8]) -> Vec<f64> {
@@ -95,6 +100,107 @@ fn choices_seeds_and_streams() {
         server.post("/v1/completions", &json!({"model": "tiny", "prompt": "a", "suffix": "b"})).status,
         400
     );
+}
+
+#[test]
+fn more_prompts_than_places_are_taken_in_parts() {
+    let texts = |v: &Value| -> Vec<Value> {
+        v["choices"].as_array().unwrap().iter().map(|c| c["text"].clone()).collect()
+    };
+    let prompts: Vec<String> = (0..12).map(|i| format!("prompt {i}")).collect();
+    let r = |more: Value| {
+        let mut r = json!({"model": "tiny", "prompt": prompts, "max_tokens": 5, "seed": 3, "n": 2});
+        r.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        r
+    };
+    let wide = Server::plain();
+    let all = texts(&wide.ok("/v1/completions", &r(json!({}))));
+    let best = texts(&wide.ok("/v1/completions", &r(json!({"n": 1, "best_of": 2}))));
+    assert_eq!((all.len(), best.len()), (24, 12));
+    for limits in [Limits { width: 2, queue: 1 }, Limits { width: 3, queue: 6 }] {
+        let server = Server::with(Settings::default(), limits);
+        assert_eq!(texts(&server.ok("/v1/completions", &r(json!({})))), all, "{limits:?}");
+        assert_eq!(
+            texts(&server.ok("/v1/completions", &r(json!({"n": 1, "best_of": 2})))),
+            best,
+            "{limits:?}"
+        );
+        let chunks = server.post("/v1/completions", &r(json!({"stream": true}))).chunks();
+        for (i, want) in all.iter().enumerate() {
+            let of = chunks.iter().map(|c| &c["choices"][0]).filter(|c| c["index"] == i);
+            assert_eq!(of.filter_map(|c| c["text"].as_str()).collect::<String>(), want.as_str().unwrap());
+        }
+        server.idle();
+    }
+    // As many as one request may have.
+    let many = json!({"model": "tiny", "prompt": vec!["x"; 256], "max_tokens": 1});
+    assert_eq!(wide.ok("/v1/completions", &many)["choices"].as_array().unwrap().len(), 256);
+    // The last is as wrong as the first.
+    let mut wrong = vec![vec![7]; 255];
+    wrong.push(vec![256]);
+    let wrong = json!({"model": "tiny", "prompt": wrong, "max_tokens": 1, "stream": true});
+    assert_eq!(wide.post("/v1/completions", &wrong).status, 400);
+}
+
+#[test]
+fn what_ends_a_completion_and_what_is_refused() {
+    let server = Server::plain();
+    let r = |more: Value| {
+        let mut r = json!({"model": "tiny", "prompt": "abc", "max_tokens": 10, "temperature": 0});
+        r.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        r
+    };
+    let whole = server.ok("/v1/completions", &r(json!({"logprobs": 0})))["choices"][0].clone();
+    // The tokens of these tests are bytes: the text ends before the first of this kind.
+    let end = whole["text"].as_str().unwrap().as_bytes()[4];
+    let stopped = server.ok("/v1/completions", &r(json!({"stop_token_ids": [end]})))["choices"][0].clone();
+    let want = whole["text"].as_str().unwrap().split(char::from(end)).next().unwrap();
+    assert_eq!((&stopped["text"], &stopped["finish_reason"]), (&json!(want), &json!("stop")));
+    for more in [
+        json!({"min_tokens": 1}),
+        json!({"ignore_eos": true}),
+        json!({"prompt_logprobs": 0}),
+        json!({"stop_token_ids": [-1]}),
+        json!({"stream_options": {}}),
+        json!({"structured_outputs": {"structural_tag": "x"}}),
+    ] {
+        let answer = server.post("/v1/completions", &r(more.clone()));
+        assert_eq!(answer.status, 400, "{more}: {}", answer.text());
+    }
+    // Likelihoods that were not read are no likelihoods.
+    let late = Server::with(Settings { timeout: Duration::ZERO, ..Settings::default() }, Limits::default());
+    let answer = late.post("/v1/completions", &r(json!({"echo": true, "logprobs": 1, "max_tokens": 0})));
+    assert_eq!(answer.status, 503, "{}", answer.text());
+}
+
+#[test]
+fn no_grammar_is_compiled_for_a_queue_that_is_full() {
+    let settings = Settings { max_tokens: 1_000_000, ..Settings::default() };
+    let server = Server::with(settings, Limits { width: 1, queue: 1 });
+    let endless =
+        json!({"model": "tiny", "prompt": "x", "max_tokens": 1_000_000, "stream": true}).to_string();
+    let open = || {
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        let head = format!(
+            "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+            endless.len()
+        );
+        stream.write_all(&[head.as_bytes(), endless.as_bytes()].concat()).unwrap();
+        assert!(stream.read(&mut [0; 200]).unwrap() > 0);
+        stream
+    };
+    let held = (open(), open());
+    // It would not compile, but nobody tried.
+    let chat = json!({"model": "tiny", "messages": [{"role": "user", "content": "x"}], "guided_regex": "("});
+    let complete = json!({"model": "tiny", "prompt": "x", "guided_regex": "("});
+    for (path, r) in [("/v1/chat/completions", &chat), ("/v1/completions", &complete)] {
+        let refused = server.post(path, r);
+        assert_eq!((refused.status, &refused.json()["error"]["code"]), (429, &json!("queue_full")));
+        assert!(refused.head.to_lowercase().contains("retry-after: "));
+    }
+    drop(held);
+    server.idle();
+    assert_eq!(server.post("/v1/completions", &complete).status, 400);
 }
 
 #[test]

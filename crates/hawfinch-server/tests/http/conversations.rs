@@ -39,6 +39,13 @@ fn turns_edits_and_restarts() {
         server.ok("/tokenize", &json!({"messages": m, "add_generation_prompt": false}))["count"].clone()
     };
     assert_eq!(count(&written), "User: x\n\nAssistant: one\n\n\ntwo\n\n".len());
+    // Tokens are counted as a chat reads them, whatever the template puts around messages.
+    for template in ["world", "g1", "g1-think", "g1-think-a-bit"] {
+        let mut r = json!({"model": "tiny", "messages": messages, "template": template, "max_tokens": 1});
+        r["messages"].as_array_mut().unwrap().push(json!({"role": "user", "content": "Why?"}));
+        let read = server.ok("/v1/chat/completions", &r)["usage"]["prompt_tokens"].clone();
+        assert_eq!(server.ok("/tokenize", &r)["count"], read, "{template}");
+    }
     // The second question is asked otherwise: everything before it is known.
     let mut edited = json!(messages.as_array().unwrap()[..3]);
     edited.as_array_mut().unwrap().push(json!({"role": "user", "content": "Something else."}));

@@ -24,7 +24,9 @@ fn every_route_needs_the_key() {
                 let headers = [JSON, ("Authorization", key)];
                 let answer = server.send(&method.to_uppercase(), &path, &headers, b"{}");
                 assert_eq!(answer.status, 401, "{method} {path} {key}");
-                assert_eq!(answer.json()["error"]["type"], "authentication_error");
+                let anthropic = path.starts_with("/v1/messages");
+                let kind = if anthropic { "authentication_error" } else { "invalid_request_error" };
+                assert_eq!(answer.json()["error"]["type"], kind);
             }
             // With it the request arrives, whatever it then is.
             let headers = [JSON, ("x-api-key", "first-key")];
@@ -296,4 +298,20 @@ fn what_is_counted_can_be_read() {
     for line in text.lines() {
         assert!(line.starts_with("# ") || line.starts_with("hawfinch_"), "{line}");
     }
+}
+
+/// A text that takes longer than a request may is left, and the places for others are free again.
+#[test]
+fn embeddings_end_with_their_time() {
+    let settings = Settings { timeout: Duration::from_secs(1), ..Settings::default() };
+    let server = Server::with(settings, Limits::default());
+    let long = "a bird with a large bill ".repeat(400_000);
+    for _ in 0..3 {
+        let began = std::time::Instant::now();
+        let answer = server.post("/v1/embeddings", &json!({"model": "tiny", "input": long}));
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        assert!(began.elapsed() < Duration::from_secs(20));
+    }
+    let short = server.post("/v1/embeddings", &json!({"model": "tiny", "input": "a bird"}));
+    assert_eq!(short.status, 200, "{}", short.text());
 }

@@ -109,3 +109,33 @@ fn no_more_are_saved_than_there_is_room_for() {
     assert_eq!(server.send("DELETE", &format!("/v1/states/{id}"), &[], b"").status, 200);
     assert_eq!(save(SAVED).status, 200);
 }
+
+/// A state of the same weights in another precision: it goes on from there, but is not what others' texts lead to.
+#[test]
+fn a_state_that_was_computed_otherwise_is_nobody_elses() {
+    let server = Server::plain();
+    let text = "Once upon a time there was a bird with a large bill.";
+    let saved = server.ok("/v1/states", &json!({"model": "tiny", "prompt": text}));
+    let id = saved["id"].as_str().unwrap().to_owned();
+    let known = |server: &Server, state: Option<&str>, prompt: &str| {
+        let r = json!({"model": "tiny", "prompt": prompt, "state": state, "max_tokens": 1});
+        server.ok("/v1/completions", &r)["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    let forget = |folder: &std::path::Path| std::fs::remove_dir_all(folder.join("tree")).unwrap();
+    let folder = server.stop(Duration::ZERO);
+    forget(folder.path());
+    let server = Server::in_folder(Settings::default(), Limits::default(), folder);
+    assert_eq!(known(&server, Some(&id), "It"), text.len() as u64);
+    let folder = server.stop(Duration::ZERO);
+    forget(folder.path());
+    // Its file as another precision would have written it.
+    let path = folder.path().join("saved").join(format!("{id}.safetensors"));
+    let mut file = std::fs::read(&path).unwrap();
+    let mark = b"+computed:";
+    let at = file.windows(mark.len()).position(|w| w == mark).unwrap() + mark.len();
+    file[at] = if file[at] == b'0' { b'1' } else { b'0' };
+    std::fs::write(&path, file).unwrap();
+    let server = Server::in_folder(Settings::default(), Limits::default(), folder);
+    complete(&server, "It", Some(&id));
+    assert_eq!(known(&server, None, &format!("{text}It")), 0);
+}

@@ -182,6 +182,12 @@ impl Remote {
             if lines.by_ref().take(LINE).read_line(&mut line).context("the reply broke off")? == 0 {
                 break;
             }
+            // While the request waits, the server sends lines that say nothing.
+            if signal::pressed() {
+                finish = Some("interrupted".into());
+                complete = true;
+                break;
+            }
             let Some(data) = line.strip_prefix("data:").map(str::trim) else { continue };
             if data == "[DONE]" {
                 complete = true;
@@ -207,7 +213,7 @@ impl Remote {
                 whole.push_str(piece);
                 flow = printer.piece(&Segment { kind, text: piece.into() });
             }
-            if flow.is_break() || signal::pressed() {
+            if flow.is_break() {
                 finish = Some("interrupted".into());
                 complete = true;
                 break;
@@ -230,6 +236,11 @@ impl Remote {
             Stream::new().write(&format!("{line}\n"))?;
         } else if finish.as_deref() == Some("length") {
             note("(cut off: as many tokens as allowed)");
+        }
+        if text.is_empty() && finish.as_deref() == Some("interrupted") {
+            // As if it had not been asked.
+            self.messages.pop();
+            return Ok(());
         }
         self.messages.push(json!({"role": "assistant", "content": text}));
         self.last = Some(usage);

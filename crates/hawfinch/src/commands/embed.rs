@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use hawfinch_engine::Embedding;
 use hawfinch_kernels::DType;
 use hawfinch_model::format::{self, SaveFormat, SaveOptions};
-use hawfinch_model::{Checkpoint, FileFormat, StoredTensor};
+use hawfinch_model::{Checkpoint, FileFormat, STEP_TOKENS, StoredTensor};
 use serde_json::json;
 
 use crate::fail::usage;
@@ -89,7 +89,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut all: Vec<f32> = Vec::new();
     let mut progress = Progress::count("embedding", ids.iter().map(|i| i.len() as u64).sum());
     for (n, batch) in ids.chunks(BATCH).enumerate() {
-        let vectors = hawfinch_engine::embed(&model, batch, what, |tokens| progress.add(tokens as u64))?;
+        let vectors = hawfinch_engine::embed(&model, batch, what, STEP_TOKENS, |tokens| {
+            progress.add(tokens as u64);
+            Ok(())
+        })?;
         for (i, vector) in vectors.into_iter().enumerate() {
             let index = n * BATCH + i;
             match &mut out {

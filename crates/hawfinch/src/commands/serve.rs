@@ -53,7 +53,7 @@ pub struct Args {
     template: Option<PathBuf>,
     #[command(flatten)]
     tokenizer: TokenizerOption,
-    /// Let requests load and unload models (/v1/models/load)
+    /// Let requests load and unload models (/v1/models/load), by any path that this program may read
     #[arg(long)]
     allow_load: bool,
     /// Log the texts of requests; without, no text is logged
@@ -206,6 +206,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let _ = serving.await;
         let _ = closing.await;
     });
+    // What still computes for nobody is not waited for.
+    runtime.shutdown_timeout(Duration::from_secs(1));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -355,9 +357,12 @@ fn states(args: &Args, model: &Model, identity: &str) -> anyhow::Result<(StateCa
         None => (None, SavedStates::nowhere()),
         Some(folder) => {
             let own = folder.join(digits);
+            private(&own)
+                .with_context(|| format!("the folder for states, {}, cannot be made", own.display()))?;
             let failed = || format!("the folder for states, {} (--no-state-dir does without)", own.display());
             let files = FileStore::open(&own.join("tree"), codec.clone(), u64::from(s.state_disk) << 20);
-            let saved = SavedStates::open(&own.join("saved"), u64::from(s.saved_disk) << 20).with_context(failed)?;
+            let saved =
+                SavedStates::open(&own.join("saved"), u64::from(s.saved_disk) << 20).with_context(failed)?;
             (Some(files.with_context(failed)?), saved)
         }
     };
@@ -367,6 +372,15 @@ fn states(args: &Args, model: &Model, identity: &str) -> anyhow::Result<(StateCa
     }
     let report = |why: &str| note(format_args!("warning: {why}"));
     Ok((StateCache::new(state_bytes, budget, files, shared, report), saved))
+}
+
+/// Makes a folder that, where the system knows such a thing, only its owner may enter: conversations lie in it.
+fn private(folder: &Path) -> std::io::Result<()> {
+    let mut make = std::fs::DirBuilder::new();
+    make.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut make, 0o700);
+    make.create(folder)
 }
 
 #[cfg(feature = "redis")]
