@@ -213,8 +213,9 @@ def test_adapters(variant):
     assert state["model"] == model
     assert complete(" town", model=model, state=state["id"])["choices"][0]["text"] == text(
         tokens_of(prompt) + tokens_of(" town"), model=model)
-    # It is the adapter's, not the model's.
-    assert post("/v1/completions", {"model": MODEL, "prompt": "x", "state": state["id"]}).status_code == 400
+    # One of an adapter is not the model's; where a text began changes nothing in what computes.
+    status = post("/v1/completions", {"model": MODEL, "prompt": "x", "state": state["id"]}).status_code
+    assert status == (400 if variant == "rain" else 200)
     for other in (f"{MODEL}+other", "other+rain", f"{MODEL}+"):
         assert post("/v1/completions", {"model": other, "prompt": "x"}).status_code == 404, other
 
