@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Tokenizer::for_vocab_size(model.config().vocab, path.as_deref().map(std::path::Path::new))?;
     let texts = ["Where do finches live?", "Hawfinches nest in old woods.", "The bank closes at five."];
     let ids: Vec<Vec<u32>> = texts.iter().map(|t| tokenizer.encode(t.as_bytes())).collect();
-    let vectors = embed(&model, &ids, Embedding::Mean, 128, |_| Ok(()))?;
+    let vectors = embed(&model, &ids, Embedding::Mean, || 128, |_| Ok(()))?;
     for (text, vector) in texts.iter().zip(&vectors).skip(1) {
         let cosine: f32 = vectors[0].iter().zip(vector).map(|(a, b)| a * b).sum();
         println!("{cosine:.3}  {text}");

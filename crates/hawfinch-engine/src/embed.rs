@@ -14,15 +14,15 @@ pub enum Embedding {
     State(usize),
 }
 
-/// The vectors of texts that run side by side in ragged steps of at most `step` tokens (but one a text). `progress` is told
-/// after each how many tokens it read, and may end the work by an error.
+/// The vectors of texts that run side by side in ragged steps. `step` is asked before each how many tokens it may have (at least
+/// one a text are read), `progress` is told after each how many it read, and may end the work by an error.
 ///
 /// ```
 /// use hawfinch_engine::{Embedding, embed};
 /// use hawfinch_model::{Cpu, Model, OpenOptions, synthetic};
 ///
 /// let model = Model::from_checkpoint(synthetic::demo(), OpenOptions::default(), Cpu::default())?;
-/// let vectors = embed(&model, &[b"one text".map(u32::from).to_vec()], Embedding::Mean, 128, |_| Ok(()))?;
+/// let vectors = embed(&model, &[b"one text".map(u32::from).to_vec()], Embedding::Mean, || 128, |_| Ok(()))?;
 /// assert_eq!(vectors[0].len(), model.config().width);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -34,7 +34,7 @@ pub fn embed(
     model: &Model,
     texts: &[Vec<u32>],
     what: Embedding,
-    step: usize,
+    step: impl Fn() -> usize,
     mut progress: impl FnMut(usize) -> Result<()>,
 ) -> Result<Vec<Vec<f32>>> {
     let invalid = Error::Model;
@@ -57,7 +57,7 @@ pub fn embed(
         if left == 0 {
             break;
         }
-        let part = (step.min(STEP_TOKENS) / left).max(1);
+        let part = (step().min(STEP_TOKENS) / left).max(1);
         let mut of = Vec::new();
         let mut sequences = Vec::new();
         for (i, (ids, state)) in texts.iter().zip(&mut states).enumerate() {
@@ -114,10 +114,10 @@ mod tests {
         let model = Model::from_checkpoint(synthetic::demo(), OpenOptions::default(), Cpu::new(1)).unwrap();
         let texts: Vec<Vec<u32>> =
             [300u32, 5, 129].iter().map(|&n| (0..n).map(|i| (i * 7 + n) % 256).collect()).collect();
-        let together = embed(&model, &texts, Embedding::Mean, 128, |_| Ok(())).unwrap();
+        let together = embed(&model, &texts, Embedding::Mean, || 128, |_| Ok(())).unwrap();
         for (ids, got) in texts.iter().zip(&together) {
             assert_eq!(
-                embed(&model, std::slice::from_ref(ids), Embedding::Mean, 128, |_| Ok(())).unwrap()[0],
+                embed(&model, std::slice::from_ref(ids), Embedding::Mean, || 128, |_| Ok(())).unwrap()[0],
                 *got
             );
             let mut state = model.new_state();
@@ -132,7 +132,7 @@ mod tests {
                 assert!((f64::from(got[c]) - mean(c) / length).abs() < 1e-6);
             }
             let layer =
-                embed(&model, std::slice::from_ref(ids), Embedding::State(1), 128, |_| Ok(())).unwrap();
+                embed(&model, std::slice::from_ref(ids), Embedding::State(1), || 128, |_| Ok(())).unwrap();
             assert_eq!(layer[0].len(), model.state_layout().layer_len);
             assert_eq!(layer[0][..width], *state.field(1, "att_x"));
         }
@@ -141,8 +141,9 @@ mod tests {
     #[test]
     fn what_cannot_be_embedded_is_said() {
         let model = Model::from_checkpoint(synthetic::demo(), OpenOptions::default(), Cpu::new(1)).unwrap();
-        let says =
-            |texts: &[Vec<u32>], what| embed(&model, texts, what, 128, |_| Ok(())).unwrap_err().to_string();
+        let says = |texts: &[Vec<u32>], what| {
+            embed(&model, texts, what, || 128, |_| Ok(())).unwrap_err().to_string()
+        };
         assert!(says(&[vec![]], Embedding::Mean).contains("without tokens"));
         assert!(says(&[vec![1]], Embedding::State(3)).contains("no layer 3"));
         assert!(says(&[vec![256]], Embedding::Mean).contains("out of range"));

@@ -111,9 +111,14 @@ pub enum Error {
     /// The tokenizer has no text for an id, or cannot encode.
     #[error("{0}")]
     Tokenizer(String),
-    /// A request whose time was over before it began.
+    /// A request whose time was over before its prompt was read.
     #[error("the request waited longer than it may take: try again later, or allow more time")]
     TimedOut,
+    /// A request whose prompt was not read when what computes was stopped.
+    #[error(
+        "the server is shutting down, or the model is taken away: send the request again to one that runs"
+    )]
+    Stopping,
     /// A fault of the program.
     #[error("the computation broke off by a fault of the program: the request may be sent again")]
     Broken,

@@ -74,16 +74,19 @@ export const empty = (node) => node.content === "" && !node.reasoning && node.ch
 
 /**
  * Takes over what another tab wrote into the same conversation: messages that are not here, and of those that are the longer text
- * (texts only grow: edits are messages of their own). What is shown stays.
+ * (texts only grow: edits are messages of their own), or the one that has ended. What is shown stays.
  */
 export function merge(conversation, other) {
   const written = (node) => node.content.length + (node.reasoning ?? "").length;
+  const going = (node) => node.status === "streaming";
   const { nodes } = conversation;
-  const rest = Object.values(other.nodes).filter((node) => !(empty(node) && node.status !== "streaming") || nodes[node.id]);
+  const rest = Object.values(other.nodes).filter((node) => !(empty(node) && !going(node)) || nodes[node.id]);
   for (const node of rest) {
     const here = nodes[node.id];
     if (!here) nodes[node.id] = { ...structuredClone(node), children: [], pick: 0 };
-    else if (written(node) > written(here)) Object.assign(here, structuredClone(node), { children: here.children, pick: here.pick });
+    else if (written(node) > written(here) || (written(node) === written(here) && going(here) && !going(node))) {
+      Object.assign(here, structuredClone(node), { children: here.children, pick: here.pick });
+    }
   }
   for (const { id, parent } of rest) {
     const siblings = nodes[parent]?.children;

@@ -57,8 +57,8 @@ pub struct HttpCounts {
 
 /// Requests for embeddings that compute at once.
 const EMBEDDING: usize = 2;
-/// States that are taken in at once.
-const IMPORTING: usize = 2;
+/// States that are taken in at once: some, since a body may trickle in.
+const IMPORTING: usize = 16;
 
 /// Shared by all handlers.
 pub type Shared = Arc<App>;

@@ -132,6 +132,10 @@ impl From<hawfinch_engine::Error> for ApiError {
                 code: Some("timeout"),
                 ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
             },
+            E::Stopping => Self {
+                retry_after: Some(Duration::from_secs(5)),
+                ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+            },
             _ => Self::internal(message),
         }
     }

@@ -356,6 +356,11 @@ async fn in_turn(job: Job, places: Arc<Semaphore>) -> ApiResult<(Events, OwnedSe
     let place = tokio::time::timeout_at(job.deadline.into(), places.acquire_owned()).await.map_err(late)?;
     let place = place.map_err(|e| ApiError::internal(e.to_string()))?;
     loop {
+        // Asked first: nobody is refused, and nothing is looked up in vain.
+        if !job.chosen.hosted.scheduler.has_room_for(&job.who.0) && Instant::now() < job.deadline {
+            tokio::time::sleep(AGAIN).await;
+            continue;
+        }
         match job.clone().submit().await {
             Ok(events) => return Ok((events, place)),
             Err(e) if e.status == StatusCode::TOO_MANY_REQUESTS && Instant::now() < job.deadline => {

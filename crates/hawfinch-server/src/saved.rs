@@ -112,7 +112,9 @@ impl SavedStates {
     /// Whether there is room for one more: else 507. (Two that are saved in the same moment may both find the last place.)
     fn check_room(&self, state: &State) -> ApiResult<()> {
         let files = fs::read_dir(self.folder()?).into_iter().flatten().flatten();
-        let used: u64 = files.filter_map(|f| Some(f.metadata().ok()?.len())).sum();
+        // Not what is just being taken in: it becomes the one that is asked about.
+        let saved = files.filter(|f| f.path().extension().is_some_and(|e| e == "safetensors"));
+        let used: u64 = saved.filter_map(|f| Some(f.metadata().ok()?.len())).sum();
         let own = size_of_val(state.data()) as u64;
         if used + own <= self.limit {
             return Ok(());

@@ -49,6 +49,13 @@ pub struct Limits {
     pub queue: usize,
 }
 
+impl Limits {
+    /// Requests of one client that wait: a quarter of the places is for others than who has most.
+    fn of_client(self) -> usize {
+        (self.queue - self.queue / 4).max(1)
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self { width: 64, queue: 256 }
@@ -145,6 +152,12 @@ impl<M: BatchModel> Scheduler<M> {
         locked(&self.shared.queue).len() < self.shared.limits.queue
     }
 
+    /// Whether one more request of this client might be taken now.
+    pub fn has_room_for(&self, client: &str) -> bool {
+        let queue = locked(&self.shared.queue);
+        queue.len() < self.shared.limits.queue && queue.waiting_of(client) < self.shared.limits.of_client()
+    }
+
     /// Takes a request, or says why not.
     ///
     /// # Errors
@@ -176,10 +189,8 @@ impl<M: BatchModel> Scheduler<M> {
         if s.closing.load(Ordering::Relaxed) {
             return Err(Refused::Closing);
         }
-        // A quarter of the places is for others than who has most.
-        let own = (s.limits.queue - s.limits.queue / 4).max(1);
         let of_client = queue.waiting_of(&first.client) + requests.len();
-        if queue.len() + requests.len() > s.limits.queue || of_client > own {
+        if queue.len() + requests.len() > s.limits.queue || of_client > s.limits.of_client() {
             s.stats.refused.fetch_add(requests.len() as u64, Ordering::Relaxed);
             return Err(Refused::Full(s.stats.expected_wait(queue.len(), s.limits.width)));
         }
@@ -294,10 +305,11 @@ impl<M: BatchModel> Shared<M> {
         let closed = locked(&self.ending).is_some_and(|end| end <= now);
         for slot in slots {
             if slot.ticket.is_over() {
-                slot.end_early(StopReason::Cancelled, &self.cache);
+                slot.end_early(StopReason::Cancelled, Error::TimedOut, &self.cache);
                 self.stats.cancelled.fetch_add(1, Ordering::Relaxed);
             } else if closed || slot.ticket.deadline.is_some_and(|d| d <= now) {
-                slot.end_early(StopReason::TimedOut, &self.cache);
+                let unread = if closed { Error::Stopping } else { Error::TimedOut };
+                slot.end_early(StopReason::TimedOut, unread, &self.cache);
             }
         }
     }
@@ -331,10 +343,12 @@ impl<M: BatchModel> Shared<M> {
             }
         }
         self.turns.writes(&mut pace.writes, written > 0);
-        let began = Instant::now();
+        let began;
         let fed: Vec<(Who, usize)>;
         {
             let turn = self.turns.take();
+            // From now: how long others computed says nothing of this model.
+            began = Instant::now();
             let (mut feeds, mut adapters, mut of) = (Vec::new(), Vec::new(), Vec::new());
             for slot in slots.iter_mut() {
                 let who = slot.ticket.who.clone();

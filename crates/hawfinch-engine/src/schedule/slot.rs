@@ -513,8 +513,8 @@ impl<M: BatchModel> Slot<M> {
         self.ended = true;
     }
 
-    /// Ends for a reason from outside.
-    pub fn end_early(&mut self, stop: StopReason, cache: &StateCache<M::State>) {
+    /// Ends for a reason from outside; `unread` is told where its prompt was not read yet.
+    pub fn end_early(&mut self, stop: StopReason, unread: Error, cache: &StateCache<M::State>) {
         if self.ended {
             return;
         }
@@ -528,7 +528,7 @@ impl<M: BatchModel> Slot<M> {
         if self.prompt.take().is_some() {
             // There is no reply that could be cut: an empty one would be taken for the model's.
             self.keep(cache);
-            self.ticket.fail(Error::TimedOut);
+            self.ticket.fail(unread);
             self.ended = true;
             return;
         }

@@ -87,7 +87,7 @@ pub async fn embed(State(app): State<Shared>, Body(r): Body<EmbeddingRequest>) -
         // Replies beside it go on between its steps.
         for group in texts.chunks(AT_ONCE) {
             let mut turn = turns.take();
-            let step = if turns.writers() > 0 { BESIDE } else { hawfinch_model::STEP_TOKENS };
+            let step = || if turns.writers() > 0 { BESIDE } else { hawfinch_model::STEP_TOKENS };
             let pass = |_| {
                 if wanted.is_closed() || Instant::now() > deadline {
                     return Err(hawfinch_engine::Error::TimedOut);

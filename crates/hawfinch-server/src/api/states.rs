@@ -8,7 +8,7 @@ use crate::hosted::{Chosen, Hosted, state_root};
 use crate::run::Job;
 use crate::saved::{Owner, SavedState};
 use axum::Json;
-use axum::extract::{Extension, Path, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Extension, Path, Query, Request, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use hawfinch_engine::schedule::{Base, Event};
@@ -18,6 +18,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
+/// What a state's file may have beside its numbers.
+const SLACK: usize = 4 << 20;
 /// A name for people at most.
 const MAX_NAME: usize = 200;
 
@@ -107,15 +109,18 @@ pub struct ImportQuery {
 pub async fn import(
     State(app): State<Shared>,
     Query(q): Query<ImportQuery>,
-    request: Request,
+    mut request: Request,
 ) -> ApiResult<Json<SavedState>> {
-    // What can be said before the state is sent; and few are held at once.
+    // What can be said before the state is taken in; and not many are held at once.
     let chosen = app.models.find(&q.model)?;
     let name = checked_name(q.name)?;
     chosen.hosted.saved.check()?;
     let place = tokio::time::timeout(app.settings.timeout, app.importing.acquire()).await;
     let place = place.map_err(|_| ApiError::from(hawfinch_engine::Error::TimedOut))?;
     let _place = place.map_err(|_| ApiError::closing())?;
+    // Twice what a state of this model has: its file may say more, but not much more.
+    let most = 2 * size_of::<f32>() * chosen.hosted.model.state_layout().len() + SLACK;
+    DefaultBodyLimit::max(most).apply(&mut request);
     let bytes = body::read(request, &app).await?;
     aside(move || {
         let hosted = &chosen.hosted;

@@ -145,14 +145,14 @@ impl Remote {
     fn say(&mut self, text: &str) -> anyhow::Result<()> {
         self.messages.push(json!({"role": "user", "content": text}));
         let result = self.reply();
-        if result.is_err() {
+        if !matches!(result, Ok(true)) {
             self.messages.pop();
         }
-        result
+        result.map(|_| ())
     }
 
-    /// Gets the reply to the last message.
-    fn reply(&mut self) -> anyhow::Result<()> {
+    /// Gets the reply to the last message; false when it was stopped before anything was said.
+    fn reply(&mut self) -> anyhow::Result<bool> {
         signal::clear();
         let mut body = json!({
             "model": self.model,
@@ -239,15 +239,14 @@ impl Remote {
         }
         if text.is_empty() && finish.as_deref() == Some("interrupted") {
             // As if it had not been asked.
-            self.messages.pop();
-            return Ok(());
+            return Ok(false);
         }
         self.messages.push(json!({"role": "assistant", "content": text}));
         self.last = Some(usage);
         if self.stats {
             note(format_args!("({})", self.statistics()));
         }
-        Ok(())
+        Ok(true)
     }
 
     fn statistics(&self) -> String {
@@ -377,10 +376,11 @@ impl Remote {
                     let before = self.messages.clone();
                     let question = self.undo()?;
                     self.messages.push(question);
-                    if let Err(e) = self.reply() {
+                    let result = self.reply();
+                    if !matches!(result, Ok(true)) {
                         self.messages = before;
-                        return Err(e);
                     }
+                    result?;
                 }
                 Command::Undo => {
                     self.undo()?;

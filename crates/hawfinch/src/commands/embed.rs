@@ -89,10 +89,16 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let mut all: Vec<f32> = Vec::new();
     let mut progress = Progress::count("embedding", ids.iter().map(|i| i.len() as u64).sum());
     for (n, batch) in ids.chunks(BATCH).enumerate() {
-        let vectors = hawfinch_engine::embed(&model, batch, what, STEP_TOKENS, |tokens| {
-            progress.add(tokens as u64);
-            Ok(())
-        })?;
+        let vectors = hawfinch_engine::embed(
+            &model,
+            batch,
+            what,
+            || STEP_TOKENS,
+            |tokens| {
+                progress.add(tokens as u64);
+                Ok(())
+            },
+        )?;
         for (i, vector) in vectors.into_iter().enumerate() {
             let index = n * BATCH + i;
             match &mut out {
