@@ -412,15 +412,17 @@ fn readings<'o, O: Ops>(
     field: impl Fn(&'o mut Output) -> &'o mut Vec<f32>,
 ) -> Vec<Reading<'o>> {
     let mut outputs = outputs.iter_mut().enumerate();
-    let mut at = 0;
     // Sequences come in order, each once.
-    of.chunk_by(|a, b| a.sequence == b.sequence)
-        .map(|rows| {
-            let (_, output) = outputs.find(|(i, _)| *i == rows[0].sequence).expect("an output a sequence");
-            at += rows.len();
-            Reading::new(at - rows.len()..at, field(output))
-        })
-        .collect()
+    let each = || of.chunk_by(|a, b| a.sequence == b.sequence);
+    // As long as need be: between two tokens memory is asked for lists alone, and short ones.
+    let mut all = Vec::with_capacity(each().count());
+    let mut at = 0;
+    for rows in each() {
+        let (_, output) = outputs.find(|(i, _)| *i == rows[0].sequence).expect("an output a sequence");
+        all.push(Reading::new(at..at + rows.len(), field(output)));
+        at += rows.len();
+    }
+    all
 }
 
 /// Rows of the step that are wanted, and whose they are.
