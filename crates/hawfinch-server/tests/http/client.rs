@@ -7,13 +7,25 @@ use hawfinch_engine::{Codec, Template};
 use hawfinch_model::{Cpu, Model, OpenOptions, synthetic};
 use hawfinch_server::{App, Models, Opened, SavedStates, Settings};
 use hawfinch_tokenizer::Tokenizer;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+
+/// A stream of a completion that does not end by itself, asked for and not read yet.
+pub fn endless(address: SocketAddr) -> TcpStream {
+    let body = json!({"model": "tiny", "prompt": "x", "max_tokens": 1_000_000, "stream": true}).to_string();
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).unwrap();
+    stream
+}
 
 /// States that fit where they are saved, but for what files add.
 pub const SAVED: usize = 12;

@@ -1,11 +1,10 @@
 //! Completions, log-probabilities, ranking, embeddings, tokens.
 
-use super::client::{Server, model};
+use super::client::{Server, endless, model};
 use hawfinch_engine::schedule::Limits;
 use hawfinch_server::Settings;
 use serde_json::{Value, json};
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::Read;
 use std::time::Duration;
 
 /// The log-probability of each token after the first, by the model itself.
@@ -177,15 +176,8 @@ fn what_ends_a_completion_and_what_is_refused() {
 fn no_grammar_is_compiled_for_a_queue_that_is_full() {
     let settings = Settings { max_tokens: 1_000_000, ..Settings::default() };
     let server = Server::with(settings, Limits { width: 1, queue: 1 });
-    let endless =
-        json!({"model": "tiny", "prompt": "x", "max_tokens": 1_000_000, "stream": true}).to_string();
     let open = || {
-        let mut stream = TcpStream::connect(server.address).unwrap();
-        let head = format!(
-            "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-            endless.len()
-        );
-        stream.write_all(&[head.as_bytes(), endless.as_bytes()].concat()).unwrap();
+        let mut stream = endless(server.address);
         assert!(stream.read(&mut [0; 200]).unwrap() > 0);
         stream
     };

@@ -1,6 +1,6 @@
 //! Who may use it, and what it makes of what is wrong.
 
-use super::client::Server;
+use super::client::{Server, endless};
 use hawfinch_engine::schedule::Limits;
 use hawfinch_server::Settings;
 use serde_json::{Value, json};
@@ -225,19 +225,9 @@ fn bodies_heads_and_idlers_have_limits() {
 fn who_leaves_frees_his_place_and_a_full_queue_says_when() {
     let settings = Settings { max_tokens: 1_000_000, ..Settings::default() };
     let server = Server::with(settings, Limits { width: 1, queue: 1 });
-    let endless =
-        json!({"model": "tiny", "prompt": "x", "max_tokens": 1_000_000, "stream": true}).to_string();
     let open = || {
-        let mut stream = TcpStream::connect(server.address).unwrap();
-        let head = format!(
-            "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{}: {}\r\nContent-Length: {}\r\n\r\n{endless}",
-            JSON.0,
-            JSON.1,
-            endless.len()
-        );
-        stream.write_all(head.as_bytes()).unwrap();
-        let mut first = [0; 200];
-        assert!(stream.read(&mut first).unwrap() > 0);
+        let mut stream = endless(server.address);
+        assert!(stream.read(&mut [0; 200]).unwrap() > 0);
         stream
     };
     let (running, waiting) = (open(), open());
@@ -255,16 +245,7 @@ fn stopping_hands_streams_back() {
     let server = Server::with(settings, Limits::default());
     let address = server.address;
     let reader = std::thread::spawn(move || {
-        let body =
-            json!({"model": "tiny", "prompt": "x", "max_tokens": 1_000_000, "stream": true}).to_string();
-        let mut stream = TcpStream::connect(address).unwrap();
-        let head = format!(
-            "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n{}: {}\r\nContent-Length: {}\r\n\r\n{body}",
-            JSON.0,
-            JSON.1,
-            body.len()
-        );
-        stream.write_all(head.as_bytes()).unwrap();
+        let mut stream = endless(address);
         let mut all = Vec::new();
         stream.read_to_end(&mut all).unwrap();
         String::from_utf8_lossy(&all).into_owned()
