@@ -306,7 +306,7 @@ pub struct Rendering<'a> {
 pub fn rendered(hosted: &Hosted, messages: &[ChatMessage], how: &Rendering<'_>) -> ApiResult<String> {
     let template = crate::generation::template(hosted, how.template, how.effort)?;
     let messages = messages.iter().map(message).collect::<ApiResult<Vec<_>>>()?;
-    text_of(&template, &as_read(&template, &messages)?, how.tools, how.for_reply)
+    Ok(template.render(&as_read(&template, &messages)?, how.tools, how.for_reply)?)
 }
 
 /// Messages as the model read or wrote them.
@@ -315,10 +315,6 @@ fn as_read(template: &Template, messages: &[Message]) -> ApiResult<Vec<Message>>
         return Err(ApiError::field("messages", "there is no message"));
     }
     Ok(messages.iter().map(|m| as_written(template, m)).collect())
-}
-
-fn text_of(template: &Template, messages: &[Message], tools: &[Value], for_reply: bool) -> ApiResult<String> {
-    Ok(template.render(messages, tools, for_reply)?)
 }
 
 impl Conversation {
@@ -331,9 +327,9 @@ impl Conversation {
         let names = self.names()?;
         let tools = if self.choice == ToolChoice::None { &[][..] } else { &self.tools[..] };
         let text = match self.goes_on {
-            false => text_of(template, &messages, tools, true)?,
+            false => template.render(&messages, tools, true)?,
             true if self.messages.last().is_some_and(|m| m.role == Role::Assistant) => {
-                text_of(template, &messages, tools, false)?.trim_end().to_owned()
+                template.render(&messages, tools, false)?.trim_end().to_owned()
             }
             true => {
                 let message = "only a last message of the assistant can be continued";
@@ -346,7 +342,7 @@ impl Conversation {
         let ends = std::iter::once(1).chain(from..messages.len()).filter(|&n| n < messages.len());
         let mut at = Vec::new();
         for n in ends {
-            let earlier = text_of(template, &messages[..n], tools, false)?;
+            let earlier = template.render(&messages[..n], tools, false)?;
             at.push(earlier.bytes().zip(text.bytes()).take_while(|(a, b)| a == b).count());
         }
         let marks = positions(hosted, &prompt, &mut at);

@@ -98,7 +98,7 @@ pub async fn submit_all(jobs: Vec<Job>) -> ApiResult<Vec<Events>> {
         let (mut requests, mut all) = (Vec::new(), Vec::new());
         for job in jobs {
             // Whom nobody will compute for need not be asked about.
-            if job.cached && hosted.scheduler.has_room() {
+            if job.cached && hosted.scheduler.has_room_for(&job.who.0) {
                 let cache = hosted.scheduler.cache();
                 cache.ask_others(&job.chosen.base.root, &job.prompt);
                 cache.fetch_ahead(&job.chosen.base.root, &job.prompt);
