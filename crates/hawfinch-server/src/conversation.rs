@@ -2,7 +2,7 @@
 
 use crate::error::{ApiError, ApiResult};
 use crate::hosted::Hosted;
-use crate::run::fresh_id;
+use crate::run::{aside, fresh_id};
 use hawfinch_engine::schedule::{Constrained, Refused};
 use hawfinch_engine::{Constraint, Grammar, Message, Role, Template};
 use schemars::JsonSchema;
@@ -278,12 +278,12 @@ pub async fn compiled(
     // Others came while it waited.
     room()?;
     let hosted = hosted.clone();
-    let compile = move || -> ApiResult<_> {
+    aside(move || {
         // The place is taken until it is compiled, also when nobody waits for it any more.
         let _place = place;
         Ok(hosted.grammars()?.compile(&grammar, space)?)
-    };
-    tokio::task::spawn_blocking(compile).await.map_err(|e| ApiError::internal(e.to_string()))?
+    })
+    .await
 }
 
 /// How messages are rendered, besides what they say; as a chat without options does, but for the reply's beginning.

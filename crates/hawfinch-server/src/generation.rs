@@ -5,7 +5,7 @@ use crate::conversation::Conversation;
 use crate::error::{ApiError, ApiResult};
 use crate::hosted::{Chosen, Hosted};
 use crate::reply::{Choice, Delta, Ending, Growth, Usage};
-use crate::run::{Events, Job, submit_all};
+use crate::run::{Events, Job, aside, submit_all};
 use crate::sampling::Sampling;
 use axum::http::StatusCode;
 use axum::response::sse::{Event as Frame, KeepAlive, Sse};
@@ -116,8 +116,7 @@ impl Generation {
         let deadline = app.deadline();
         // Long conversations take their time.
         let (of, by) = (chosen.clone(), template.clone());
-        let rendered = tokio::task::spawn_blocking(move || conversation.render(&of.hosted, &by)).await;
-        let mut rendered = rendered.map_err(|e| ApiError::internal(e.to_string()))??;
+        let mut rendered = aside(move || conversation.render(&of.hosted, &by)).await?;
         app.log_text(|| chosen.hosted.tokenizer.decode_lossy(&rendered.prompt));
         if let Some(id) = &wish.state {
             crate::api::states::go_on_from(&mut chosen, id, &mut rendered.prompt, &mut rendered.marks)

@@ -92,8 +92,8 @@ impl Job {
 /// # Errors
 /// 400, 429, 503.
 pub async fn submit_all(jobs: Vec<Job>) -> ApiResult<Vec<Events>> {
-    // Samplers and grammars are made, others and the disk are asked for states: not on the threads that serve connections.
-    let submit = move || {
+    // Samplers and grammars are made, others and the disk are asked for states.
+    aside(move || {
         let Some(hosted) = jobs.first().map(|job| job.chosen.hosted.clone()) else { return Ok(Vec::new()) };
         let (mut requests, mut all) = (Vec::new(), Vec::new());
         for job in jobs {
@@ -109,8 +109,16 @@ pub async fn submit_all(jobs: Vec<Job>) -> ApiResult<Vec<Events>> {
         }
         hosted.scheduler.submit_all(requests)?;
         Ok(all)
-    };
-    tokio::task::spawn_blocking(submit).await.map_err(|e| ApiError::internal(e.to_string()))?
+    })
+    .await
+}
+
+/// Does what computes long or waits for a disk: not on the threads that serve connections.
+///
+/// # Errors
+/// What the work says; 500 when it breaks.
+pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> ApiResult<T> + Send + 'static) -> ApiResult<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| ApiError::internal(e.to_string()))?
 }
 
 /// An id of 24 hexadecimal digits after a prefix.

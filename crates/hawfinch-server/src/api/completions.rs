@@ -7,7 +7,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::generation::{Starting, frame, in_parts, sse};
 use crate::hosted::{Chosen, now};
 use crate::reply::{Ending, Usage, finish_reason, finite, timings, token_text};
-use crate::run::{Job, fresh_id};
+use crate::run::{Job, aside, fresh_id};
 use crate::sampling::{
     Guided, OfVllm, OneOrMany, ResponseFormat, Sampling, StreamOptions, choices, grammar, include_usage,
     refuse, stops,
@@ -236,8 +236,7 @@ pub async fn complete(
     let mut stop_tokens = r.of_vllm.stop_tokens(vocab)?;
     let tokenizer = chosen.hosted.tokenizer.clone();
     let prompts = r.prompt.unwrap_or_else(|| Prompts::Text(String::new()));
-    let prompts = tokio::task::spawn_blocking(move || prompts.encoded(&tokenizer)).await;
-    let mut prompts = prompts.map_err(|e| ApiError::internal(e.to_string()))?;
+    let mut prompts = aside(move || Ok(prompts.encoded(&tokenizer))).await?;
     if prompts.is_empty() || prompts.len() > MAX_PROMPTS {
         let message = format!("there are {} prompts: between 1 and {MAX_PROMPTS} are taken", prompts.len());
         return Err(ApiError::field("prompt", message));

@@ -4,6 +4,7 @@ use super::completions::Prompts;
 use crate::app::Shared;
 use crate::body::Body;
 use crate::error::{ApiError, ApiResult};
+use crate::run::aside;
 use axum::Json;
 use axum::extract::State;
 use base64::Engine;
@@ -66,7 +67,7 @@ pub async fn embed(State(app): State<Shared>, Body(r): Body<EmbeddingRequest>) -
     let turns = app.models.turns().clone();
     // Dropped with this request: what nobody waits for ends.
     let (wanted, listening) = tokio::sync::oneshot::channel::<()>();
-    let work = tokio::task::spawn_blocking(move || -> ApiResult<_> {
+    let work = aside(move || {
         // For as long as it computes, whoever still listens.
         let _place = place;
         let texts = r.input.encoded(&chosen.hosted.tokenizer);
@@ -99,7 +100,7 @@ pub async fn embed(State(app): State<Shared>, Body(r): Body<EmbeddingRequest>) -
         }
         Ok((tokens, vectors))
     });
-    let (tokens, vectors) = work.await.map_err(|e| ApiError::internal(e.to_string()))??;
+    let (tokens, vectors) = work.await?;
     drop(listening);
     let one = |(index, vector): (usize, Vec<f32>)| {
         let embedding = if base64 { json!(encode_base64(&vector)) } else { json!(vector) };

@@ -7,7 +7,7 @@ use crate::error::{ApiError, ApiResult};
 use crate::generation::{Front, Generation, Wish, streamed};
 use crate::hosted::Chosen;
 use crate::reply::{Choice, Delta, Growth};
-use crate::run::fresh_id;
+use crate::run::{aside, fresh_id};
 use crate::sampling::{OneOrMany, Sampling, refuse, stops};
 use axum::Json;
 use axum::extract::{Extension, Request, State};
@@ -397,11 +397,11 @@ pub async fn count(State(app): State<Shared>, request: Request) -> Response {
         let bytes = crate::body::read(request, &app).await?;
         let r: MessagesRequest = parse(&bytes)?;
         let chosen = app.models.find(&r.model)?;
-        let rendered = tokio::task::spawn_blocking(move || -> ApiResult<usize> {
+        aside(move || {
             let template = crate::generation::template(&chosen.hosted, None, effort(&r).as_deref())?;
             Ok(conversation(&r)?.render(&chosen.hosted, &template)?.prompt.len())
-        });
-        rendered.await.map_err(|e| ApiError::internal(e.to_string()))?
+        })
+        .await
     };
     match counted.await {
         Ok(tokens) => Json(json!({"input_tokens": tokens})).into_response(),

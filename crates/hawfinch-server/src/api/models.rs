@@ -4,6 +4,7 @@ use crate::app::Shared;
 use crate::body::Body;
 use crate::error::{ApiError, ApiResult};
 use crate::hosted::{Hosted, Variant};
+use crate::run::aside;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -104,7 +105,7 @@ fn allowed(app: &Shared) -> ApiResult<()> {
 pub async fn load(State(app): State<Shared>, Body(r): Body<LoadRequest>) -> ApiResult<Json<Value>> {
     allowed(&app)?;
     let of = app.clone();
-    let loaded = tokio::task::spawn_blocking(move || match &r.model {
+    aside(move || match &r.model {
         None => {
             of.models.load(&r.path, r.name.as_deref()).map(|h| entry(&of, &h, None)).map_err(ApiError::bad)
         }
@@ -117,8 +118,9 @@ pub async fn load(State(app): State<Shared>, Body(r): Body<LoadRequest>) -> ApiR
             let variant = variants.iter().find(|(n, _)| *n == name).map(|(n, v)| (n.as_str(), v));
             Ok(entry(&of, &chosen.hosted, variant))
         }
-    });
-    loaded.await.map_err(|e| ApiError::internal(e.to_string()))?.map(Json)
+    })
+    .await
+    .map(Json)
 }
 
 /// What to unload.
@@ -139,8 +141,7 @@ pub async fn unload(State(app): State<Shared>, Body(r): Body<UnloadRequest>) -> 
         let name = chosen.hosted.name.clone();
         drop(chosen);
         let of = app.clone();
-        let unloaded = tokio::task::spawn_blocking(move || of.models.unload(&name)).await;
-        unloaded.map_err(|e| ApiError::internal(e.to_string()))?;
+        aside(move || Ok(of.models.unload(&name))).await?;
     }
     Ok(Json(json!({"id": r.model, "object": "model.unloaded", "unloaded": true})))
 }

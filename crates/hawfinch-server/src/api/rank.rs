@@ -5,7 +5,7 @@ use crate::body::Body;
 use crate::error::{ApiError, ApiResult};
 use crate::hosted::Chosen;
 use crate::reply::Ending;
-use crate::run::{Events, Job, submit_all};
+use crate::run::{Events, Job, aside, submit_all};
 use axum::Json;
 use axum::extract::{Extension, State};
 use hawfinch_engine::schedule::Event;
@@ -50,11 +50,9 @@ pub async fn rank(
             prompt.push(hawfinch_engine::EMPTY_CONTEXT);
         }
         let choices = texts.iter().map(|c| hosted.tokenizer.encode(c.as_bytes())).collect();
-        (prompt, choices)
+        Ok((prompt, choices))
     };
-    let encoded = tokio::task::spawn_blocking(encode).await;
-    let (prompt, choices): (Vec<u32>, Vec<Vec<u32>>) =
-        encoded.map_err(|e| ApiError::internal(e.to_string()))?;
+    let (prompt, choices): (Vec<u32>, Vec<Vec<u32>>) = aside(encode).await?;
     app.log_text(|| chosen.hosted.tokenizer.decode_lossy(&prompt));
     let who = client.with_user(r.user.as_deref());
     let deadline = app.deadline();

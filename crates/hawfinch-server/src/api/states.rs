@@ -5,7 +5,7 @@ use crate::body::{self, Body};
 use crate::conversation::{ChatMessage, Rendering, rendered};
 use crate::error::{ApiError, ApiResult};
 use crate::hosted::{Chosen, Hosted, state_root};
-use crate::run::Job;
+use crate::run::{Job, aside};
 use crate::saved::{Owner, SavedState};
 use axum::Json;
 use axum::extract::{DefaultBodyLimit, Extension, Path, Query, Request, State};
@@ -48,11 +48,6 @@ pub async fn list(State(app): State<Shared>) -> ApiResult<Json<Value>> {
         Ok(Json(json!({"object": "list", "data": data})))
     })
     .await
-}
-
-/// What waits for a disk, not on the threads that serve connections.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> ApiResult<T> + Send + 'static) -> ApiResult<T> {
-    tokio::task::spawn_blocking(work).await.map_err(|e| ApiError::internal(e.to_string()))?
 }
 
 /// The model that has a saved state.

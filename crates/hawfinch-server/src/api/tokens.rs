@@ -5,6 +5,7 @@ use crate::body::Body;
 use crate::conversation::{ChatMessage, Rendering, rendered};
 use crate::error::{ApiError, ApiResult};
 use crate::reply::token_text;
+use crate::run::aside;
 use axum::Json;
 use axum::extract::{Query, State};
 use hawfinch_tokenizer::Tokenizer;
@@ -73,7 +74,7 @@ pub async fn tokenize(State(app): State<Shared>, Body(r): Body<TokenizeRequest>)
             json!({"count": tokens.len(), "max_model_len": i32::MAX, "tokens": tokens, "token_strs": texts}),
         ))
     };
-    tokio::task::spawn_blocking(run).await.map_err(|e| ApiError::internal(e.to_string()))?
+    aside(run).await
 }
 
 /// What to make a text of.
