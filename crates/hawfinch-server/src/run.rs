@@ -101,7 +101,8 @@ pub async fn submit_all(jobs: Vec<Job>) -> ApiResult<Vec<Events>> {
             if job.cached && hosted.scheduler.has_room_for(&job.who.0) {
                 let cache = hosted.scheduler.cache();
                 cache.ask_others(&job.chosen.base.root, &job.prompt);
-                cache.fetch_ahead(&job.chosen.base.root, &job.prompt);
+                // Into memory: who computes does not wait for a disk.
+                cache.find(&job.chosen.base.root, &job.prompt);
             }
             let (to, events) = unbounded_channel();
             requests.push(job.request(Box::new(ToChannel(to)))?);

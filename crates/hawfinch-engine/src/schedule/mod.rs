@@ -252,7 +252,7 @@ impl<M: BatchModel> Shared<M> {
             let (model, cache) = (&*self.model, &*self.cache);
             slots.push(Slot::begin(number, model, cache, &self.tokenizer, w.request, w.since));
             let last = slots.len() - 1;
-            share::pair(slots, last);
+            share::begin(slots, last, &self.cache);
         }
         self.expire(slots);
         share::release(slots, &self.cache);

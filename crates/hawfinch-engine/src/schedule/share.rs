@@ -14,10 +14,16 @@ pub(super) struct Wait {
     pub at: usize,
 }
 
+/// Lets `i` begin, or wait for who reads the same.
+pub(super) fn begin<M: BatchModel>(slots: &mut [Slot<M>], i: usize, cache: &StateCache<M::State>) {
+    pair(slots, i);
+    slots[i].count_start(cache);
+}
+
 /// Looks for a sequence before `i` that reads what `i` would read, and lets `i` wait for the one that shares most with it.
 ///
 /// Sequences stand in the order in which they began: none waits for one behind it, so that none waits for itself.
-pub(super) fn pair<M: BatchModel>(slots: &mut [Slot<M>], i: usize) {
+fn pair<M: BatchModel>(slots: &mut [Slot<M>], i: usize) {
     let (before, own) = slots.split_at_mut(i);
     let own = &mut own[0];
     if own.ended || !own.is_reading() {
@@ -53,6 +59,7 @@ pub(super) fn release<M: BatchModel>(slots: &mut [Slot<M>], cache: &StateCache<M
         if gone || slots[i].fed() >= wait.at {
             pair(slots, i);
         }
+        slots[i].count_start(cache);
     }
 }
 

@@ -248,6 +248,13 @@ impl<M: BatchModel> Slot<M> {
         self.ticket.begun(p.len, self.fed);
     }
 
+    /// Counts where it started, unless it still waits to do so.
+    pub fn count_start(&self, cache: &StateCache<M::State>) {
+        if self.cached && self.waits.is_none() {
+            cache.count_start(self.fed > 0);
+        }
+    }
+
     /// Up to where of its prompt a known state is of use.
     fn usable(&self) -> usize {
         // Log-probabilities from a position on need the logits after the token before it.

@@ -317,6 +317,9 @@ fn what_prompts_share_is_read_once_though_they_come_at_once() {
     told.iter().zip(&want).for_each(|(told, want)| same(told, want).unwrap());
     let cached: Vec<usize> = told.iter().map(|t| t.cached).collect();
     assert_eq!(cached, [0, 200, 200, 200, 300, 300, 300, 300, 330, 149, 99]);
+    // Who waited is counted where it started in the end.
+    let counts = engine.cache().counts();
+    assert_eq!([&counts.hits, &counts.misses].map(|c| c.load(Ordering::Relaxed)), [10, 1]);
     // What a request says it has read is what was computed.
     let read: usize = told.iter().map(|t| t.timings.unwrap().prompt_tokens).sum();
     assert_eq!(read, 200 + 100 + 8 * 30 + 1 + 131);

@@ -23,14 +23,14 @@ pub struct Start<S> {
 /// What happened so far.
 #[derive(Debug, Default)]
 pub struct Counts {
-    /// Texts that started from a snapshot in memory.
-    pub hits_memory: AtomicU64,
-    /// From one in the folder.
-    pub hits_files: AtomicU64,
-    /// From one in the shared store.
-    pub hits_shared: AtomicU64,
+    /// Texts that started from a snapshot.
+    pub hits: AtomicU64,
     /// Texts that started from nothing.
     pub misses: AtomicU64,
+    /// Snapshots that came into memory from the folder.
+    pub from_files: AtomicU64,
+    /// From the shared store.
+    pub from_shared: AtomicU64,
     /// Snapshots that left memory.
     pub evicted: AtomicU64,
     /// Times that a store could not be written or read.
@@ -131,7 +131,7 @@ impl<S: Send + Sync + 'static> StateCache<S> {
         (tree.len(), tree.bytes(), self.inner.files.as_ref().map_or(0, FileStore::bytes))
     }
 
-    /// The deepest snapshot that a text can start from, read from the folder if it lies there.
+    /// The deepest snapshot that a text can start from, read from the folder into memory if it lies there.
     pub fn find(&self, root: &Arc<str>, tokens: &[u32]) -> Start<S> {
         let whole = tokens.len();
         let mut first = None;
@@ -139,19 +139,13 @@ impl<S: Send + Sync + 'static> StateCache<S> {
             let found = locked(&self.inner.tree).find(root, tokens);
             let known = *first.get_or_insert(found.known);
             match found.found {
-                Found::Nothing => {
-                    self.inner.counts.misses.fetch_add(1, Ordering::Relaxed);
-                    return Start { from: None, known };
-                }
-                Found::Memory(snapshot) => {
-                    self.inner.counts.hits_memory.fetch_add(1, Ordering::Relaxed);
-                    return Start { from: Some((found.at, snapshot)), known };
-                }
+                Found::Nothing => return Start { from: None, known },
+                Found::Memory(snapshot) => return Start { from: Some((found.at, snapshot)), known },
                 Found::Stored => {
                     let tokens = &tokens[..found.at];
                     let usable = |s: &Arc<Snapshot<S>>| found.at < whole || !s.logits.is_empty();
                     if let Some(snapshot) = self.fetch(root, tokens).filter(usable) {
-                        self.inner.counts.hits_files.fetch_add(1, Ordering::Relaxed);
+                        self.inner.counts.from_files.fetch_add(1, Ordering::Relaxed);
                         self.put(root, tokens, snapshot.clone());
                         return Start { from: Some((found.at, snapshot)), known };
                     }
@@ -162,16 +156,11 @@ impl<S: Send + Sync + 'static> StateCache<S> {
         }
     }
 
-    /// Reads the deepest snapshot that a text can start from into memory, where it lies in the folder: before the text is computed,
-    /// so that who computes does not wait for the disk.
-    pub fn fetch_ahead(&self, root: &Arc<str>, tokens: &[u32]) {
-        let found = locked(&self.inner.tree).find(root, tokens);
-        if matches!(found.found, Found::Stored)
-            && let Some(snapshot) = self.fetch(root, &tokens[..found.at])
-        {
-            self.inner.counts.hits_files.fetch_add(1, Ordering::Relaxed);
-            self.put(root, &tokens[..found.at], snapshot);
-        }
+    /// Counts a text that started, from a snapshot or from nothing.
+    pub fn count_start(&self, known: bool) {
+        let counts = &self.inner.counts;
+        let count = if known { &counts.hits } else { &counts.misses };
+        count.fetch_add(1, Ordering::Relaxed);
     }
 
     /// A snapshot that left memory.
@@ -212,7 +201,7 @@ impl<S: Send + Sync + 'static> StateCache<S> {
         }
         match asked {
             Ok(Some((at, snapshot))) => {
-                self.inner.counts.hits_shared.fetch_add(1, Ordering::Relaxed);
+                self.inner.counts.from_shared.fetch_add(1, Ordering::Relaxed);
                 self.put(root, &tokens[..at], Arc::new(snapshot));
             }
             Ok(None) => {}

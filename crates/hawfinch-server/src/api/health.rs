@@ -90,18 +90,28 @@ pub async fn metrics(State(app): State<Shared>) -> Response {
     hosted
         .iter()
         .for_each(|h| p.histogram("request_seconds", &label(&h.name), &h.scheduler.stats().request_time));
-    p.about("state_lookups_total", "counter", "Where texts started from.");
+    p.about(
+        "state_starts_total",
+        "counter",
+        "Texts by where they started: at a known state, or from nothing.",
+    );
     for h in &hosted {
         let c = h.scheduler.cache().counts();
-        let found = [
-            ("memory", &c.hits_memory),
-            ("files", &c.hits_files),
-            ("shared", &c.hits_shared),
-            ("nothing", &c.misses),
-        ];
-        for (from, count) in found {
+        for (from, count) in [("state", &c.hits), ("nothing", &c.misses)] {
             let labels = format!("{},from=\"{from}\"", label(&h.name));
-            p.value("state_lookups_total", &labels, count.load(Relaxed) as f64);
+            p.value("state_starts_total", &labels, count.load(Relaxed) as f64);
+        }
+    }
+    p.about(
+        "state_reads_total",
+        "counter",
+        "States that came into memory from the folder or the shared store.",
+    );
+    for h in &hosted {
+        let c = h.scheduler.cache().counts();
+        for (from, count) in [("files", &c.from_files), ("shared", &c.from_shared)] {
+            let labels = format!("{},from=\"{from}\"", label(&h.name));
+            p.value("state_reads_total", &labels, count.load(Relaxed) as f64);
         }
     }
     p.about("state_store_failures_total", "counter", "Times that a store of states could not be used.");
