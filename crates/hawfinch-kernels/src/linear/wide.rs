@@ -267,38 +267,33 @@ macro_rules! width {
                 len: usize,
                 sums: *mut f32,
             ) {
-                let mut acc = [[[$zero(); N]; T]; R];
-                for r in 0..R {
-                    for t in 0..T {
-                        for n in 0..N {
+                // A register of each sixteen at a time: so many rows and tokens fit the registers, for few loads.
+                for n in (0..LANES).step_by($per) {
+                    let mut acc = [[$zero(); T]; R];
+                    for r in 0..R {
+                        for t in 0..T {
                             // SAFETY: within `sums`.
-                            acc[r][t][n] = unsafe { $loadu(sums.add((r * T + t) * LANES + n * $per)) };
+                            acc[r][t] = unsafe { $loadu(sums.add((r * T + t) * LANES + n)) };
                         }
                     }
-                }
-                let mut at = 0;
-                while at < len {
-                    for n in 0..N {
+                    for at in (n..n + len).step_by(LANES) {
                         let mut xs = [$zero(); T];
                         for t in 0..T {
                             // SAFETY: within token t.
-                            xs[t] = unsafe { $loadu(x.add(t * k + at + n * $per)) };
+                            xs[t] = unsafe { $loadu(x.add(t * k + at)) };
                         }
                         for r in 0..R {
                             // SAFETY: within row r.
-                            let ws = unsafe { $loadu(w.add(r * stride + at + n * $per)) };
+                            let ws = unsafe { $loadu(w.add(r * stride + at)) };
                             for t in 0..T {
-                                acc[r][t][n] = $fma(ws, xs[t], acc[r][t][n]);
+                                acc[r][t] = $fma(ws, xs[t], acc[r][t]);
                             }
                         }
                     }
-                    at += LANES;
-                }
-                for r in 0..R {
-                    for t in 0..T {
-                        for n in 0..N {
+                    for r in 0..R {
+                        for t in 0..T {
                             // SAFETY: within `sums`.
-                            unsafe { $storeu(sums.add((r * T + t) * LANES + n * $per), acc[r][t][n]) };
+                            unsafe { $storeu(sums.add((r * T + t) * LANES + n), acc[r][t]) };
                         }
                     }
                 }
@@ -419,7 +414,7 @@ width!(
     _mm256_fmadd_ps,
     widen::bf16_256,
     widen::f16_256,
-    2,
+    4,
     3
 );
 #[cfg(target_arch = "aarch64")]
@@ -434,6 +429,6 @@ width!(
     neon::fma,
     neon::bf16,
     neon::f16,
-    2,
+    8,
     3
 );

@@ -7,12 +7,13 @@
 use std::arch::aarch64::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::operands::{Q4, Q4K, Q8, by_width, offset};
 use super::sparse::{NO_STRIPS, StripOf, UNIT, WIDEST, header, row_bytes};
-#[cfg(target_arch = "x86_64")]
-use super::x86::multiply512;
 use super::{Activations, BLOCK, GROUP, Group, Kind, QUAD};
+#[cfg(target_arch = "x86_64")]
+use super::{block_avx2, x86::multiply512};
 #[cfg(target_arch = "aarch64")]
 use crate::neon::{self, Dot, Mixed, Multiply, Plain, shift};
 use crate::{Isa, prefetch};
@@ -24,10 +25,13 @@ const HALVES: usize = 2;
 /// Groups of 64 outputs times blocks that are arranged together: half of the nearest cache.
 const SLOTS: usize = 8;
 /// Sums kept at a time: those of a call with as many tokens as a step of a model takes.
-const SUMS: usize = 11 * GROUP * SPAN * HALVES * 64;
+const SUMS: usize = 11 * GROUP * SPAN;
 
 /// The codes of 64 outputs and a block, as multiplied: `[quad][register][output, input of the quad]`.
 type Slot = [[[u8; PIECE]; 4]; BLOCK / QUAD];
+
+/// Bytes of a slot's quad.
+const QUADS: usize = 4 * PIECE;
 
 /// 64 outputs of some blocks.
 #[derive(Clone, Copy)]
@@ -40,12 +44,57 @@ struct Piece<'a> {
     output: usize,
 }
 
-/// Pieces that one call of [`run`] computes: two lines of a row, which processors fetch together.
-const SPAN: usize = 2;
+/// Blocks that will be put into order next. Their lines are asked for some at a time while others are multiplied:
+/// asked for all at once they would wait for one another, and the processor for them.
+struct Next<'a> {
+    w: StripOf<'a>,
+    /// The first output, and how many.
+    first: usize,
+    outputs: usize,
+    blocks: Range<usize>,
+    /// What is asked for next of the first of them: its scales, then (Q4_K) minima, then rows.
+    part: usize,
+}
+
+impl Next<'_> {
+    /// Parts of a block.
+    const PARTS: usize = 2 + BLOCK;
+
+    /// Asks for the next so many parts.
+    #[inline(always)]
+    fn fetch(&mut self, parts: usize) {
+        let (w, bytes) = (self.w, row_bytes(self.w.kind, self.w.width));
+        // Bytes of an output's scale, from the second part on those of a minimum.
+        let of_scale = if w.kind == Kind::Q4K { w.width } else { self.outputs };
+        let of_first = if w.kind == Kind::Q4K { self.first } else { 2 * self.first };
+        for _ in 0..parts {
+            if self.blocks.is_empty() {
+                return;
+            }
+            let block = w.block(self.blocks.start);
+            let (at, len) = match self.part {
+                part @ 0..2 => (block + of_first + part * of_scale, self.outputs),
+                part => {
+                    let (first, len) = (row_bytes(w.kind, self.first), row_bytes(w.kind, self.outputs));
+                    (block + header(w.width) + (part - 2) * bytes + first, len)
+                }
+            };
+            (at..at + len).step_by(64).for_each(|at| prefetch::second(w.data.as_ptr().wrapping_add(at)));
+            self.part += 1;
+            if self.part == Self::PARTS {
+                self.part = 0;
+                self.blocks.start += 1;
+            }
+        }
+    }
+}
+
+/// Outputs that one call of [`run`] computes: two or four lines of a row, which processors fetch together.
+const SPAN: usize = 256;
 
 /// Calls of [`run`] that make a strip.
 pub fn calls(kind: Kind, width: usize) -> usize {
-    (row_bytes(kind, width) / PIECE).div_ceil(SPAN)
+    row_bytes(kind, width).div_ceil(row_bytes(kind, SPAN))
 }
 
 /// Sums of the `n`-th pieces of a strip with every token, given to `put(token, first output of the strip, sums)`.
@@ -53,7 +102,8 @@ pub fn run(isa: Isa, w: StripOf<'_>, n: usize, a: &Activations, put: &mut dyn Fn
     assert!(w.width <= WIDEST && w.width.is_multiple_of(UNIT) && w.data.len() == w.block(w.blocks));
     let all = row_bytes(w.kind, w.width) / PIECE;
     assert!(n < calls(w.kind, w.width));
-    let pieces = n * SPAN..all.min((n + 1) * SPAN);
+    let span = row_bytes(w.kind, SPAN) / PIECE;
+    let pieces = n * span..all.min((n + 1) * span);
     let outputs = pieces.len() * w.width / all;
     let step = (SUMS / outputs / GROUP).max(1);
     let groups = a.groups().count();
@@ -76,53 +126,79 @@ pub fn run(isa: Isa, w: StripOf<'_>, n: usize, a: &Activations, put: &mut dyn Fn
     }
 }
 
-/// Adds the products of sixteen outputs' four inputs with those of T tokens.
+/// Adds the products of a block's codes with the inputs of T tokens: sixteen outputs.
+///
+/// `w`: codes of the first quad, those of the others [`QUADS`] apart; `x`: inputs of the first quad, token by token,
+/// those of the others `stride` bytes apart. On every instruction set.
 ///
 /// # Safety
-/// `x` is the first of T tokens.
+/// They lie there.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 unsafe fn multiply_avx512<const KIND: u8, const T: usize>(
-    dot: &mut [__m512i; T],
-    w: __m512i,
+    dot: &mut [[__m512i; T]; 1],
+    w: *const u8,
     x: *const [i8; QUAD],
+    stride: usize,
 ) {
-    // SAFETY: the caller's promise.
-    unsafe { multiply512(std::array::from_mut(dot), &[w], x) }
+    for quad in 0..BLOCK / QUAD {
+        // SAFETY: the caller's promise.
+        unsafe {
+            multiply512(dot, &[_mm512_loadu_si512(w.add(QUADS * quad).cast())], x.byte_add(stride * quad))
+        }
+    }
 }
 
-/// The same for eight outputs; 4-bit codes are summed in pairs of 16 bits.
+/// The same in two registers; 4-bit codes are summed in pairs of 16 bits.
 ///
 /// # Safety
-/// `x` is the first of T tokens.
+/// As [`multiply_avx512`].
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn multiply_avx2<const KIND: u8, const T: usize>(
-    dot: &mut [__m256i; T],
-    w: __m256i,
+    dot: &mut [[__m256i; T]; 2],
+    w: *const u8,
     x: *const [i8; QUAD],
+    stride: usize,
 ) {
-    let signed = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-    let size = _mm256_abs_epi8(signed);
-    for t in 0..T {
-        // SAFETY: token t's four bytes.
-        let x = _mm256_set1_epi32(unsafe { x.add(t).cast::<i32>().read_unaligned() });
-        dot[t] = if KIND == Q8 {
-            // At most 2 * 128 * 127: no saturation.
-            let pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, signed));
-            _mm256_add_epi32(dot[t], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-        } else {
-            // Eight fours at most: 8 * 2 * 15 * 127 fits 16 bits.
-            _mm256_add_epi16(dot[t], _mm256_maddubs_epi16(w, x))
-        };
+    // SAFETY: the caller's promise.
+    unsafe {
+        if T > 1 {
+            let sums = match KIND {
+                Q8 => block_avx2::slot_eights::<T>(w, x, stride),
+                _ => block_avx2::slot_fours::<T>(w, x, stride),
+            };
+            for t in 0..T {
+                for h in 0..2 {
+                    dot[h][t] = sums[t][h];
+                }
+            }
+            return;
+        }
+        for quad in 0..BLOCK / QUAD {
+            let x = _mm256_set1_epi32(x.byte_add(stride * quad).cast::<i32>().read_unaligned());
+            for h in 0..2 {
+                let w = _mm256_loadu_si256(w.add(QUADS * quad + 32 * h).cast());
+                dot[h][0] = if KIND == Q8 {
+                    let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+                    // At most 2 * 128 * 127: no saturation.
+                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+                    _mm256_add_epi32(dot[h][0], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+                } else {
+                    // Eight fours at most: 8 * 2 * 15 * 127 fits 16 bits.
+                    _mm256_add_epi16(dot[h][0], _mm256_maddubs_epi16(w, x))
+                };
+            }
+        }
     }
 }
 
-/// Defines the loops for one register width: a register holds `$outputs` outputs.
+/// Defines the loops for one register width: a register holds `$outputs` outputs; `$together` registers are multiplied
+/// at a time.
 macro_rules! width {
-    ($name:ident, $features:literal, $outputs:literal, $most:literal, ($($tokens:literal)*), $ints:ty, $floats:ty,
+    ($name:ident, $features:literal, $outputs:literal, $together:literal, $most:literal, ($($tokens:literal)*), $ints:ty, $floats:ty,
      $load:path, $store:path, $set8:path, $and:path, $shift:ident, $low8:path, $high8:path, $low16:path,
      $high16:path, $set1:path, $to_ps:path, $loadu_ps:path, $storeu_ps:path, $set1_ps:path,
      $mul:path, $fma:path, $fnma:path, $from_start:literal, $halves:expr, $octets:expr, $multiply:ident, $finish:expr) => {
@@ -134,8 +210,7 @@ macro_rules! width {
             /// Whether sums begin with what the codes' offset adds, or it is added at the end.
             const FROM_START: bool = $from_start;
 
-            /// Puts the codes of some pieces of a block into order, one slot a group of 64 outputs, and asks for
-            /// those of block `next`.
+            /// Puts the codes of some pieces of a block into order, one slot a group of 64 outputs.
             ///
             /// # Safety
             /// The block and the pieces lie within the strip; there are as many slots.
@@ -144,19 +219,14 @@ macro_rules! width {
                 slots: &mut [Slot],
                 w: StripOf<'_>,
                 block: usize,
-                pieces: std::ops::Range<usize>,
-                next: usize,
+                pieces: Range<usize>,
             ) {
                 let (bytes, low) = (row_bytes(w.kind, w.width), $set8(15));
                 let halves = if KIND == Q8 { 1 } else { HALVES };
                 let codes = w.data.as_ptr().wrapping_add(w.block(block) + header(w.width));
-                let ahead = w.block(next) - w.block(block);
                 for quad in 0..BLOCK / QUAD {
                     for (n, piece) in pieces.clone().enumerate() {
                         let at = quad * QUAD * bytes + piece * PIECE;
-                        for k in 0..QUAD {
-                            prefetch::second(codes.wrapping_add(at + k * bytes + ahead));
-                        }
                         for h in 0..N {
                             let mut rows = [low; QUAD];
                             for k in 0..QUAD {
@@ -187,9 +257,9 @@ macro_rules! width {
             #[target_feature(enable = $features)]
             pub fn slab<const KIND: u8>(
                 w: StripOf<'_>,
-                pieces: std::ops::Range<usize>,
+                pieces: Range<usize>,
                 a: &Activations,
-                groups: std::ops::Range<usize>,
+                groups: Range<usize>,
                 put: &mut dyn FnMut(usize, usize, &[f32]),
             ) {
                 let halves = if KIND == Q8 { 1 } else { HALVES };
@@ -203,8 +273,12 @@ macro_rules! width {
                     let blocks = b..w.blocks.min(b + step);
                     for (slots, b) in slots.chunks_exact_mut(slots_of).zip(blocks.clone()) {
                         // SAFETY: `run` checked the sizes.
-                        unsafe { arrange::<KIND>(slots, w, b, pieces.clone(), b + step) };
+                        unsafe { arrange::<KIND>(slots, w, b, pieces.clone()) };
                     }
+                    let next = b + step..w.blocks.min(b + 2 * step);
+                    let mut next = Next { w, first, outputs, blocks: next, part: 0 };
+                    let runs: usize = groups.clone().map(|g| a.group(g).width.div_ceil($most)).sum();
+                    let share = (next.blocks.len() * Next::PARTS).div_ceil(runs * slots_of);
                     for n in 0..slots_of {
                         let slots = &slots[n..];
                         for g in groups.clone() {
@@ -215,13 +289,16 @@ macro_rules! width {
                             for token in (0..x.width).step_by($most) {
                                 let sums = &mut sums[(x.first - start + token) * outputs + 64 * n..];
                                 let piece = Piece { w, slots, slots_of, output: first + 64 * n };
+                                let ahead = (&mut next, share);
                                 // SAFETY: so many tokens are left of the group, and their sums.
                                 unsafe {
                                     match x.width - token {
-                                        $($tokens => {
-                                            run::<KIND, $tokens>(piece, blocks.clone(), x, token, sums, outputs)
-                                        })*
-                                        _ => run::<KIND, $most>(piece, blocks.clone(), x, token, sums, outputs),
+                                        $($tokens => run::<KIND, $tokens>(
+                                            piece, blocks.clone(), x, token, sums, outputs, ahead,
+                                        ),)*
+                                        _ => run::<KIND, $most>(
+                                            piece, blocks.clone(), x, token, sums, outputs, ahead,
+                                        ),
                                     }
                                 }
                             }
@@ -234,7 +311,8 @@ macro_rules! width {
                 }
             }
 
-            /// 64 outputs of some blocks with T tokens of a group, from `token` on.
+            /// 64 outputs of some blocks with T tokens of a group, from `token` on; meanwhile so many parts of what
+            /// comes next are asked for.
             ///
             /// # Safety
             /// Blocks and outputs are in the strip, so many tokens in the group; `sums` has 64 for each token,
@@ -242,11 +320,12 @@ macro_rules! width {
             #[target_feature(enable = $features)]
             unsafe fn run<const KIND: u8, const T: usize>(
                 p: Piece<'_>,
-                blocks: std::ops::Range<usize>,
+                blocks: Range<usize>,
                 x: Group<'_>,
                 token: usize,
                 sums: &mut [f32],
                 stride: usize,
+                (next, share): (&mut Next<'_>, usize),
             ) {
                 let Piece { w, output, .. } = p;
                 debug_assert!(sums.len() >= (T - 1) * stride + 64);
@@ -254,11 +333,14 @@ macro_rules! width {
                 // SAFETY: the caller's promise: everything lies within the strip, the group and the sums.
                 unsafe {
                     for i in 0..4 {
-                        for n in 0..N {
+                        next.fetch(share * (i + 1) / 4 - share * i / 4);
+                        for n in (0..N).step_by($together) {
                             let o = 16 * i + $outputs * n;
-                            let mut totals = [$set1_ps(0.0); T];
-                            for t in 0..T {
-                                totals[t] = $loadu_ps(sums.add(t * stride + o));
+                            let mut totals = [[$set1_ps(0.0); T]; $together];
+                            for h in 0..$together {
+                                for t in 0..T {
+                                    totals[h][t] = $loadu_ps(sums.add(t * stride + o + $outputs * h));
+                                }
                             }
                             for (b, codes) in blocks.clone().zip(p.slots.iter().step_by(p.slots_of)) {
                                 let first = b * x.width + token;
@@ -269,35 +351,39 @@ macro_rules! width {
                                         start[t] = $set1(offset(KIND).wrapping_mul(sum));
                                     }
                                 }
-                                let mut dot = if FROM_START { start } else { [$set1(0); T] };
+                                let mut dot = [if FROM_START { start } else { [$set1(0); T] }; $together];
                                 let quads = x.quads.as_ptr().add(b * 8 * x.width + token);
-                                for quad in 0..BLOCK / QUAD {
-                                    let w = $load(codes[quad][i].as_ptr().add(4 * $outputs * n).cast());
-                                    $multiply::<KIND, T>(&mut dot, w, quads.add(quad * x.width));
-                                }
+                                let codes = codes.as_ptr().cast::<u8>().add(PIECE * i + 4 * $outputs * n);
+                                $multiply::<KIND, T>(&mut dot, codes, quads, QUAD * x.width);
                                 let at = w.data.as_ptr().add(w.block(b));
-                                let o = output + o;
-                                let (scale, min) = if KIND == Q4K {
-                                    let d = w.data.as_ptr().add(w.block(b / 8 * 8) - 4 * w.width + 2 * o);
-                                    (
-                                        $mul($halves(d), $octets(at.add(o))),
-                                        $mul($halves(d.add(2 * w.width)), $octets(at.add(w.width + o))),
-                                    )
-                                } else {
-                                    ($halves(at.add(2 * o)), $set1_ps(0.0))
-                                };
-                                for t in 0..T {
-                                    let x_scale = *x.scales.get_unchecked(first + t);
-                                    let dot = $to_ps($finish(KIND, dot[t], start[t]));
-                                    totals[t] = $fma(dot, $mul(scale, $set1_ps(x_scale)), totals[t]);
-                                    if KIND == Q4K {
-                                        let x_sum = *x.sums.get_unchecked(first + t) as f32;
-                                        totals[t] = $fnma(min, $set1_ps(x_scale * x_sum), totals[t]);
+                                for h in 0..$together {
+                                    let o = output + o + $outputs * h;
+                                    let (scale, min) = if KIND == Q4K {
+                                        let d = w.data.as_ptr().add(w.block(b / 8 * 8) - 4 * w.width + 2 * o);
+                                        (
+                                            $mul($halves(d), $octets(at.add(o))),
+                                            $mul($halves(d.add(2 * w.width)), $octets(at.add(w.width + o))),
+                                        )
+                                    } else {
+                                        ($halves(at.add(2 * o)), $set1_ps(0.0))
+                                    };
+                                    for t in 0..T {
+                                        let x_scale = *x.scales.get_unchecked(first + t);
+                                        let dot = $to_ps($finish(KIND, dot[h][t], start[t]));
+                                        let total = $fma(dot, $mul(scale, $set1_ps(x_scale)), totals[h][t]);
+                                        totals[h][t] = if KIND == Q4K {
+                                            let x_sum = *x.sums.get_unchecked(first + t) as f32;
+                                            $fnma(min, $set1_ps(x_scale * x_sum), total)
+                                        } else {
+                                            total
+                                        };
                                     }
                                 }
                             }
-                            for t in 0..T {
-                                $storeu_ps(sums.add(t * stride + o), totals[t]);
+                            for h in 0..$together {
+                                for t in 0..T {
+                                    $storeu_ps(sums.add(t * stride + o + $outputs * h), totals[h][t]);
+                                }
                             }
                         }
                     }
@@ -312,6 +398,7 @@ width!(
     avx512,
     "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c",
     16,
+    1,
     12,
     (1 2 3 4 5 6 7 8 9 10 11),
     __m512i,
@@ -344,8 +431,9 @@ width!(
     avx2,
     "avx2,fma,f16c",
     8,
-    6,
-    (1 2 3 4 5),
+    2,
+    4,
+    (1 2 3),
     __m256i,
     __m256,
     _mm256_loadu_si256,
@@ -380,26 +468,33 @@ width!(
 #[cfg(target_arch = "aarch64")]
 macro_rules! neon {
     ($name:ident, $multiply_name:ident, $features:literal, $multiply:ty, $from_start:literal) => {
-        /// Adds the products of four outputs' four inputs with those of T tokens.
+        /// As [`multiply_avx2`]: four outputs in one register.
         ///
         /// # Safety
-        /// `x` is the first of T tokens.
+        /// Codes and inputs lie there.
         #[inline]
         #[target_feature(enable = $features)]
         unsafe fn $multiply_name<const KIND: u8, const T: usize>(
-            dot: &mut [int32x4_t; T],
-            w: int32x4_t,
+            dot: &mut [[int32x4_t; T]; 1],
+            w: *const u8,
             x: *const [i8; QUAD],
+            stride: usize,
         ) {
-            let w = if KIND == Q8 && <$multiply>::SIGNED { neon::signed(w) } else { w };
-            // SAFETY: the caller's promise.
-            unsafe { neon::multiply::<$multiply, T>(dot, w, x) }
+            for quad in 0..BLOCK / QUAD {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let w = vld1q_s32(w.add(QUADS * quad).cast());
+                    let w = if KIND == Q8 && <$multiply>::SIGNED { neon::signed(w) } else { w };
+                    neon::multiply::<$multiply, T>(&mut dot[0], w, x.byte_add(stride * quad))
+                }
+            }
         }
 
         width!(
             $name,
             $features,
             4,
+            1,
             12,
             (1 2 3 4 5 6 7 8 9 10 11),
             int32x4_t,

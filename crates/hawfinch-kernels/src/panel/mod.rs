@@ -13,6 +13,8 @@
 //! the bit.
 
 mod activations;
+#[cfg(target_arch = "x86_64")]
+mod block_avx2;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod many;
 #[cfg(target_arch = "aarch64")]

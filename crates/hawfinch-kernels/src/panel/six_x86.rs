@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::operands::Operands;
-use super::x86::{ONE_STREAM, multiply512, store256, stored512};
+use super::x86::{ONE_STREAM, multiply512, stored256, stored512};
 use super::{Group, Kind, ROWS, SIX_BYTES, SIX_CODES, SIX_SCALES};
 use crate::prefetch;
 
@@ -87,20 +87,14 @@ pub unsafe fn tile512<const P: usize, const T: usize>(o: Operands<'_>) -> [[[f32
     stored512(sums)
 }
 
-/// P panels with T tokens, eight outputs a register: the halves `first ..` of their sixteen outputs, H of them, into
-/// `out`.
+/// P panels with T tokens, eight outputs a register.
 ///
 /// # Safety
 /// As [`tile512`].
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub unsafe fn tile256<const P: usize, const T: usize, const H: usize>(
-    o: Operands<'_>,
-    first: usize,
-    out: &mut [[[f32; ROWS]; T]; P],
-) {
-    assert!(first + H <= 2);
-    let mut sums = [[[_mm256_setzero_ps(); H]; T]; P];
+pub unsafe fn tile256<const P: usize, const T: usize>(o: Operands<'_>) -> [[[f32; ROWS]; T]; P] {
+    let mut sums = [[[_mm256_setzero_ps(); 2]; T]; P];
     for n in 0..o.records {
         let ahead = o.ahead(n * Kind::Q6K.record_bytes(), P);
         for s in 0..SUB_BLOCKS {
@@ -110,7 +104,7 @@ pub unsafe fn tile256<const P: usize, const T: usize, const H: usize>(
                 unsafe {
                     let at = o.data.add(p * o.bytes + n * Kind::Q6K.record_bytes());
                     let (codes, scales) = (at.add(SIX_CODES + SIX_BYTES * s), at.add(SIX_SCALES + ROWS * s));
-                    if first == 0 && (P > 1 || T > 1) {
+                    if P > 1 || T > 1 {
                         for quad in 0..3 {
                             prefetch::second(codes.wrapping_add(64 * quad + ahead));
                         }
@@ -118,10 +112,10 @@ pub unsafe fn tile256<const P: usize, const T: usize, const H: usize>(
                             prefetch::second(scales.wrapping_add(ahead));
                         }
                     }
-                    for h in 0..H {
-                        let w = fours256(codes.add(32 * (first + h)));
-                        let d = _mm256_cvtph_ps(_mm_loadu_si128(at.add(16 * (first + h)).cast()));
-                        let of_half = _mm_loadl_epi64(scales.add(8 * (first + h)).cast());
+                    for h in 0..2 {
+                        let w = fours256(codes.add(32 * h));
+                        let d = _mm256_cvtph_ps(_mm_loadu_si128(at.add(16 * h).cast()));
+                        let of_half = _mm_loadl_epi64(scales.add(8 * h).cast());
                         let scale = _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(of_half)));
                         for t in 0..T {
                             let start = _mm256_set1_epi32(o.half(half, t));
@@ -134,7 +128,7 @@ pub unsafe fn tile256<const P: usize, const T: usize, const H: usize>(
             }
         }
     }
-    store256(sums, first, out);
+    stored256(sums)
 }
 
 /// The codes of a sub-block of eight outputs, quad by quad.

@@ -57,9 +57,9 @@ impl<const T: usize> Inputs<T> {
         }
         if self.len > 0 {
             fetch_header(w, part, b);
-            // Any row of the block will do beside zeros.
-            let full = self.len.next_multiple_of(4);
-            self.rows[self.len..full].fill(codes);
+            // Any row of the block will do beside zeros; the last one is read anyway.
+            let (full, last) = (self.len.next_multiple_of(4), self.rows[self.len - 1]);
+            self.rows[self.len..full].fill(last);
             self.len = full;
         }
     }

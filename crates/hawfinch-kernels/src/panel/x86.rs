@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::operands::{Operands, Put, by_kind, give, kind_of};
 pub use super::operands::{Q4, Q4K, Q6K, Q8, offset};
-use super::{Group, Kind, QUAD, ROWS, STRIP, Strip, six_x86};
+use super::{Group, Kind, QUAD, ROWS, STRIP, Strip, block_avx2, six_x86};
 use crate::prefetch;
 
 /// Tokens up to which a block is multiplied panel by panel: memory gives most when it is read in runs of some lines.
@@ -180,118 +180,77 @@ pub fn stored512<const P: usize, const T: usize>(sums: [[__m512; T]; P]) -> [[[f
     out
 }
 
-/// P panels with T tokens, eight outputs a register: the halves `first ..` of their sixteen outputs, H of them, into
-/// `out`.
+/// P panels with T tokens, eight outputs a register; more than one token with one panel.
 ///
 /// # Safety
 /// As [`tile512`].
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn tile256<const KIND: u8, const P: usize, const T: usize, const H: usize>(
-    o: Operands<'_>,
-    first: usize,
-    out: &mut [[[f32; ROWS]; T]; P],
-) {
+unsafe fn tile256<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_>) -> [[[f32; ROWS]; T]; P] {
     if KIND == Q6K {
         // SAFETY: the caller's promise.
-        return unsafe { six_x86::tile256::<P, T, H>(o, first, out) };
+        return unsafe { six_x86::tile256::<P, T>(o) };
     }
-    assert!(first + H <= 2);
+    const { assert!(T == 1 || P == 1) };
     let kind = const { kind_of(KIND) };
     let fetch = P > 1 || T > 1;
-    let mut sums = [[[_mm256_setzero_ps(); H]; T]; P];
-    let (low, ones, flip) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1), _mm256_set1_epi8(-128));
+    let mut sums = [[[_mm256_setzero_ps(); 2]; T]; P];
+    let ones = _mm256_set1_epi16(1);
+    let codes_of = if KIND == Q8 { 512 } else { 256 };
     for n in 0..o.records {
-        let mut at = [o.data; P];
-        for p in 0..P {
-            at[p] = at[p].wrapping_add(p * o.bytes + n * kind.record_bytes());
-        }
         let ahead = o.ahead(n * kind.record_bytes(), P);
         for b in 0..kind.record_blocks() {
             let block = n * kind.record_blocks() + b;
-            let mut dot = [[[_mm256_setzero_si256(); H]; T]; P];
-            // SAFETY: all offsets lie within record n of each panel, block and quads within the group.
-            unsafe {
-                if KIND == Q8 {
-                    for p in 0..P {
-                        for quad in 0..8 {
-                            let from = at[p].add(64 + 512 * b + 64 * quad);
-                            if fetch {
-                                prefetch::second(from.wrapping_add(ahead));
-                            }
-                            for h in 0..H {
-                                let w = _mm256_loadu_si256(from.add(32 * (first + h)).cast());
-                                let w = _mm256_xor_si256(w, flip);
-                                let size = _mm256_abs_epi8(w);
-                                for t in 0..T {
-                                    let x = _mm256_set1_epi32(o.quad(block * 8 + quad, t));
-                                    // At most 2 * 128 * 127: no saturation.
-                                    let pairs = _mm256_maddubs_epi16(size, _mm256_sign_epi8(x, w));
-                                    let sum = _mm256_madd_epi16(pairs, ones);
-                                    dot[p][t][h] = _mm256_add_epi32(dot[p][t][h], sum);
-                                }
-                            }
+            for p in 0..P {
+                // SAFETY: all offsets lie within record n of each panel, block and quads within the group.
+                unsafe {
+                    let at = o.data.add(p * o.bytes + n * kind.record_bytes());
+                    let codes = at.add(kind.record_bytes() - (kind.record_blocks() - b) * codes_of);
+                    if fetch {
+                        for line in (0..codes_of).step_by(64) {
+                            prefetch::second(codes.wrapping_add(line + ahead));
                         }
                     }
-                } else {
-                    let quants = kind.record_bytes() - kind.record_blocks() * 256;
-                    for p in 0..P {
-                        for quad in 0..4 {
-                            let from = at[p].add(quants + 256 * b + 64 * quad);
-                            if fetch {
-                                prefetch::second(from.wrapping_add(ahead));
-                            }
-                            for h in 0..H {
-                                let both = _mm256_loadu_si256(from.add(32 * (first + h)).cast());
-                                let w = _mm256_and_si256(both, low);
-                                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(both), low);
-                                for t in 0..T {
-                                    let x = _mm256_set1_epi32(o.quad(block * 8 + quad, t));
-                                    let y = _mm256_set1_epi32(o.quad(block * 8 + quad + 4, t));
-                                    // A block of these is at most 16 * 2 * 15 * 127 / 2: it fits 16 bits.
-                                    let sum = _mm256_add_epi16(
-                                        _mm256_maddubs_epi16(w, x),
-                                        _mm256_maddubs_epi16(high, y),
-                                    );
-                                    dot[p][t][h] = _mm256_add_epi16(dot[p][t][h], sum);
-                                }
-                            }
+                    let mut dot = [[_mm256_setzero_si256(); 2]; T];
+                    if T == 1 {
+                        dot[0] = one256::<KIND>(codes, o, block);
+                    } else {
+                        let (x, stride) = (o.quads(block * 8), size_of::<[i8; QUAD]>() * o.x.width);
+                        let several = if KIND == Q8 {
+                            block_avx2::panel_eights::<T>(codes, x, stride)
+                        } else {
+                            block_avx2::panel_fours::<T>(codes, x, stride)
+                        };
+                        dot.copy_from_slice(&several[..T]);
+                    }
+                    if KIND != Q8 {
+                        for t in 0..T {
+                            let start = _mm256_set1_epi32(offset(KIND).wrapping_mul(o.block(block, t).1));
+                            dot[t] = dot[t].map(|dot| _mm256_add_epi32(_mm256_madd_epi16(dot, ones), start));
                         }
                     }
-                    for t in 0..T {
-                        let start = _mm256_set1_epi32(offset(KIND).wrapping_mul(o.block(block, t).1));
-                        for p in 0..P {
-                            for h in 0..H {
-                                dot[p][t][h] = _mm256_add_epi32(_mm256_madd_epi16(dot[p][t][h], ones), start);
-                            }
-                        }
-                    }
-                }
-                for p in 0..P {
-                    for h in 0..H {
-                        let halves =
-                            |at: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(at.add(16 * (first + h)).cast()));
+                    for h in 0..2 {
+                        let halves = |at: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(at.add(16 * h).cast()));
                         if KIND == Q4K {
                             let bytes = |at: *const u8| {
-                                let bytes = _mm_loadl_epi64(at.add(8 * (first + h)).cast());
+                                let bytes = _mm_loadl_epi64(at.add(8 * h).cast());
                                 _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes))
                             };
-                            let scale = _mm256_mul_ps(halves(at[p]), bytes(at[p].add(64 + 32 * b)));
-                            let min =
-                                _mm256_mul_ps(halves(at[p].add(32)), bytes(at[p].add(64 + 32 * b + 16)));
+                            let scale = _mm256_mul_ps(halves(at), bytes(at.add(64 + 32 * b)));
+                            let min = _mm256_mul_ps(halves(at.add(32)), bytes(at.add(64 + 32 * b + 16)));
                             for t in 0..T {
                                 let (x_scale, x_sum) = o.block(block, t);
-                                let both = _mm256_mul_ps(scale, _mm256_set1_ps(x_scale));
-                                let dot = _mm256_cvtepi32_ps(dot[p][t][h]);
-                                let sum = _mm256_fmadd_ps(dot, both, sums[p][t][h]);
-                                let x = _mm256_set1_ps(x_scale * x_sum as f32);
+                                let x_scale = _mm256_set1_ps(x_scale);
+                                let both = _mm256_mul_ps(scale, x_scale);
+                                let sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t][h]), both, sums[p][t][h]);
+                                let x = _mm256_mul_ps(x_scale, _mm256_cvtepi32_ps(_mm256_set1_epi32(x_sum)));
                                 sums[p][t][h] = _mm256_fnmadd_ps(min, x, sum);
                             }
                         } else {
-                            let scale = halves(at[p].add(32 * b));
+                            let scale = halves(at.add(32 * b));
                             for t in 0..T {
                                 let both = _mm256_mul_ps(scale, _mm256_set1_ps(o.block(block, t).0));
-                                let dot = _mm256_cvtepi32_ps(dot[p][t][h]);
-                                sums[p][t][h] = _mm256_fmadd_ps(dot, both, sums[p][t][h]);
+                                sums[p][t][h] =
+                                    _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot[t][h]), both, sums[p][t][h]);
                             }
                         }
                     }
@@ -299,26 +258,59 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize, const H: usize
             }
         }
     }
-    store256(sums, first, out);
+    stored256(sums)
 }
 
-/// Registers as the halves `first ..` of sixteen numbers.
+/// A block of a panel with one token, as [`block_avx2`] with more.
+///
+/// # Safety
+/// Codes and block lie there.
 #[inline]
-#[target_feature(enable = "avx")]
-pub fn store256<const P: usize, const T: usize, const H: usize>(
-    sums: [[[__m256; H]; T]; P],
-    first: usize,
-    out: &mut [[[f32; ROWS]; T]; P],
-) {
-    assert!(first + H <= 2);
-    for p in 0..P {
-        for t in 0..T {
-            for h in 0..H {
-                // SAFETY: eight numbers of sixteen.
-                unsafe { _mm256_storeu_ps(out[p][t].as_mut_ptr().add(8 * (first + h)), sums[p][t][h]) };
+#[target_feature(enable = "avx2")]
+unsafe fn one256<const KIND: u8>(codes: *const u8, o: Operands<'_>, block: usize) -> [__m256i; 2] {
+    let mut dot = [_mm256_setzero_si256(); 2];
+    let (low, ones, flip) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1), _mm256_set1_epi8(-128));
+    // SAFETY: the caller's promise.
+    unsafe {
+        for quad in 0..if KIND == Q8 { 8 } else { 4 } {
+            let x = _mm256_set1_epi32(o.quad(block * 8 + quad, 0));
+            for h in 0..2 {
+                let w = _mm256_loadu_si256(codes.add(64 * quad + 32 * h).cast());
+                if KIND == Q8 {
+                    let w = _mm256_xor_si256(w, flip);
+                    // At most 2 * 128 * 127: no saturation.
+                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+                    dot[h] = _mm256_add_epi32(dot[h], _mm256_madd_epi16(pairs, ones));
+                } else {
+                    let y = _mm256_set1_epi32(o.quad(block * 8 + quad + 4, 0));
+                    let high = _mm256_and_si256(_mm256_srli_epi16::<4>(w), low);
+                    // A block of these is at most 16 * 2 * 15 * 127 / 2: it fits 16 bits.
+                    let sum = _mm256_add_epi16(
+                        _mm256_maddubs_epi16(_mm256_and_si256(w, low), x),
+                        _mm256_maddubs_epi16(high, y),
+                    );
+                    dot[h] = _mm256_add_epi16(dot[h], sum);
+                }
             }
         }
     }
+    dot
+}
+
+/// Registers as numbers.
+#[inline]
+#[target_feature(enable = "avx")]
+pub fn stored256<const P: usize, const T: usize>(sums: [[[__m256; 2]; T]; P]) -> [[[f32; ROWS]; T]; P] {
+    let mut out = [[[0f32; ROWS]; T]; P];
+    for p in 0..P {
+        for t in 0..T {
+            for h in 0..2 {
+                // SAFETY: eight numbers of sixteen.
+                unsafe { _mm256_storeu_ps(out[p][t].as_mut_ptr().add(8 * h), sums[p][t][h]) };
+            }
+        }
+    }
+    out
 }
 
 /// A strip with all tokens of a group; `streams`: few tokens with several panels at a time, each fetched by name.
@@ -381,28 +373,23 @@ fn group256<const KIND: u8>(w: Strip<'_>, x: Group<'_>, streams: bool, put: Put<
     let count = w.width;
     let mut p = 0;
     while p < count {
-        // One token: as many streams as the strip has panels, or one. More: half a panel, whose sums fit the 16 registers.
+        // One token: as many streams as the strip has panels, or one. More: a panel, whose sums fit the 16 registers.
         let n = if streams && x.width == 1 && p + STRIP <= count { STRIP } else { 1 };
-        for token in (0..x.width).step_by(6) {
+        for token in (0..x.width).step_by(block_avx2::MOST) {
             let o = Operands::new(w, p, n, x, token);
             macro_rules! run {
-                ($panels:expr, $tokens:literal, $halves:literal) => {{
-                    let mut sums = [[[0f32; ROWS]; $tokens]; $panels];
-                    for first in (0..2).step_by($halves) {
-                        // SAFETY: the operands are of so many panels, and so many tokens are left.
-                        unsafe { tile256::<KIND, { $panels }, $tokens, $halves>(o, first, &mut sums) };
-                    }
+                ($panels:expr, $tokens:literal) => {{
+                    // SAFETY: the operands are of so many panels, and so many tokens are left.
+                    let sums = unsafe { tile256::<KIND, { $panels }, $tokens>(o) };
                     give(p, token, &sums, put);
                 }};
             }
             match x.width - token {
-                1 if n == STRIP => run!(STRIP, 1, 2),
-                1 => run!(1, 1, 2),
-                2 => run!(1, 2, 1),
-                3 => run!(1, 3, 1),
-                4 => run!(1, 4, 1),
-                5 => run!(1, 5, 1),
-                _ => run!(1, 6, 1),
+                1 if n == STRIP => run!(STRIP, 1),
+                1 => run!(1, 1),
+                2 => run!(1, 2),
+                3 => run!(1, 3),
+                _ => run!(1, 4),
             }
         }
         p += n;
