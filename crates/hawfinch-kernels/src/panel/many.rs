@@ -16,7 +16,7 @@ use super::{Activations, BLOCK, GROUP, Group, Kind, QUAD};
 use super::{block_avx2, x86::multiply512};
 #[cfg(target_arch = "aarch64")]
 use crate::neon::{self, Dot, Mixed, Multiply, Plain, shift};
-use crate::{Isa, prefetch};
+use crate::{Isa, Level, prefetch};
 
 /// Bytes of a row whose codes are arranged together: those of 64 outputs, or of 128 of 4 bits.
 const PIECE: usize = 64;
@@ -89,20 +89,34 @@ impl Next<'_> {
     }
 }
 
-/// Outputs that one call of [`run`] computes: two or four lines of a row, which processors fetch together.
+/// Outputs that one call of [`run`] computes at most: two or four lines of a row, which processors fetch together.
 const SPAN: usize = 256;
 
-/// Calls of [`run`] that make a strip.
-pub fn calls(kind: Kind, width: usize) -> usize {
-    row_bytes(kind, width).div_ceil(row_bytes(kind, SPAN))
+/// Outputs that one call of [`run`] computes, for so many outputs in all. Four lines of 8-bit codes rather than two where
+/// that was measured to be faster (AVX2) and threads still have as much to do as each other.
+pub fn span(isa: Isa, kind: Kind, outputs: usize, threads: usize) -> usize {
+    let calls = outputs.div_ceil(SPAN);
+    let even = calls.is_multiple_of(threads) || calls >= 4 * threads;
+    if kind != Kind::Q8 || isa.level() == Level::Avx2 && even { SPAN } else { SPAN / 2 }
 }
 
-/// Sums of the `n`-th pieces of a strip with every token, given to `put(token, first output of the strip, sums)`.
-pub fn run(isa: Isa, w: StripOf<'_>, n: usize, a: &Activations, put: &mut dyn FnMut(usize, usize, &[f32])) {
+/// Calls of [`run`] of so many outputs that make a strip.
+pub fn calls(width: usize, span: usize) -> usize {
+    width.div_ceil(span)
+}
+
+/// Sums of the `n`-th `span` outputs of a strip with every token, given to `put(token, first output of the strip, sums)`.
+pub fn run(
+    isa: Isa,
+    w: StripOf<'_>,
+    (n, span): (usize, usize),
+    a: &Activations,
+    put: &mut dyn FnMut(usize, usize, &[f32]),
+) {
     assert!(w.width <= WIDEST && w.width.is_multiple_of(UNIT) && w.data.len() == w.block(w.blocks));
     let all = row_bytes(w.kind, w.width) / PIECE;
-    assert!(n < calls(w.kind, w.width));
-    let span = row_bytes(w.kind, SPAN) / PIECE;
+    assert!(span <= SPAN && n < calls(w.width, span));
+    let span = row_bytes(w.kind, span) / PIECE;
     let pieces = n * span..all.min((n + 1) * span);
     let outputs = pieces.len() * w.width / all;
     let step = (SUMS / outputs / GROUP).max(1);
@@ -126,10 +140,10 @@ pub fn run(isa: Isa, w: StripOf<'_>, n: usize, a: &Activations, put: &mut dyn Fn
     }
 }
 
-/// Adds the products of a block's codes with the inputs of T tokens: sixteen outputs.
+/// Adds the products of a block's codes with the inputs of T tokens: sixteen outputs in a register.
 ///
 /// `w`: codes of the first quad, those of the others [`QUADS`] apart; `x`: inputs of the first quad, token by token,
-/// those of the others `stride` bytes apart. On every instruction set.
+/// those of the others `stride` bytes apart. (The same for the other instruction sets, whose names end in theirs.)
 ///
 /// # Safety
 /// They lie there.
@@ -150,7 +164,7 @@ unsafe fn multiply_avx512<const KIND: u8, const T: usize>(
     }
 }
 
-/// The same in two registers; 4-bit codes are summed in pairs of 16 bits.
+/// The same in two registers, which are zero before; 4-bit codes are summed in pairs of 16 bits.
 ///
 /// # Safety
 /// As [`multiply_avx512`].
@@ -468,7 +482,7 @@ width!(
 #[cfg(target_arch = "aarch64")]
 macro_rules! neon {
     ($name:ident, $multiply_name:ident, $features:literal, $multiply:ty, $from_start:literal) => {
-        /// As [`multiply_avx2`]: four outputs in one register.
+        /// As on AVX-512, with four outputs in a register.
         ///
         /// # Safety
         /// Codes and inputs lie there.

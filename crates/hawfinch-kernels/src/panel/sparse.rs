@@ -343,7 +343,11 @@ pub fn product<'a>(
         _ => (threads * w.width).div_ceil(w.outputs.next_multiple_of(w.width)).clamp(1, units),
     };
     let part = units.div_ceil(parts) * UNIT;
-    Some(Product { isa, w, a, tokens, part, y: Out::new(y, w.outputs, then) })
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    let span = many::span(isa, w.kind, w.outputs, threads);
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let span = 0;
+    Some(Product { isa, w, a, tokens, part, span, y: Out::new(y, w.outputs, then) })
 }
 
 /// A product with strips: a chunk is part of a strip with a group of tokens; with many tokens, with all.
@@ -354,6 +358,8 @@ pub struct Product<'a> {
     tokens: usize,
     /// Outputs of a chunk where zeros are looked for.
     part: usize,
+    /// Outputs of a chunk with many tokens, on instruction sets with loops for them.
+    span: usize,
     y: Out<'a, f32>,
 }
 
@@ -365,7 +371,7 @@ impl Product<'_> {
         }
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if self.tokens > FEW && self.isa.level() != Level::Scalar {
-            return Some(many::calls(self.w.kind, self.w.width));
+            return Some(many::calls(self.w.width, self.span));
         }
         None
     }
@@ -396,9 +402,15 @@ impl Work for Product<'_> {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Some(calls) = self.calls() {
             let (strip, n) = (n / calls, n % calls);
-            return many::run(self.isa, w.strip(strip), n, self.a, &mut |token, output, sums| {
-                self.put(token, strip * w.width + output, sums);
-            });
+            return many::run(
+                self.isa,
+                w.strip(strip),
+                (n, self.span),
+                self.a,
+                &mut |token, output, sums| {
+                    self.put(token, strip * w.width + output, sums);
+                },
+            );
         }
         let (strips, parts) = (w.outputs.div_ceil(w.width), w.width.div_ceil(self.part));
         let (strip, part, group) = (n / parts % strips, n % parts, self.a.group(n / parts / strips));
