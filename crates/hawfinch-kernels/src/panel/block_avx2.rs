@@ -7,12 +7,29 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::QUAD;
+use super::operands::Q8;
 
 /// Tokens at most.
 pub const MOST: usize = 4;
 
 /// Sums of each token: of the first eight outputs, of the others. Those of tokens that were not asked for are nothing.
 pub type Sums = [[__m256i; 2]; MOST];
+
+/// Adds the products of eight outputs' four inputs with those of one token: sums of 32 bits for codes of 8 bits with an
+/// offset of 128, of 16 bits, to be added in pairs, for codes of 4 bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub fn add<const KIND: u8>(sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    if KIND == Q8 {
+        // Signed codes: at most 2 * 128 * 127 a pair, no saturation.
+        let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    } else {
+        // Eight fours at most a block: 8 * 2 * 15 * 127 fits 16 bits.
+        _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x))
+    }
+}
 
 /// `$token` for each of so many tokens: the byte at which its inputs lie, the registers of its sums.
 macro_rules! tokens {
@@ -56,16 +73,18 @@ macro_rules! four_token {
     };
 }
 
+/// A line of codes: sixteen outputs.
+macro_rules! load_line {
+    ($codes:literal) => {
+        concat!("vmovdqu ymm8, [{w}+", $codes, "]\n", "vmovdqu ymm9, [{w}+", $codes, "+32]\n")
+    };
+}
+
 /// A line of a panel of 4 bits: a quad in the low halves of bytes, another in the high ones.
 macro_rules! four_line {
     ($tokens:tt, $codes:literal, $x:literal, $high:literal) => {
         concat!(
-            "vmovdqu ymm8, [{w}+",
-            $codes,
-            "]\n",
-            "vmovdqu ymm9, [{w}+",
-            $codes,
-            "+32]\n",
+            load_line!($codes),
             "vpsrlw ymm10, ymm8, 4\n",
             "vpsrlw ymm11, ymm9, 4\n",
             "vpand ymm8, ymm8, ymm15\n",
@@ -81,15 +100,7 @@ macro_rules! four_line {
 /// A quad of codes of 4 bits, a byte each.
 macro_rules! byte_line {
     ($tokens:tt, $codes:literal, $x:literal) => {
-        concat!(
-            "vmovdqu ymm8, [{w}+",
-            $codes,
-            "]\n",
-            "vmovdqu ymm9, [{w}+",
-            $codes,
-            "+32]\n",
-            tokens!($tokens, four_token, $x, "8", "9",),
-        )
+        concat!(load_line!($codes), tokens!($tokens, four_token, $x, "8", "9",),)
     };
 }
 

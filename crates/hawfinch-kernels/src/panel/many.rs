@@ -93,11 +93,10 @@ impl Next<'_> {
 const SPAN: usize = 256;
 
 /// Outputs that one call of [`run`] computes, for so many outputs in all. Four lines of 8-bit codes rather than two where
-/// that was measured to be faster (AVX2) and threads still have as much to do as each other.
+/// that was measured to be faster (AVX2), unless threads would have nothing to do.
 pub fn span(isa: Isa, kind: Kind, outputs: usize, threads: usize) -> usize {
-    let calls = outputs.div_ceil(SPAN);
-    let even = calls.is_multiple_of(threads) || calls >= 4 * threads;
-    if kind != Kind::Q8 || isa.level() == Level::Avx2 && even { SPAN } else { SPAN / 2 }
+    let wide = isa.level() == Level::Avx2 && outputs.div_ceil(SPAN) >= threads;
+    if kind != Kind::Q8 || wide { SPAN } else { SPAN / 2 }
 }
 
 /// Calls of [`run`] of so many outputs that make a strip.
@@ -195,15 +194,7 @@ unsafe fn multiply_avx2<const KIND: u8, const T: usize>(
             let x = _mm256_set1_epi32(x.byte_add(stride * quad).cast::<i32>().read_unaligned());
             for h in 0..2 {
                 let w = _mm256_loadu_si256(w.add(QUADS * quad + 32 * h).cast());
-                dot[h][0] = if KIND == Q8 {
-                    let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-                    // At most 2 * 128 * 127: no saturation.
-                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-                    _mm256_add_epi32(dot[h][0], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-                } else {
-                    // Eight fours at most: 8 * 2 * 15 * 127 fits 16 bits.
-                    _mm256_add_epi16(dot[h][0], _mm256_maddubs_epi16(w, x))
-                };
+                dot[h][0] = block_avx2::add::<KIND>(dot[h][0], w, x);
             }
         }
     }

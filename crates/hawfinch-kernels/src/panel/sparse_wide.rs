@@ -6,6 +6,8 @@ use std::arch::aarch64::*;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use super::block_avx2;
 use super::operands::{Q4, Q4K, Q8, by_width, offset};
 use super::sparse::{NO_STRIPS, StripOf, UNIT, WIDEST, header, row_bytes};
 use super::{BLOCK, Group, Kind};
@@ -356,13 +358,9 @@ width!(
     |at: *const u8| _mm256_cvtph_ps(_mm_loadu_si128(at.cast())),
     |at: *const u8| _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast()))),
     |kind: u8, sum, w, x| if kind == Q8 {
-        // Signed codes: at most 2 * 128 * 127, no saturation.
-        let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-        let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-        _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        block_avx2::add::<Q8>(sum, w, x)
     } else {
-        // Eight fours at most: 8 * 2 * 15 * 127 fits 16 bits.
-        _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x))
+        block_avx2::add::<Q4>(sum, w, x)
     },
     |kind: u8, sum, start| if kind == Q8 {
         sum

@@ -269,7 +269,7 @@ unsafe fn tile256<const KIND: u8, const P: usize, const T: usize>(o: Operands<'_
 #[target_feature(enable = "avx2")]
 unsafe fn one256<const KIND: u8>(codes: *const u8, o: Operands<'_>, block: usize) -> [__m256i; 2] {
     let mut dot = [_mm256_setzero_si256(); 2];
-    let (low, ones, flip) = (_mm256_set1_epi8(15), _mm256_set1_epi16(1), _mm256_set1_epi8(-128));
+    let low = _mm256_set1_epi8(15);
     // SAFETY: the caller's promise.
     unsafe {
         for quad in 0..if KIND == Q8 { 8 } else { 4 } {
@@ -277,19 +277,12 @@ unsafe fn one256<const KIND: u8>(codes: *const u8, o: Operands<'_>, block: usize
             for h in 0..2 {
                 let w = _mm256_loadu_si256(codes.add(64 * quad + 32 * h).cast());
                 if KIND == Q8 {
-                    let w = _mm256_xor_si256(w, flip);
-                    // At most 2 * 128 * 127: no saturation.
-                    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-                    dot[h] = _mm256_add_epi32(dot[h], _mm256_madd_epi16(pairs, ones));
+                    dot[h] = block_avx2::add::<KIND>(dot[h], w, x);
                 } else {
                     let y = _mm256_set1_epi32(o.quad(block * 8 + quad + 4, 0));
                     let high = _mm256_and_si256(_mm256_srli_epi16::<4>(w), low);
-                    // A block of these is at most 16 * 2 * 15 * 127 / 2: it fits 16 bits.
-                    let sum = _mm256_add_epi16(
-                        _mm256_maddubs_epi16(_mm256_and_si256(w, low), x),
-                        _mm256_maddubs_epi16(high, y),
-                    );
-                    dot[h] = _mm256_add_epi16(dot[h], sum);
+                    dot[h] = block_avx2::add::<KIND>(dot[h], _mm256_and_si256(w, low), x);
+                    dot[h] = block_avx2::add::<KIND>(dot[h], high, y);
                 }
             }
         }
