@@ -6,6 +6,8 @@
 //! [dot product](crate::reduce::dot) in f32. `wide.rs` has the loops for AVX2, AVX-512 and NEON. [`columns`]: weights that
 //! lie input by input. Quantised weights: [`crate::panel`].
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod blocked;
 pub mod columns;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod columns_wide;
@@ -102,15 +104,15 @@ pub(crate) fn tokens<F: Real>(y: &mut [F], x: &[F], o: usize, i: usize) -> Optio
 /// # Panics
 /// When the lengths disagree with the matrix.
 pub fn linear<F: Real>(isa: Isa, pool: &Pool, y: &mut [F], x: &[F], w: Matrix<'_>) {
-    pool.run_all(&[product(isa, y, x, w, Then::Nothing)]);
+    pool.run_all(&[product((isa, pool.threads()), y, x, w, Then::Nothing)]);
 }
 
-/// [`linear`] as work to be done, and what follows it; `None` when there is nothing to multiply.
+/// [`linear`] as work to be done by so many threads, and what follows it; `None` when there is nothing to multiply.
 ///
 /// # Panics
 /// As [`linear`].
 pub fn product<'a, F: Real>(
-    isa: Isa,
+    (isa, threads): (Isa, usize),
     y: &'a mut [F],
     x: &'a [F],
     w: Matrix<'a>,
@@ -122,33 +124,48 @@ pub fn product<'a, F: Real>(
         return None;
     };
     assert_eq!(w.data.len(), o * w.row_bytes(), "linear: bytes of [{o}, {i}]");
-    let alone = t * o * i <= ALONE;
-    let per = if alone { o } else { CHUNK.div_ceil(t * i).next_multiple_of(rows::GROUP).min(o) };
-    Some(Product { isa, x, w, per, y: Out::new(y, o, then) })
+    let (per, tokens) = match t {
+        _ if t * o * i <= ALONE => (o, t),
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        _ if t > wide::direct(isa) => blocked::chunk((isa, threads), o, i, t),
+        _ => (CHUNK.div_ceil(t * i).next_multiple_of(rows::GROUP), t),
+    };
+    Some(Product { isa, x, w, per: per.min(o), tokens, y: Out::new(y, o, then) })
 }
 
-/// A product with rows as they lie: a chunk is some outputs of every token.
+/// A product with rows as they lie: a chunk is some outputs of some tokens.
 pub struct Product<'a, F: Real> {
     isa: Isa,
     x: &'a [F],
     w: Matrix<'a>,
     /// Outputs of a chunk.
     per: usize,
+    /// Tokens of a chunk.
+    tokens: usize,
     y: Out<'a, F>,
+}
+
+impl<F: Real> Product<'_, F> {
+    /// Chunks with the same outputs.
+    fn down(&self) -> usize {
+        (self.x.len() / self.w.inputs).div_ceil(self.tokens)
+    }
 }
 
 impl<F: Real> Work for Product<'_, F> {
     fn chunks(&self) -> usize {
-        self.w.outputs.div_ceil(self.per)
+        self.w.outputs.div_ceil(self.per) * self.down()
     }
 
     unsafe fn chunk(&self, n: usize) {
-        let first = n * self.per;
-        rows::rows(self.isa, &self.y, self.x, self.w, first, self.per.min(self.w.outputs - first));
+        let (first, from) = (n / self.down() * self.per, n % self.down() * self.tokens);
+        let i = self.w.inputs;
+        let x = &self.x[from * i..self.x.len().min((from + self.tokens) * i)];
+        rows::rows(self.isa, &self.y, x, self.w, (first, self.per.min(self.w.outputs - first)), from);
     }
 
     fn reads(&self, n: usize) -> &[u8] {
-        let (from, bytes) = (n * self.per, self.w.row_bytes());
+        let (from, bytes) = (n / self.down() * self.per, self.w.row_bytes());
         &self.w.data[from * bytes..self.w.outputs.min(from + self.per) * bytes]
     }
 }

@@ -11,27 +11,42 @@ use crate::{Isa, Real};
 /// Rows decoded together, so that a block of tokens is read from near memory for all of them.
 pub const GROUP: usize = 8;
 
-/// Outputs `first .. first + count` of every token. Calls at the same time are for different outputs.
-pub fn rows<F: Real>(isa: Isa, y: &Out<'_, F>, x: &[F], w: Matrix<'_>, first: usize, count: usize) {
+/// `count` outputs, from output `first` on, of the tokens `x`, the first of which is token `from` of `y`. Calls at the same
+/// time are for different outputs or tokens.
+pub fn rows<F: Real>(
+    isa: Isa,
+    y: &Out<'_, F>,
+    x: &[F],
+    w: Matrix<'_>,
+    (first, count): (usize, usize),
+    from: usize,
+) {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     if let Some(x) = F::as_f32s(x)
         && super::wide::rows(isa, x, w, first, count, &mut |t, j, v| {
-            // SAFETY: promised by this function's callers: j is in their range.
-            unsafe { y.put(t, j, v, w.scale) }
+            // SAFETY: promised by this function's callers: t and j are in their range.
+            unsafe { y.put(from + t, j, v, w.scale) }
         })
     {
         return;
     }
-    portable(isa, y, x, w, first, count);
+    portable(isa, y, x, w, first, count, from);
 }
 
 compiled_for_each! {
     /// The meaning: a dot product an output.
-    pub fn portable<F: Real>(y: &Out<'_, F>, x: &[F], w: Matrix<'_>, first: usize, count: usize) = body
+    pub fn portable<F: Real>(
+        y: &Out<'_, F>,
+        x: &[F],
+        w: Matrix<'_>,
+        first: usize,
+        count: usize,
+        from: usize,
+    ) = body
 }
 
 #[inline(always)]
-fn body<F: Real>(y: &Out<'_, F>, x: &[F], w: Matrix<'_>, first: usize, count: usize) {
+fn body<F: Real>(y: &Out<'_, F>, x: &[F], w: Matrix<'_>, first: usize, count: usize, from: usize) {
     let i = w.inputs;
     let mut row = vec![F::ZERO; i];
     let mut narrow = Vec::new();
@@ -40,7 +55,7 @@ fn body<F: Real>(y: &Out<'_, F>, x: &[F], w: Matrix<'_>, first: usize, count: us
         w.decode_row(j, &mut row, &mut narrow);
         for (t, x) in x.chunks_exact(i).enumerate() {
             // SAFETY: promised by `rows`'s callers.
-            unsafe { y.set(t, j, dot(&row, x) * scale) };
+            unsafe { y.set(from + t, j, dot(&row, x) * scale) };
         }
     }
 }

@@ -58,6 +58,33 @@ fn instruction_sets_agree_to_the_bit() {
     }
 }
 
+/// Rows of several strips, of which the last is shorter, with numbers left over; more tokens and rows than are copied at
+/// a time; by one thread and by several.
+#[test]
+fn long_rows_and_many_tokens_agree_to_the_bit() {
+    for (t, o, i, dtype) in [
+        (100, 300, 2600, DType::BF16),
+        (52, 70, 4100, DType::F16),
+        (49, 13, 5000, DType::F32),
+        (5, 40, 2816, DType::Q6_K),
+        (50, 9, 2080, DType::Q8_0),
+        (96, 1100, 1040, DType::BF16),
+    ] {
+        let (x, w) = (values(t * i, 7), values(o * i, 8));
+        let mut data = Vec::new();
+        assert!(w.chunks(i).all(|row| block::encode(dtype, row, &mut data)));
+        let run = |isa, threads| {
+            let mut y = vec![f32::NAN; t * o];
+            linear(isa, &Pool::new(threads), &mut y, &x, matrix(dtype, o, i, &data));
+            y
+        };
+        let want = run(Isa::SCALAR, 2);
+        for isa in Isa::available() {
+            assert!(run(isa, 1) == want && run(isa, 3) == want, "{isa} {dtype} {t} {o} {i}");
+        }
+    }
+}
+
 #[test]
 fn turning_exchanges_the_axes() {
     for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16, DType::Q8_0] {

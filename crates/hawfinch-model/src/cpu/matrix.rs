@@ -97,7 +97,7 @@ impl Matrix {
             Then::Add(x) => Then::Add(only_f32(F::as_f32s(x))),
         };
         match &self.form {
-            Form::Rows(w) => linear::product(isa, y, x, self.view(w), then).map(Product::Rows),
+            Form::Rows(w) => linear::product((isa, threads), y, x, self.view(w), then).map(Product::Rows),
             Form::Columns(w) => columns::product(isa, y, x, w, then).map(Product::Columns),
             Form::Panels(w) => {
                 panel::product(isa, only_f32(F::as_f32_slice(y)), w, a?, narrow()).map(Product::Panels)
