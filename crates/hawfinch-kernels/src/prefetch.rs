@@ -36,10 +36,19 @@ pub fn second<T>(p: *const T) {
     let _ = p;
 }
 
-/// Whether this processor reads weights fastest in several streams that are fetched by name. AMD's does not (Zen 4): it
-/// keeps some two dozen lines under way for a core that asks for them, and more where it sees one plain stream. With one
-/// token, panels of 4 bits gave 31 of 34 or 43 of 58 GB/s in four streams, 33 of 34 or 56 of 58 in one. On Intel's
-/// (Sapphire Rapids) four streams read 28 GB/s where one read 18.
+/// Whether this processor reads weights fastest in several streams that are fetched by name. AMD's with AVX-512 does not
+/// (Zen 4): it keeps some two dozen lines under way for a core that asks for them, and more where it sees one plain
+/// stream. With one token, panels of 4 bits gave 31 of 34 or 43 of 58 GB/s in four streams, 33 of 34 or 56 of 58 in one.
+/// AMD's before it (Zen 3) read four streams at 37 GB/s, one at 31 (medians of fifteen in turns); a 1.5B model in int8 took
+/// 55 to 62 ms a token in four, 67 to 70 in one. On Intel's (Sapphire Rapids) four streams read 28 GB/s where one read 18.
 pub fn by_name() -> bool {
-    !crate::isa::is_amd()
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::sync::LazyLock;
+        static BY_NAME: LazyLock<bool> =
+            LazyLock::new(|| !(crate::isa::is_amd() && is_x86_feature_detected!("avx512f")));
+        *BY_NAME
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    true
 }

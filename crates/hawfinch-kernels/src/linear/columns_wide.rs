@@ -42,10 +42,10 @@ pub fn block(isa: Isa, x: &[f32], w: Matrix<'_>, put: &mut dyn FnMut(usize, usiz
     true
 }
 
-/// The loops for one register width: `$few` pieces of sixteen outputs at a time for one or two tokens, `$many` for more,
-/// so that the sums of a run stay in registers.
+/// The loops for one register width: `$one` pieces of sixteen outputs at a time for one token, `$few` for two, `$many` for
+/// more, so that the sums of a run stay in registers.
 macro_rules! width {
-    ($name:ident, $features:literal, $reg:ty, $per:literal, $few:literal, $many:literal, $zero:path, $set1:path,
+    ($name:ident, $features:literal, $reg:ty, $per:literal, $one:literal, $few:literal, $many:literal, $zero:path, $set1:path,
      $loadu:path, $storeu:path, $fma:path, $zero_wide:path, $add_wide:path, $widen:path, $narrow:path, $bf16:path,
      $f16:path) => {
         mod $name {
@@ -154,7 +154,11 @@ macro_rules! width {
                 assert!(w.data.len() >= k * stride);
                 for (n, x) in x.chunks(MOST * k).enumerate() {
                     let tokens = x.len() / k;
-                    let most = if tokens <= 2 { $few } else { $many };
+                    let most = match tokens {
+                        1 => $one,
+                        2 => $few,
+                        _ => $many,
+                    };
                     let mut j = 0;
                     while j + PIECE <= w.outputs {
                         let pieces = if j + most * PIECE <= w.outputs { most } else { 1 };
@@ -171,7 +175,7 @@ macro_rules! width {
                             }};
                         }
                         match (pieces > 1, tokens) {
-                            (true, 1) => run!($few, 1),
+                            (true, 1) => run!($one, 1),
                             (true, 2) => run!($few, 2),
                             (true, 3) => run!($many, 3),
                             (true, 4) => run!($many, 4),
@@ -264,6 +268,7 @@ width!(
     16,
     4,
     4,
+    4,
     _mm512_setzero_ps,
     _mm512_set1_ps,
     _mm512_loadu_ps,
@@ -282,6 +287,7 @@ width!(
     "avx2,fma,f16c",
     __m256,
     8,
+    4,
     2,
     1,
     _mm256_setzero_ps,
@@ -302,6 +308,7 @@ width!(
     "neon",
     float32x4_t,
     4,
+    1,
     1,
     1,
     neon::zero_ps,
