@@ -25,7 +25,7 @@ use crate::{DType, Isa, Level, block, prefetch};
 
 /// Tokens that are copied at a time: these lie in the second cache, while rows are multiplied with them.
 const BLOCK: usize = 48;
-/// Numbers of a row that are multiplied before the next, where sums must be kept between.
+/// Numbers of a row that are multiplied before the next, at most, where sums must be kept between.
 const SHORT: usize = 1024;
 /// Rows of a chunk of work whose sums are kept, at most.
 const MOST: usize = 256;
@@ -275,6 +275,23 @@ macro_rules! width {
                 }
             }
 
+            /// Sums of a group's rows with one of `t` tokens, whose first register lies at `at` in each tile of rows, those of
+            /// the rows after it `wide` registers apart.
+            #[inline]
+            #[target_feature(enable = $features)]
+            fn group_sums(sums: &[f32], t: usize, at: usize, wide: usize) -> [f32; GROUP] {
+                let mut acc = [[$zero(); N]; GROUP];
+                for r in 0..GROUP {
+                    let (tile, row) = (r / $rows * $rows, r % $rows);
+                    for p in 0..N {
+                        let register = (p * GROUP + tile) * t + at + row * wide;
+                        // SAFETY: a register of the sums.
+                        acc[r][p] = unsafe { $loadu(sums[register * $per..][..$per].as_ptr()) };
+                    }
+                }
+                $folded(acc)
+            }
+
             /// All outputs of a range, a strip after the other, with each a group of rows after the other.
             #[target_feature(enable = $features)]
             pub fn tiles(
@@ -290,7 +307,7 @@ macro_rules! width {
                 let whole = k / LANES * LANES;
                 let t = x.len() / k;
                 let bytes = |numbers| w.dtype.bytes_for(numbers).expect("a strip is whole blocks");
-                let strips = if whole <= STRIP { 1 } else { whole.div_ceil(SHORT) };
+                let strips = if whole <= STRIP { 1 } else { whole.div_ceil(SHORT.min(STRIP)) };
                 // Whole blocks of every format.
                 let strip = whole.div_ceil(strips).next_multiple_of(256).min(whole);
                 // No power of two, which would lie in few sets of the caches.
@@ -366,18 +383,8 @@ macro_rules! width {
                         let mut s = 0;
                         while s < t {
                             for of in 0..wide(s) {
-                                let mut acc = [[$zero(); N]; GROUP];
-                                for r in 0..n {
-                                    let (tile, row) = (r / $rows * $rows, r % $rows);
-                                    for p in 0..N {
-                                        let register =
-                                            (p * GROUP + tile) * t + s * $rows + row * wide(s) + of;
-                                        // SAFETY: within the group's sums.
-                                        acc[r][p] =
-                                            unsafe { $loadu(sums[register * $per..][..$per].as_ptr()) };
-                                    }
-                                }
-                                let sums = $folded(acc);
+                                let at = s * $rows + of;
+                                let sums = group_sums(sums, t, at, wide(s));
                                 let out = &mut outputs[(s + of) * count + j - first..][..n];
                                 for (r, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
                                     *out = (whole..k).fold(sum, |sum, at| {
