@@ -39,7 +39,7 @@ pub fn second<T>(p: *const T) {
 /// Whether this processor reads weights fastest in several streams that are fetched by name. AMD's with AVX-512 does not
 /// (Zen 4): it keeps some two dozen lines under way for a core that asks for them, and more where it sees one plain
 /// stream. With one token, panels of 4 bits gave 31 of 34 or 43 of 58 GB/s in four streams, 33 of 34 or 56 of 58 in one.
-/// AMD's before it (Zen 3) read four streams at 37 GB/s, one at 31 (medians of fifteen in turns); a 1.5B model in int8 took
+/// AMD's without (of which Zen 3 was measured) read four streams at 37 GB/s, one at 31 (medians of fifteen in turns); a 1.5B model in int8 took
 /// 55 to 62 ms a token in four, 67 to 70 in one. On Intel's (Sapphire Rapids) four streams read 28 GB/s where one read 18.
 pub fn by_name() -> bool {
     #[cfg(target_arch = "x86_64")]

@@ -3,8 +3,8 @@
 //! on the instruction set.
 //!
 //! Here: weights as they lie in a checkpoint, row after row, widened in registers. Each output is one
-//! [dot product](crate::reduce::dot) in f32. `wide.rs` has the loops for AVX2, AVX-512 and NEON. [`columns`]: weights that
-//! lie input by input. Quantised weights: [`crate::panel`].
+//! [dot product](crate::reduce::dot) in f32. `wide.rs` has the loops for AVX2, AVX-512 and NEON with few tokens, `blocked.rs`
+//! with several. [`columns`]: weights that lie input by input. Quantised weights: [`crate::panel`].
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod blocked;
@@ -90,7 +90,7 @@ pub(crate) fn tokens<F: Real>(y: &mut [F], x: &[F], o: usize, i: usize) -> Optio
     }
     let t = x.len() / i;
     assert!(x.len() == t * i && y.len() == t * o, "linear: x {} y {} for [{o}, {i}]", x.len(), y.len());
-    Some(t)
+    (t > 0).then_some(t)
 }
 
 /// y = x Wᵀ, times the scale.
@@ -124,6 +124,8 @@ pub fn product<'a, F: Real>(
         return None;
     };
     assert_eq!(w.data.len(), o * w.row_bytes(), "linear: bytes of [{o}, {i}]");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = threads;
     let (per, tokens) = match t {
         _ if t * o * i <= ALONE => (o, t),
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -165,6 +167,9 @@ impl<F: Real> Work for Product<'_, F> {
     }
 
     fn reads(&self, n: usize) -> &[u8] {
+        if !n.is_multiple_of(self.down()) {
+            return &[]; // read for the tokens before
+        }
         let (from, bytes) = (n / self.down() * self.per, self.w.row_bytes());
         &self.w.data[from * bytes..self.w.outputs.min(from + self.per) * bytes]
     }

@@ -69,6 +69,11 @@ fn long_rows_and_many_tokens_agree_to_the_bit() {
         (5, 40, 2816, DType::Q6_K),
         (50, 9, 2080, DType::Q8_0),
         (96, 1100, 1040, DType::BF16),
+        // A single chunk of more tokens than are copied at a time; rows of less than sixteen numbers.
+        (300, 2, 5, DType::F32),
+        (200, 1, 16, DType::BF16),
+        (100, 64, 7, DType::F16),
+        (50, 30, 33, DType::F64),
     ] {
         let (x, w) = (values(t * i, 7), values(o * i, 8));
         let mut data = Vec::new();
@@ -82,6 +87,34 @@ fn long_rows_and_many_tokens_agree_to_the_bit() {
         for isa in Isa::available() {
             assert!(run(isa, 1) == want && run(isa, 3) == want, "{isa} {dtype} {t} {o} {i}");
         }
+    }
+}
+
+/// Nothing is multiplied with nothing.
+#[test]
+fn no_tokens_are_no_work() {
+    let bytes = vec![0u8; 4 * 6];
+    linear::<f32>(Isa::best(), &Pool::new(2), &mut [], &[], matrix(DType::F32, 3, 2, &bytes));
+}
+
+/// What follows a product is done at each output's place, in whatever chunks it is computed.
+#[test]
+fn what_follows_many_tokens() {
+    let (t, o, i) = (130, 500, 64);
+    let (x, w, residual) = (values(t * i, 1), values(o * i, 2), values(t * o, 3));
+    let bytes: Vec<u8> = w.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let m = matrix(DType::F32, o, i, &bytes);
+    let pool = Pool::new(3);
+    for isa in Isa::available() {
+        let run = |then| {
+            let mut y = vec![f32::NAN; t * o];
+            pool.run_all(&[product((isa, 3), &mut y, &x, m, then)]);
+            y
+        };
+        let plain = run(Then::Nothing);
+        let added: Vec<f32> = plain.iter().zip(&residual).map(|(y, r)| y + r).collect();
+        let squared: Vec<f32> = plain.iter().map(|y| y.max(0.0) * y.max(0.0)).collect();
+        assert!(run(Then::Add(&residual)) == added && run(Then::ReluSquared) == squared, "{isa}");
     }
 }
 
