@@ -13,7 +13,7 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 use super::Matrix;
-use super::rows::{GROUP, decode_number};
+use super::rows::{GROUP, by_width, decode_number};
 #[cfg(target_arch = "x86_64")]
 use super::widen_x86 as widen;
 #[cfg(target_arch = "aarch64")]
@@ -21,7 +21,7 @@ use crate::neon;
 use crate::reduce::LANES;
 #[cfg(target_arch = "aarch64")]
 use crate::reduce::fold;
-use crate::{DType, Isa, Level, block, prefetch};
+use crate::{DType, Isa, block, prefetch};
 
 /// Tokens that are copied at a time: strips of these fill most of a second cache of 512 kB. (24, 36 and 72 were measured
 /// to be no faster on one.)
@@ -94,15 +94,12 @@ thread_local! {
 
 /// The longest strip.
 fn strip(isa: Isa) -> usize {
-    match isa.level() {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => avx512::STRIP,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => avx2::STRIP,
-        #[cfg(target_arch = "aarch64")]
-        Level::Neon | Level::NeonDotprod | Level::NeonI8mm => with_neon::STRIP,
-        _ => SHORT,
+    macro_rules! longest {
+        ($width:ident) => {
+            $width::STRIP
+        };
     }
+    by_width!(isa, longest, SHORT)
 }
 
 /// Outputs `first .. first + count` of every token before scaling, given to `put(token, first output, values)`. False
@@ -118,20 +115,13 @@ pub fn rows(
     ROOM.with_borrow_mut(|room| {
         for (n, x) in x.chunks(BLOCK * w.inputs).enumerate() {
             let put = &mut |t: usize, sums: &[f32]| put(n * BLOCK + t, first, sums);
-            match isa.level() {
-                // SAFETY: an Isa exists only where the machine has the instructions.
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => unsafe { avx512::tiles(x, w, first, count, room, put) },
-                // SAFETY: as above.
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => unsafe { avx2::tiles(x, w, first, count, room, put) },
-                // SAFETY: as above.
-                #[cfg(target_arch = "aarch64")]
-                Level::Neon | Level::NeonDotprod | Level::NeonI8mm => unsafe {
-                    with_neon::tiles(x, w, first, count, room, put)
-                },
-                _ => return false,
+            macro_rules! run {
+                ($width:ident) => {
+                    // SAFETY: an Isa exists only where the machine has the instructions.
+                    unsafe { $width::tiles(x, w, first, count, room, put) }
+                };
             }
+            by_width!(isa, run, return false);
         }
         true
     })

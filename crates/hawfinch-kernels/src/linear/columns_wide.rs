@@ -7,12 +7,12 @@ use std::arch::x86_64::*;
 
 use super::Matrix;
 use super::columns::RUN;
-use super::rows::decode_number;
+use super::rows::{by_width, decode_number};
 #[cfg(target_arch = "x86_64")]
 use super::widen_x86 as widen;
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
-use crate::{DType, Isa, Level, prefetch};
+use crate::{DType, Isa, prefetch};
 
 /// Outputs of one piece of a row.
 const PIECE: usize = 16;
@@ -27,18 +27,13 @@ pub fn block(isa: Isa, x: &[f32], w: Matrix<'_>, put: &mut dyn FnMut(usize, usiz
     if !matches!(w.dtype, DType::BF16 | DType::F16 | DType::F32) {
         return false;
     }
-    match isa.level() {
-        // SAFETY: an Isa exists only where the machine has the instructions.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => unsafe { avx512::block(x, w, put) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { avx2::block(x, w, put) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "aarch64")]
-        Level::Neon | Level::NeonDotprod | Level::NeonI8mm => unsafe { with_neon::block(x, w, put) },
-        _ => return false,
+    macro_rules! run {
+        ($width:ident) => {
+            // SAFETY: an Isa exists only where the machine has the instructions.
+            unsafe { $width::block(x, w, put) }
+        };
     }
+    by_width!(isa, run, return false);
     true
 }
 

@@ -8,6 +8,24 @@ use crate::reduce::dot;
 use crate::{DType, block};
 use crate::{Isa, Real};
 
+/// Calls the macro `$run` with the name of the loops for an instruction set; `$none` where it has none of its own.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! by_width {
+    ($isa:expr, $run:ident, $none:expr) => {
+        match $isa.level() {
+            #[cfg(target_arch = "x86_64")]
+            $crate::Level::Avx512 => $run!(avx512),
+            #[cfg(target_arch = "x86_64")]
+            $crate::Level::Avx2 => $run!(avx2),
+            #[cfg(target_arch = "aarch64")]
+            $crate::Level::Neon | $crate::Level::NeonDotprod | $crate::Level::NeonI8mm => $run!(with_neon),
+            _ => $none,
+        }
+    };
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(super) use by_width;
+
 /// Rows decoded together, so that a block of tokens is read from near memory for all of them.
 pub const GROUP: usize = 8;
 

@@ -8,13 +8,13 @@ use std::arch::aarch64::*;
 use std::arch::x86_64::*;
 
 use super::Matrix;
-use super::rows::decode_number;
+use super::rows::{by_width, decode_number};
 #[cfg(target_arch = "x86_64")]
 use super::widen_x86 as widen;
 #[cfg(target_arch = "aarch64")]
 use crate::neon;
 use crate::reduce::{LANES, fold};
-use crate::{DType, Isa, Level, prefetch};
+use crate::{DType, Isa, prefetch};
 
 /// [`direct`], where there are registers enough.
 #[cfg(target_arch = "x86_64")]
@@ -29,7 +29,7 @@ const RUN: usize = 128;
 pub fn direct(isa: Isa) -> usize {
     match isa.level() {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => DIRECT,
+        crate::Level::Avx512 => DIRECT,
         _ => 1,
     }
 }
@@ -64,20 +64,13 @@ pub fn rows(
                 }
                 put(token, j, &sums[..n]);
             };
-            match isa.level() {
-                // SAFETY: an Isa exists only where the machine has the instructions.
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx512 => unsafe { avx512::four(w.dtype, rows, x, &mut finish) },
-                // SAFETY: as above.
-                #[cfg(target_arch = "x86_64")]
-                Level::Avx2 => unsafe { avx2::four(w.dtype, rows, x, &mut finish) },
-                // SAFETY: as above.
-                #[cfg(target_arch = "aarch64")]
-                Level::Neon | Level::NeonDotprod | Level::NeonI8mm => unsafe {
-                    with_neon::four(w.dtype, rows, x, &mut finish)
-                },
-                _ => return false,
+            macro_rules! run {
+                ($width:ident) => {
+                    // SAFETY: an Isa exists only where the machine has the instructions.
+                    unsafe { $width::four(w.dtype, rows, x, &mut finish) }
+                };
             }
+            by_width!(isa, run, return false);
             j += n;
         }
         return true;
