@@ -145,6 +145,14 @@ impl Isa {
         !matches!(self.tiles, TileCode::Absent)
     }
 
+    /// Whether there are instructions for pairs of bf16 in registers of AVX-512.
+    pub(crate) fn has_pairs(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.level() == Level::Avx512 && std::arch::is_x86_feature_detected!("avx512bf16");
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// This one with portable code in place of AMX's tiles. For tests: the loops around tiles run on every machine.
     pub const fn with_emulated_tiles(self) -> Isa {
         Isa { tiles: TileCode::Emulated, ..self }

@@ -8,6 +8,7 @@
 pub mod adamw;
 mod ahead;
 pub mod attention;
+pub mod bf16;
 pub mod block;
 pub mod buffer;
 mod by_channels;

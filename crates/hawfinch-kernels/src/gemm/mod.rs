@@ -123,7 +123,7 @@ impl Way {
         let rounded = precision == Precision::Bf16;
         if rounded && isa.has_tiles() {
             Way::Tiles
-        } else if rounded && has_pairs(isa) && isa::is_amd() {
+        } else if rounded && isa.has_pairs() && isa::is_amd() {
             // Intel's processors take as long for an instruction for pairs as for two for numbers.
             Way::Pairs
         } else if isa.level() == Level::Scalar {
@@ -152,7 +152,7 @@ impl Way {
         match isa.level() {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 if self == Way::Pairs => {
-                assert!(has_pairs(isa));
+                assert!(isa.has_pairs());
                 // SAFETY: an Isa exists only where the machine has the instructions; it has those for pairs.
                 drive::run(&unsafe { x86::Pairs512::new() }, pool, operands, limits)
             }
@@ -168,17 +168,6 @@ impl Way {
             }
             _ => drive::run(&portable::Portable { isa, rounded }, pool, operands, limits),
         }
-    }
-}
-
-/// Whether there are instructions for pairs of bf16 in registers of AVX-512.
-fn has_pairs(isa: Isa) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return isa.level() == Level::Avx512 && std::arch::is_x86_feature_detected!("avx512bf16");
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = isa;
-        false
     }
 }
 

@@ -81,7 +81,7 @@ fn ways(ordered: bool) -> Vec<(Isa, Way)> {
     // Packed by portable code, and by that for AVX512-BF16.
     let emulated =
         [Isa::SCALAR, Isa::new(Level::Avx512).unwrap_or(Isa::SCALAR)].map(Isa::with_emulated_tiles);
-    let pairs = sets.iter().filter(|isa| has_pairs(**isa)).map(|isa| (*isa, Way::Pairs));
+    let pairs = sets.iter().filter(|isa| isa.has_pairs()).map(|isa| (*isa, Way::Pairs));
     let tiles = Isa::new(Level::Amx).into_iter().chain(emulated);
     pairs.chain(tiles.map(|isa| (isa, Way::Tiles))).collect()
 }

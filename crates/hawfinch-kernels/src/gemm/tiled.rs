@@ -42,7 +42,7 @@ impl Kernel<f32> for Tiled {
     fn pack_left(&self, panel: &mut [Tile], at: usize, x: View<'_, f32>) {
         runs(panel, at, x, |tiles, x| {
             #[cfg(target_arch = "x86_64")]
-            if super::has_pairs(self.isa) {
+            if self.isa.has_pairs() {
                 // SAFETY: the machine has the instructions.
                 return each(tiles, x, |tile, x| unsafe { pack_x86::rows_of_pairs(words(tile), x) });
             }
@@ -53,7 +53,7 @@ impl Kernel<f32> for Tiled {
     fn pack_right(&self, panel: &mut [Tile], at: usize, x: View<'_, f32>) {
         runs(panel, at, x, |tiles, x| {
             #[cfg(target_arch = "x86_64")]
-            if super::has_pairs(self.isa) {
+            if self.isa.has_pairs() {
                 // SAFETY: the machine has the instructions.
                 return each(tiles, x, |tile, x| unsafe { Pack::Pairs512.sixteens(words(tile), SIDE, x) });
             }

@@ -4,7 +4,7 @@ use std::arch::asm;
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-use super::{OutputCodes, SIDE, STEP, Sums, Tile, Tiles, TokenCodes, Totals};
+use super::{OutputCodes, SIDE, STEP, Sums, Tile, TileBytes, Tiles, TokenCodes, Totals};
 use crate::Isa;
 use crate::isa::TileCode;
 
@@ -110,9 +110,9 @@ impl Drop for Configured {
 }
 
 /// Two by two sums of products of runs of tiles, held in tiles 0 .. 4: two tiles of outputs stay while each part of the tokens'
-/// is multiplied with them.
+/// is multiplied with them. `$w0`, `$w1`: the first tile of outputs of each run, `$step` bytes before the next; so many.
 macro_rules! square {
-    ($multiply:literal, $out:expr, $x:expr, $w:expr, $parts:expr) => {
+    ($multiply:literal, $out:expr, $x:expr, [$w0:expr, $w1:expr, $step:literal], $count:expr, $parts:expr) => {
         // SAFETY: the shape fits; the callers compared the lengths of the runs, of which all tiles are read once, in
         // order; `out` is four tiles. One block of instructions, so nothing else uses the tiles meanwhile.
         unsafe {
@@ -138,8 +138,8 @@ macro_rules! square {
                 "add {x1}, 1024",
                 "dec {part}",
                 "jnz 3b",
-                "add {w0}, 1024",
-                "add {w1}, 1024",
+                concat!("add {w0}, ", $step),
+                concat!("add {w1}, ", $step),
                 "dec {left}",
                 "jnz 2b",
                 "4:",
@@ -149,9 +149,9 @@ macro_rules! square {
                 "tilestored [{out} + {row} + 3072], tmm3",
                 x0 = inout(reg) $x[0].as_ptr() => _,
                 x1 = inout(reg) $x[1].as_ptr() => _,
-                w0 = inout(reg) $w[0].as_ptr() => _,
-                w1 = inout(reg) $w[1].as_ptr() => _,
-                left = inout(reg) $w[0].len() => _,
+                w0 = inout(reg) $w0 => _,
+                w1 = inout(reg) $w1 => _,
+                left = inout(reg) $count => _,
                 parts = in(reg) $parts,
                 part = out(reg) _,
                 out = in(reg) $out as *mut _,
@@ -245,12 +245,19 @@ impl Tiles for Configured {
         assert!(x.iter().all(|x| x.len() == w[0].len() * parts) && w[0].len() == w[1].len());
         assert!(parts > 0);
         self.need(&WHOLE);
-        square!("tdpbf16ps", totals, x, w, parts);
+        square!("tdpbf16ps", totals, x, [w[0].as_ptr(), w[1].as_ptr(), "1024"], w[0].len(), parts);
+    }
+
+    fn bf16_turns(&self, totals: &mut [[Totals; 2]; 2], x: [&[Tile]; 2], w: &[[TileBytes; 2]]) {
+        assert!(x.iter().all(|x| x.len() == w.len()));
+        self.need(&WHOLE);
+        let first = w.as_ptr().cast::<TileBytes>();
+        square!("tdpbf16ps", totals, x, [first, first.wrapping_add(1), "2048"], w.len(), 1usize);
     }
 
     fn int8(&self, sums: &mut [[Sums; 2]; 2], x: [&[Tile]; 2], w: [&[Tile]; 2]) {
         assert!(x.iter().chain(&w).all(|t| t.len() == w[0].len()));
         self.need(&WHOLE);
-        square!("tdpbssd", sums, x, w, 1usize);
+        square!("tdpbssd", sums, x, [w[0].as_ptr(), w[1].as_ptr(), "1024"], w[0].len(), 1usize);
     }
 }

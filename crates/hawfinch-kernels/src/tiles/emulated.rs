@@ -4,7 +4,7 @@
 //! multiply-adds from zero, the odd ones another; their sum is added to the total. To the nearest, ties to even;
 //! numbers below 2^-126 count as zero, operands and results.
 
-use super::{OutputCodes, SIDE, STEP, Sums, Tile, Tiles, TokenCodes, Totals};
+use super::{OutputCodes, SIDE, STEP, Sums, Tile, TileBytes, Tiles, TokenCodes, Totals};
 
 /// Portable code in place of tiles.
 pub struct Emulated;
@@ -28,8 +28,17 @@ impl Tiles for Emulated {
         for (totals, x) in totals.iter_mut().zip(x) {
             for (totals, w) in totals.iter_mut().zip(w) {
                 for (x, w) in x.chunks_exact(parts).zip(w) {
-                    x.iter().for_each(|x| product(totals, x, w));
+                    x.iter().for_each(|x| product(totals, x, &w.0));
                 }
+            }
+        }
+    }
+
+    fn bf16_turns(&self, totals: &mut [[Totals; 2]; 2], x: [&[Tile]; 2], w: &[[TileBytes; 2]]) {
+        assert!(x.iter().all(|x| x.len() == w.len()));
+        for (totals, x) in totals.iter_mut().zip(x) {
+            for (x, w) in x.iter().zip(w) {
+                totals.iter_mut().zip(w).for_each(|(totals, w)| product(totals, x, w));
             }
         }
     }
@@ -55,10 +64,10 @@ impl Tiles for Emulated {
 }
 
 /// `totals += x w`.
-fn product(totals: &mut Totals, x: &Tile, w: &Tile) {
+fn product(totals: &mut Totals, x: &Tile, w: &TileBytes) {
     for (totals, x) in totals.0.iter_mut().zip(&x.0) {
         let mut chains = [[0f32; 2]; SIDE];
-        for (x, w) in x.as_chunks::<4>().0.iter().zip(&w.0) {
+        for (x, w) in x.as_chunks::<4>().0.iter().zip(w) {
             for (chains, w) in chains.iter_mut().zip(w.as_chunks::<4>().0) {
                 for n in 0..2 {
                     let number = |b: &[u8; 4]| {
