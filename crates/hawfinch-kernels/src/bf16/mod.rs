@@ -1,8 +1,8 @@
 //! Matrix products with weights and activations in bf16, by the instructions that processors have for them.
 //!
-//! Thirty-two outputs are a panel. A panel runs over the inputs block by block: of 32 inputs, sixteen pairs for the first
-//! sixteen outputs, then for the others, the two numbers of a pair together. That is what `vdpbf16ps` multiplies by a pair
-//! of activations that is the same in every lane, and also what AMX loads as two tiles. Activations are rounded to bf16
+//! Thirty-two outputs are a panel. A panel runs over the inputs pair by pair, the two numbers of a pair of every output
+//! together. Sixteen of them are what `vdpbf16ps` multiplies by a pair of activations that is the same in every lane, and
+//! also a row of AMX's tiles. Activations are rounded to bf16
 //! ([`Tokens`]); nothing is ever added across a register.
 //!
 //! The meaning (`scalar.rs`) is that of `vdpbf16ps`: an output is one chain of fused multiply-adds in f32 over all
@@ -171,15 +171,15 @@ impl Panels {
     }
 }
 
-/// Where the pairs of row `r` begin in a block.
-const fn place(r: usize) -> usize {
-    r / HALF * (BLOCK_BYTES / 2) + r % HALF * 4
+/// Where pair `p` of row `r` lies in a block.
+const fn place(r: usize, p: usize) -> usize {
+    4 * (p * ROWS + r)
 }
 
 fn put_row(row: &[u8], panel: &mut [u8], r: usize) {
     for (block, numbers) in panel.chunks_exact_mut(BLOCK_BYTES).zip(row.chunks(2 * BLOCK)) {
         for (p, pair) in numbers.chunks(4).enumerate() {
-            block[place(r) + p * HALF * 4..][..pair.len()].copy_from_slice(pair);
+            block[place(r, p)..][..pair.len()].copy_from_slice(pair);
         }
     }
 }
@@ -187,7 +187,7 @@ fn put_row(row: &[u8], panel: &mut [u8], r: usize) {
 fn get_row(row: &mut [u8], panel: &[u8], r: usize) {
     for (block, numbers) in panel.chunks_exact(BLOCK_BYTES).zip(row.chunks_mut(2 * BLOCK)) {
         for (p, pair) in numbers.chunks_mut(4).enumerate() {
-            pair.copy_from_slice(&block[place(r) + p * HALF * 4..][..pair.len()]);
+            pair.copy_from_slice(&block[place(r, p)..][..pair.len()]);
         }
     }
 }

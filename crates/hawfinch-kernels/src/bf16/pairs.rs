@@ -22,13 +22,12 @@ pub unsafe fn strip(strip: Strip<'_>, x: &Tokens, sums: &mut [[f32; ROWS]]) {
             let count = depth.min(blocks - from);
             let (w, rest) = panel[from * BLOCK_BYTES..].split_at(count * BLOCK_BYTES);
             let mut next = Next::new(&rest[..rest.len().min(depth * BLOCK_BYTES)]);
-            let share = next.lines.div_ceil(tiles);
+            let share = next.lines.div_ceil(tiles * count);
             for group in x.groups() {
                 let lines = &group.lines[from * group.width..][..count * group.width];
                 let sums = &mut sums[group.first..][..group.width];
                 let mut t = 0;
                 for sums in sums.chunks_mut(T) {
-                    next.fetch(share);
                     // SAFETY: the machine has the instructions; so many blocks of so many tokens are there.
                     unsafe {
                         let x = lines.as_ptr().add(t);
@@ -42,7 +41,15 @@ pub unsafe fn strip(strip: Strip<'_>, x: &Tokens, sums: &mut [[f32; ROWS]]) {
                             7 => tile::<7>,
                             _ => tile::<T>,
                         };
-                        tile(w.as_ptr(), x, group.width, count, sums.as_mut_ptr(), from == 0);
+                        tile(
+                            w.as_ptr(),
+                            x,
+                            group.width,
+                            count,
+                            sums.as_mut_ptr(),
+                            from == 0,
+                            (&mut next, share),
+                        );
                     }
                     t += T;
                 }
@@ -65,6 +72,7 @@ unsafe fn tile<const N: usize>(
     blocks: usize,
     sums: *mut [f32; ROWS],
     begin: bool,
+    (next, share): (&mut Next, usize),
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -76,12 +84,13 @@ unsafe fn tile<const N: usize>(
             }
         }
         for b in 0..blocks {
+            next.fetch(share);
             let (w, x) = (w.add(b * BLOCK_BYTES), x.add(b * width).cast::<i32>());
             for p in 0..HALF {
                 let pairs = |at: usize| {
                     std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(w.add(at).cast()))
                 };
-                let w = [pairs(p * 64), pairs(BLOCK_BYTES / 2 + p * 64)];
+                let w = [pairs(p * 128), pairs(p * 128 + 64)];
                 for (t, acc) in acc.iter_mut().enumerate() {
                     let x = std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*x.add(t * HALF + p)));
                     acc[0] = _mm512_dpbf16_ps(acc[0], w[0], x);

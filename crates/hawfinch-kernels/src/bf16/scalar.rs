@@ -1,6 +1,6 @@
 //! The meaning: plain loops over the panels.
 
-use super::{BLOCK, BLOCK_BYTES, HALF, ROWS, Strip, Tokens, place};
+use super::{BLOCK, BLOCK_BYTES, ROWS, Strip, Tokens, place};
 
 /// Sums of every panel and token.
 pub fn strip(strip: Strip<'_>, x: &Tokens, sums: &mut [[f32; ROWS]]) {
@@ -17,7 +17,7 @@ fn output(panel: &[u8], x: &Tokens, t: usize, r: usize) -> f32 {
     let mut sum = 0f32;
     for (b, block) in panel.chunks_exact(BLOCK_BYTES).enumerate() {
         for p in 0..BLOCK / 2 {
-            let at = place(r) + p * HALF * 4;
+            let at = place(r, p);
             let number = |n: usize| {
                 f32::from_bits(u32::from_le_bytes([0, 0, block[at + 2 * n], block[at + 2 * n + 1]]))
             };

@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::values;
-use crate::tiles::{SIDE, Tile, Tiles, Totals, emulated::Emulated};
+use crate::tiles::{Beside, SIDE, Tile, Tiles, Totals, emulated::Emulated};
 
 /// Rows of bf16.
 fn rows(o: usize, i: usize, seed: u32) -> Vec<u8> {
@@ -145,9 +145,9 @@ fn damage_shows() {
     }
 }
 
-/// Tiles in turns are the tiles of two runs.
+/// Tiles beside each other are the tiles of two runs.
 #[test]
-fn tiles_in_turns() {
+fn tiles_beside_each_other() {
     let tile = |seed: u32| -> Tile {
         let numbers = values(512, seed).into_iter().flat_map(|v| half::bf16::from_f32(v).to_le_bytes());
         let bytes: Vec<u8> = numbers.collect();
@@ -155,17 +155,17 @@ fn tiles_in_turns() {
     };
     let run = |from: u32| (from..from + 3).map(tile).collect::<Vec<_>>();
     let (x, w) = ([run(0), run(10)], [run(20), run(30)]);
-    let turns: Vec<_> = w[0].iter().zip(&w[1]).map(|(a, b)| [a.0, b.0]).collect();
-    let (mut each, mut turned) =
-        ([[Totals([[1.0; SIDE]; SIDE]); 2]; 2], [[Totals([[1.0; SIDE]; SIDE]); 2]; 2]);
+    let beside = |a: &Tile, b: &Tile| -> Beside { std::array::from_fn(|r| [a.0[r], b.0[r]]) };
+    let both: Vec<_> = w[0].iter().zip(&w[1]).map(|(a, b)| beside(a, b)).collect();
+    let (mut each, mut once) = ([[Totals([[1.0; SIDE]; SIDE]); 2]; 2], [[Totals([[1.0; SIDE]; SIDE]); 2]; 2]);
     let x = [&x[0][..], &x[1]];
     Emulated.bf16(&mut each, x, [&w[0], &w[1]], 1);
-    Emulated.bf16_turns(&mut turned, x, &turns);
-    assert!(each.as_flattened().iter().zip(turned.as_flattened()).all(|(a, b)| a.0 == b.0));
+    Emulated.bf16_beside(&mut once, x, &both);
+    assert!(each.as_flattened().iter().zip(once.as_flattened()).all(|(a, b)| a.0 == b.0));
     #[cfg(target_arch = "x86_64")]
     if let Some(isa) = Isa::new(Level::Amx) {
         let mut machine = [[Totals([[1.0; SIDE]; SIDE]); 2]; 2];
-        crate::tiles::amx::Configured::new(isa).bf16_turns(&mut machine, x, &turns);
+        crate::tiles::amx::Configured::new(isa).bf16_beside(&mut machine, x, &both);
         assert!(each.as_flattened().iter().zip(machine.as_flattened()).all(|(a, b)| a.0 == b.0));
     }
 }

@@ -27,7 +27,7 @@ impl Using for Multiply<'_, '_> {
             strip.data.chunks_exact(strip.blocks * BLOCK_BYTES).zip(sums.chunks_exact_mut(x.tokens()))
         {
             totals.fill([[Totals([[0.0; SIDE]; SIDE]); 2]; 2]);
-            let w = panel.as_chunks::<64>().0.as_chunks::<SIDE>().0.as_chunks::<2>().0;
+            let w = panel.as_chunks::<64>().0.as_chunks::<2>().0.as_chunks::<SIDE>().0;
             for from in (0..w.len()).step_by(DEPTH) {
                 let to = w.len().min(from + DEPTH);
                 let mut next = Next::new(&panel[to * BLOCK_BYTES..(w.len().min(to + DEPTH)) * BLOCK_BYTES]);
@@ -36,7 +36,7 @@ impl Using for Multiply<'_, '_> {
                     next.fetch(share);
                     // Where the second of two groups is none, the first stands in for it, for nothing.
                     let run = |g: usize| &run(x.group(g.min(groups - 1)).lines)[from..to];
-                    tiles.bf16_turns(totals, [run(2 * n), run(2 * n + 1)], &w[from..to]);
+                    tiles.bf16_beside(totals, [run(2 * n), run(2 * n + 1)], &w[from..to]);
                 }
             }
             for (t, sums) in sums.iter_mut().enumerate() {

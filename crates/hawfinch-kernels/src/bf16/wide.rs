@@ -7,7 +7,7 @@ use std::arch::aarch64::*;
 use std::arch::x86_64::*;
 
 use super::tokens::Line;
-use super::{BLOCK_BYTES, DEPTH, FEW, HALF, Next, ROWS, Strip, Tokens, scalar};
+use super::{BLOCK_BYTES, DEPTH, HALF, Next, ROWS, Strip, Tokens, scalar};
 use crate::{Isa, Level, prefetch};
 
 /// How far ahead a panel is fetched where few tokens are multiplied: as long as memory takes to answer.
@@ -32,7 +32,7 @@ pub fn strip(isa: Isa, strip: Strip<'_>, x: &Tokens, sums: &mut [[f32; ROWS]]) {
 /// Defines the loops for one register width. `$first` and `$second` give a register of the first or second numbers of pairs.
 macro_rules! width {
     ($name:ident, $features:literal, $reg:ty, $per:literal, $zero:path, $loadu:path, $storeu:path, $set1:path, $fma:path,
-     $first:path, $second:path) => {
+     $first:path, $second:path, halves: $halves:literal, tokens: $most:literal, $($tokens:literal)*) => {
         mod $name {
             use super::*;
 
@@ -45,86 +45,41 @@ macro_rules! width {
             pub unsafe fn strip(strip: Strip<'_>, x: &Tokens, sums: &mut [[f32; ROWS]]) {
                 let Strip { width, blocks, data } = strip;
                 let panel_bytes = blocks * BLOCK_BYTES;
-                if x.tokens() <= FEW {
-                    let group = x.group(0);
-                    let (w, x, sums) = (data.as_ptr(), group.lines.as_ptr(), sums.as_mut_ptr());
-                    // SAFETY: so many panels, tokens and sums are there.
-                    unsafe {
-                        match (group.width, width) {
-                            (1, 2) => tile::<1, 2, 2>(w, x, 1, blocks, sums, true),
-                            (1, _) => tile::<1, 1, 2>(w, x, 1, blocks, sums, true),
-                            (tokens, _) => {
-                                for p in 0..width {
-                                    halves(
-                                        w.add(p * panel_bytes),
-                                        x,
-                                        tokens,
-                                        blocks,
-                                        sums.add(p * tokens),
-                                        tokens,
-                                        true,
-                                    );
-                                }
-                            }
-                        }
-                    }
-                    return;
+                if x.tokens() == 1 && width == 2 {
+                    let (w, x) = (data.as_ptr(), x.group(0).lines.as_ptr());
+                    // SAFETY: two panels, a token and their sums are there.
+                    return unsafe {
+                        tile::<1, 2, 2>(w, x, 1, blocks, sums.as_mut_ptr(), true, (&mut Next::new(&[]), 0))
+                    };
                 }
-                let tiles = x.groups().map(|g| g.width.div_ceil(FEW)).sum::<usize>();
+                // Of a single tile nothing need be kept.
+                let depth = if x.tokens() <= $most { blocks } else { DEPTH };
+                let tiles = x.groups().map(|g| g.width.div_ceil($most)).sum::<usize>();
                 for (panel, sums) in data.chunks_exact(panel_bytes).zip(sums.chunks_exact_mut(x.tokens())) {
-                    for from in (0..blocks).step_by(DEPTH) {
-                        let count = DEPTH.min(blocks - from);
+                    for from in (0..blocks).step_by(depth) {
+                        let count = depth.min(blocks - from);
                         let (w, rest) = panel[from * BLOCK_BYTES..].split_at(count * BLOCK_BYTES);
-                        let mut next = Next::new(&rest[..rest.len().min(DEPTH * BLOCK_BYTES)]);
-                        let share = next.lines.div_ceil(tiles);
+                        let mut next = Next::new(&rest[..rest.len().min(depth * BLOCK_BYTES)]);
+                        let share = next.lines.div_ceil(tiles * count * (2 / $halves));
                         for group in x.groups() {
                             let lines = &group.lines[2 * from * group.width..][..2 * count * group.width];
-                            for (n, sums) in sums[group.first..][..group.width].chunks_mut(FEW).enumerate() {
-                                next.fetch(share);
-                                // SAFETY: so many blocks of so many tokens are there.
-                                unsafe {
-                                    let x = lines.as_ptr().add(2 * n * FEW);
-                                    halves(
-                                        w.as_ptr(),
-                                        x,
-                                        group.width,
-                                        count,
-                                        sums.as_mut_ptr(),
-                                        sums.len(),
-                                        from == 0,
-                                    );
+                            for (n, sums) in sums[group.first..][..group.width].chunks_mut($most).enumerate() {
+                                for half in (0..2).step_by($halves) {
+                                    let next = (&mut next, share);
+                                    // SAFETY: so many blocks of so many tokens are there, and half of a panel from its
+                                    // middle.
+                                    unsafe {
+                                        let (w, x) = (w.as_ptr().add(half * 64), lines.as_ptr().add(2 * n * $most));
+                                        let to = sums.as_mut_ptr().cast::<f32>().add(half * HALF).cast();
+                                        match sums.len() {
+                                            $($tokens => {
+                                                tile::<$tokens, 1, $halves>(w, x, group.width, count, to, from == 0, next)
+                                            })*
+                                            _ => unreachable!("tiles of so many tokens"),
+                                        }
+                                    }
                                 }
                             }
-                        }
-                    }
-                }
-            }
-
-            /// A panel with up to four tokens, one half of its outputs after the other.
-            ///
-            /// # Safety
-            /// As [`tile`].
-            #[inline]
-            #[target_feature(enable = $features)]
-            unsafe fn halves(
-                w: *const u8,
-                x: *const Line,
-                width: usize,
-                blocks: usize,
-                sums: *mut [f32; ROWS],
-                tokens: usize,
-                begin: bool,
-            ) {
-                for half in 0..2 {
-                    // SAFETY: the caller's promise, for half of the outputs.
-                    unsafe {
-                        let (w, sums) =
-                            (w.add(half * (BLOCK_BYTES / 2)), sums.cast::<f32>().add(half * HALF).cast());
-                        match tokens {
-                            1 => tile::<1, 1, 1>(w, x, width, blocks, sums, begin),
-                            2 => tile::<2, 1, 1>(w, x, width, blocks, sums, begin),
-                            3 => tile::<3, 1, 1>(w, x, width, blocks, sums, begin),
-                            _ => tile::<FEW, 1, 1>(w, x, width, blocks, sums, begin),
                         }
                     }
                 }
@@ -145,6 +100,7 @@ macro_rules! width {
                 blocks: usize,
                 sums: *mut [f32; ROWS],
                 begin: bool,
+                (next, share): (&mut Next, usize),
             ) {
                 // SAFETY: the caller's promise.
                 unsafe {
@@ -162,11 +118,12 @@ macro_rules! width {
                         }
                     }
                     for b in 0..blocks {
+                        next.fetch(share);
                         let (w, x) = (w.add(b * BLOCK_BYTES), x.add(2 * b * width).cast::<f32>());
                         for p in 0..HALF {
                             for s in 0..S {
                                 for h in 0..H {
-                                    let w = w.add(s * blocks * BLOCK_BYTES + h * (BLOCK_BYTES / 2) + p * 64);
+                                    let w = w.add(s * blocks * BLOCK_BYTES + h * 64 + p * 128);
                                     if S > 1 {
                                         prefetch::first(w.wrapping_add(AHEAD));
                                     }
@@ -212,7 +169,10 @@ width!(
     _mm512_set1_ps,
     _mm512_fmadd_ps,
     first512,
-    second512
+    second512,
+    halves: 2,
+    tokens: 8,
+    1 2 3 4 5 6 7 8
 );
 #[cfg(target_arch = "x86_64")]
 width!(
@@ -226,10 +186,14 @@ width!(
     _mm256_set1_ps,
     _mm256_fmadd_ps,
     first256,
-    second256
+    second256,
+    halves: 1,
+    tokens: 4,
+    1 2 3 4
 );
 #[cfg(target_arch = "aarch64")]
-width!(neon, "neon", float32x4_t, 4, zero128, vld1q_f32, vst1q_f32, vdupq_n_f32, fma128, first128, second128);
+width!(neon, "neon", float32x4_t, 4, zero128, vld1q_f32, vst1q_f32, vdupq_n_f32, fma128, first128, second128,
+    halves: 1, tokens: 4, 1 2 3 4);
 
 #[cfg(target_arch = "x86_64")]
 #[inline]

@@ -4,7 +4,7 @@ use std::arch::asm;
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-use super::{OutputCodes, SIDE, STEP, Sums, Tile, TileBytes, Tiles, TokenCodes, Totals};
+use super::{Beside, OutputCodes, SIDE, STEP, Sums, Tile, Tiles, TokenCodes, Totals};
 use crate::Isa;
 use crate::isa::TileCode;
 
@@ -110,9 +110,11 @@ impl Drop for Configured {
 }
 
 /// Two by two sums of products of runs of tiles, held in tiles 0 .. 4: two tiles of outputs stay while each part of the tokens'
-/// is multiplied with them. `$w0`, `$w1`: the first tile of outputs of each run, `$step` bytes before the next; so many.
+/// is multiplied with them. `$w0`, `$w1`: the first tile of outputs of each run, `$step` bytes before the next, rows `$apart`;
+/// `$count` of them.
 macro_rules! square {
-    ($multiply:literal, $out:expr, $x:expr, [$w0:expr, $w1:expr, $step:literal], $count:expr, $parts:expr) => {
+    ($multiply:literal, $out:expr, $x:expr, [$w0:expr, $w1:expr, $step:literal, $apart:expr],
+     $count:expr, $parts:expr) => {
         // SAFETY: the shape fits; the callers compared the lengths of the runs, of which all tiles are read once, in
         // order; `out` is four tiles. One block of instructions, so nothing else uses the tiles meanwhile.
         unsafe {
@@ -124,8 +126,8 @@ macro_rules! square {
                 "test {left}, {left}",
                 "jz 4f",
                 "2:",
-                "tileloadd tmm6, [{w0} + {row}]",
-                "tileloadd tmm7, [{w1} + {row}]",
+                "tileloadd tmm6, [{w0} + {apart}]",
+                "tileloadd tmm7, [{w1} + {apart}]",
                 "mov {part}, {parts}",
                 "3:",
                 "tileloadd tmm4, [{x0} + {row}]",
@@ -156,6 +158,7 @@ macro_rules! square {
                 part = out(reg) _,
                 out = in(reg) $out as *mut _,
                 row = in(reg) 64usize,
+                apart = in(reg) $apart,
                 options(nostack)
             );
         }
@@ -245,19 +248,20 @@ impl Tiles for Configured {
         assert!(x.iter().all(|x| x.len() == w[0].len() * parts) && w[0].len() == w[1].len());
         assert!(parts > 0);
         self.need(&WHOLE);
-        square!("tdpbf16ps", totals, x, [w[0].as_ptr(), w[1].as_ptr(), "1024"], w[0].len(), parts);
+        square!("tdpbf16ps", totals, x, [w[0].as_ptr(), w[1].as_ptr(), "1024", 64usize], w[0].len(), parts);
     }
 
-    fn bf16_turns(&self, totals: &mut [[Totals; 2]; 2], x: [&[Tile]; 2], w: &[[TileBytes; 2]]) {
+    fn bf16_beside(&self, totals: &mut [[Totals; 2]; 2], x: [&[Tile]; 2], w: &[Beside]) {
         assert!(x.iter().all(|x| x.len() == w.len()));
         self.need(&WHOLE);
-        let first = w.as_ptr().cast::<TileBytes>();
-        square!("tdpbf16ps", totals, x, [first, first.wrapping_add(1), "2048"], w.len(), 1usize);
+        let first = w.as_ptr().cast::<u8>();
+        let second = first.wrapping_add(64);
+        square!("tdpbf16ps", totals, x, [first, second, "2048", 128usize], w.len(), 1usize);
     }
 
     fn int8(&self, sums: &mut [[Sums; 2]; 2], x: [&[Tile]; 2], w: [&[Tile]; 2]) {
         assert!(x.iter().chain(&w).all(|t| t.len() == w[0].len()));
         self.need(&WHOLE);
-        square!("tdpbssd", sums, x, [w[0].as_ptr(), w[1].as_ptr(), "1024"], w[0].len(), 1usize);
+        square!("tdpbssd", sums, x, [w[0].as_ptr(), w[1].as_ptr(), "1024", 64usize], w[0].len(), 1usize);
     }
 }

@@ -4,7 +4,7 @@
 //! multiply-adds from zero, the odd ones another; their sum is added to the total. To the nearest, ties to even;
 //! numbers below 2^-126 count as zero, operands and results.
 
-use super::{OutputCodes, SIDE, STEP, Sums, Tile, TileBytes, Tiles, TokenCodes, Totals};
+use super::{Beside, OutputCodes, SIDE, STEP, Sums, Tile, Tiles, TokenCodes, Totals};
 
 /// Portable code in place of tiles.
 pub struct Emulated;
@@ -34,11 +34,13 @@ impl Tiles for Emulated {
         }
     }
 
-    fn bf16_turns(&self, totals: &mut [[Totals; 2]; 2], x: [&[Tile]; 2], w: &[[TileBytes; 2]]) {
+    fn bf16_beside(&self, totals: &mut [[Totals; 2]; 2], x: [&[Tile]; 2], w: &[Beside]) {
         assert!(x.iter().all(|x| x.len() == w.len()));
         for (totals, x) in totals.iter_mut().zip(x) {
-            for (x, w) in x.iter().zip(w) {
-                totals.iter_mut().zip(w).for_each(|(totals, w)| product(totals, x, w));
+            for (n, totals) in totals.iter_mut().enumerate() {
+                for (x, w) in x.iter().zip(w) {
+                    product(totals, x, &w.map(|row| row[n]));
+                }
             }
         }
     }
@@ -64,7 +66,7 @@ impl Tiles for Emulated {
 }
 
 /// `totals += x w`.
-fn product(totals: &mut Totals, x: &Tile, w: &TileBytes) {
+fn product(totals: &mut Totals, x: &Tile, w: &[[u8; 64]; SIDE]) {
     for (totals, x) in totals.0.iter_mut().zip(&x.0) {
         let mut chains = [[0f32; 2]; SIDE];
         for (x, w) in x.as_chunks::<4>().0.iter().zip(w) {

@@ -43,10 +43,10 @@ pub struct Totals(pub [[f32; SIDE]; SIDE]);
 /// 64 bytes of each of sixteen rows: 64 signed bytes, or 32 bf16.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub struct Tile(pub TileBytes);
+pub struct Tile(pub [[u8; 64]; SIDE]);
 
-/// A tile's bytes wherever they lie.
-pub type TileBytes = [[u8; 64]; SIDE];
+/// Two tiles, wherever they lie: `[row, tile]`.
+pub type Beside = [[[u8; 64]; 2]; SIDE];
 
 impl Tile {
     /// Nothing but zeros.
@@ -65,8 +65,8 @@ pub trait Tiles {
     ///   each tile is multiplied with `parts` (at least one) tiles of the tokens, one after the other
     fn bf16(&self, totals: &mut [[Totals; 2]; 2], x: [&[Tile]; 2], w: [&[Tile]; 2], parts: usize);
 
-    /// The same with one part, where the tiles of both runs of outputs lie in turns.
-    fn bf16_turns(&self, totals: &mut [[Totals; 2]; 2], x: [&[Tile]; 2], w: &[[TileBytes; 2]]);
+    /// The same with one part, where the rows of both runs of outputs lie beside each other.
+    fn bf16_beside(&self, totals: &mut [[Totals; 2]; 2], x: [&[Tile]; 2], w: &[Beside]);
 
     /// The same with signed bytes, exact (modulo 2^32).
     fn int8(&self, sums: &mut [[Sums; 2]; 2], x: [&[Tile]; 2], w: [&[Tile]; 2]);
