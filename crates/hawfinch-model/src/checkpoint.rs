@@ -10,7 +10,7 @@ use bytes::Bytes;
 use hawfinch_kernels::linear::columns::Columns;
 use hawfinch_kernels::panel::sparse::{self, Sparse};
 use hawfinch_kernels::panel::{self, Panels};
-use hawfinch_kernels::{DType, Store, block};
+use hawfinch_kernels::{DType, Store, bf16, block};
 use indexmap::IndexMap;
 
 use crate::format::packed::Packed;
@@ -22,7 +22,7 @@ pub enum Layout {
     /// Row after row.
     #[default]
     Rows,
-    /// `[out, in]` in [`Panels`].
+    /// `[out, in]` in [`Panels`], or of bf16 in [`bf16::Panels`].
     Panels,
     /// `[out, in]` in strips of so many outputs ([`Sparse`]).
     Strips {
@@ -87,6 +87,7 @@ impl StoredTensor {
         let (rows, cols) = self.stored_rows_cols()?;
         match (self.layout, &self.shape[..]) {
             (Layout::Rows, _) | (Layout::Tiles, [.., _, _]) => {}
+            (Layout::Panels, &[o, i]) if self.dtype == DType::BF16 => return bf16::bytes_for(o, i),
             (Layout::Panels, &[o, i]) => return panel::bytes_for(self.dtype, o, i),
             (Layout::Strips { width }, &[o, i]) => return sparse::bytes_for(self.dtype, o, i, width),
             _ => return None,
@@ -130,6 +131,10 @@ impl StoredTensor {
         let (dtype, scale) = (self.dtype, self.scale);
         let lent = |data: Bytes| Arc::new(Store::lent(data));
         let rows = match (self.layout, &self.shape[..]) {
+            (Layout::Panels, &[o, i]) if dtype == DType::BF16 => {
+                let panels = bf16::Panels::packed(lent(self.data.clone()), o, i, scale);
+                panels.expect("checked when read").unpack()
+            }
             (Layout::Panels, &[o, i]) => Panels::packed(dtype, lent(self.data.clone()), o, i, scale)
                 .expect("checked when read")
                 .unpack(),

@@ -19,6 +19,9 @@ use crate::{Checkpoint, Config};
 /// decays and LoRAs stay as they are. Weights that are quantised already stay so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quant {
+    /// Every linear weight in bf16, and the activations that it is multiplied with rounded to bf16, for the machine's
+    /// instructions for bf16.
+    Bf16,
     /// Every linear weight as Q8_0: 8.5 bits a weight.
     Int8,
     /// Every linear weight as Q4_K, 4.6 bits a weight in memory (Q4_0 where rows are no whole blocks of 256), but the
@@ -31,24 +34,28 @@ pub enum Quant {
 
 impl Quant {
     /// Every way, as on the command line.
-    pub const ALL: [Quant; 3] = [Quant::Int8, Quant::Int4, Quant::Mixed];
+    pub const ALL: [Quant; 4] = [Quant::Bf16, Quant::Int8, Quant::Int4, Quant::Mixed];
+    /// Those that make blocks.
+    pub const BLOCKS: [Quant; 3] = [Quant::Int8, Quant::Int4, Quant::Mixed];
 
     /// As on the command line.
     pub const fn name(self) -> &'static str {
         match self {
+            Quant::Bf16 => "bf16",
             Quant::Int8 => "int8",
             Quant::Int4 => "int4",
             Quant::Mixed => "mixed",
         }
     }
 
-    /// The block type for a weight with rows of `inputs` numbers stored as `from`, or `None` when it stays as it is.
+    /// The type for a weight with rows of `inputs` numbers stored as `from`, or `None` when it stays as it is.
     pub fn block_type(self, name: &str, from: DType, inputs: usize) -> Option<DType> {
         // The embedding is quantised in files alone; narrow it costs as much as the head.
         let is_end = matches!(name, "head.weight" | "emb.weight");
         let is_sensitive =
             || name.ends_with(".att.receptance.weight") || name.ends_with(".att.output.weight");
         let wish: &[DType] = match self {
+            Quant::Bf16 => &[DType::BF16],
             Quant::Int4 if !is_end => &[DType::Q4_K, DType::Q4_0],
             Quant::Mixed if !is_end && !is_sensitive() => &[DType::Q4_K, DType::Q4_0],
             _ => &[DType::Q8_0],
@@ -116,7 +123,7 @@ impl FromStr for Quant {
         Quant::ALL
             .into_iter()
             .find(|q| q.name() == s)
-            .ok_or_else(|| format!("`{s}` is none of int8, int4 and mixed"))
+            .ok_or_else(|| format!("`{s}` is none of bf16, int8, int4 and mixed"))
     }
 }
 
@@ -133,6 +140,8 @@ mod tests {
         assert_eq!(of(Quant::Int4, "blocks.0.att.key.weight", DType::F32, 96), Some(DType::Q4_0));
         assert_eq!(of(Quant::Int4, "head.weight", DType::BF16, 2048), Some(DType::Q8_0));
         assert_eq!(of(Quant::Int8, "blocks.0.att.key.weight", DType::BF16, 40), None);
+        assert_eq!(of(Quant::Bf16, "blocks.0.att.key.weight", DType::F32, 40), Some(DType::BF16));
+        assert_eq!(of(Quant::Bf16, "head.weight", DType::Q8_0, 2048), None);
         assert_eq!(of(Quant::Int8, "blocks.0.att.key.weight", DType::Q5_0, 2048), None);
         for (name, wide) in
             [("key", false), ("value", false), ("gate", false), ("receptance", true), ("output", true)]
@@ -149,7 +158,8 @@ mod tests {
         let shape = Shape { version: crate::Version::V7, layers: 2, width: 256, vocab: 300, head_size: 64 };
         let ckpt = synthetic::checkpoint(&shape.config(), DType::BF16, 1);
         let all: u64 = ckpt.tensors.values().map(|t| t.data.len() as u64).sum();
-        let [eight, four, mixed] = Quant::ALL.map(|q| held_bytes(q, &ckpt, &shape.config()));
+        let [sixteen, eight, four, mixed] = Quant::ALL.map(|q| held_bytes(q, &ckpt, &shape.config()));
+        assert!(sixteen > all && sixteen < all * 3 / 2, "{all} {sixteen}");
         assert!(eight < all * 8 / 10 && four < eight && four > all / 4, "{all} {eight} {four}");
         assert!(four < mixed && mixed < eight, "{four} {mixed} {eight}");
         assert!("int3".parse::<Quant>().is_err());

@@ -112,7 +112,7 @@ fn compare<O: Ops + 'static>(model: &Model<O>, pairs: &[(Option<&Adapter<O>>, &M
 fn every_sequence_as_if_its_model_were_opened_with_its_lora() {
     for version in VERSIONS {
         let loras = loras(version);
-        for quant in [None, Some(Quant::Int8), Some(Quant::Int4)] {
+        for quant in [None, Some(Quant::Bf16), Some(Quant::Int8), Some(Quant::Int4)] {
             let cpu = |threads| Cpu::<f32>::new(threads).quantizing(quant);
             let model = open(version, &[], cpu(2));
             let plain = open(version, &[], cpu(1));

@@ -33,7 +33,7 @@ const WORDS: usize = 64 * size_of::<usize>();
 #[test]
 fn a_step_like_the_last_allocates_only_lists_of_its_sequences() {
     for version in [Version::V4, Version::V5_2, Version::V6, Version::V7] {
-        for quant in [None, Some(Quant::Int8), Some(Quant::Int4)] {
+        for quant in [None, Some(Quant::Bf16), Some(Quant::Int8), Some(Quant::Int4)] {
             let sizes =
                 synthetic::Shape { version, layers: 3, width: 256, vocab: 8192, head_size: 64 }.config();
             let cpu = Cpu::new(2).quantizing(quant);

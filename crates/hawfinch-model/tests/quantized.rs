@@ -25,7 +25,7 @@ fn the_same_bits_however_they_are_run() {
     let tokens: Vec<u32> = (0..30).map(|n| n * 7 % 80).collect();
     let pools = [1, 3].map(|n| Arc::new(Pool::new(n)));
     for version in VERSIONS {
-        for quant in [None, Some(Quant::Int8), Some(Quant::Int4), Some(Quant::Mixed)] {
+        for quant in [None].into_iter().chain(Quant::ALL.map(Some)) {
             let ckpt = synthetic::checkpoint(&wide(version), DType::BF16, 3);
             let open = |isa, pool: &Arc<Pool>| {
                 let cpu = Cpu::with(pool.clone(), isa).quantizing(quant);
@@ -35,6 +35,12 @@ fn the_same_bits_however_they_are_run() {
             assert!(against_itself(&fastest, 12, |_| ()).unwrap().passed(), "{version} {quant:?}");
             let want = logits(&fastest, &[&tokens]);
             for isa in Isa::available().into_iter().chain([Isa::best().with_emulated_tiles()]) {
+                if quant == Some(Quant::Bf16) && isa.has_tiles() != Isa::best().has_tiles() {
+                    // Tiles of bf16 add in an order of their own.
+                    let tiled = open(isa, &pools[1]);
+                    assert!(against_itself(&tiled, 12, |_| ()).unwrap().passed(), "{version} {isa}");
+                    continue;
+                }
                 // The scalar code is slow, and compared operation by operation where it is written.
                 let tokens = if isa == Isa::SCALAR { &tokens[..3] } else { &tokens };
                 let want = if isa == Isa::SCALAR { logits(&fastest, &[tokens]) } else { want.clone() };
@@ -148,11 +154,11 @@ fn real_models_stay_near() {
     let Some(dir) = common::shared("weights/rwkv.cpp-tiny") else { return };
     let text = b"It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of fool";
     for (name, wide, bounds) in [
-        ("4v0-660K", false, [1e-3, 1e-2, 1e-2]),
-        ("5v1-730K", false, [3e-3, 0.2, 0.15]),
-        ("5v2-730K", false, [3e-3, 0.2, 0.15]),
-        ("6v0-1m", true, [3e-3, 0.1, 0.05]),
-        ("7v0-834K", false, [1e-4, 1e-3, 1e-3]),
+        ("4v0-660K", false, [1e-4, 1e-3, 1e-2, 1e-2]),
+        ("5v1-730K", false, [1e-3, 3e-3, 0.2, 0.15]),
+        ("5v2-730K", false, [1e-3, 3e-3, 0.2, 0.15]),
+        ("6v0-1m", true, [1e-3, 3e-3, 0.1, 0.05]),
+        ("7v0-834K", false, [1e-5, 1e-4, 1e-3, 1e-3]),
     ] {
         // The v6 models read text of two bytes a character.
         let tokens: Vec<u32> =
@@ -173,7 +179,7 @@ fn real_models_stay_near() {
             eprintln!("{name} {quant}: KL {got:.2e}");
             assert!(got > 0.0 && got < bound, "{name} {quant}: KL {got:.2e}");
         }
-        // int8, int4, mixed
-        assert!(found[0] < found[2] && found[2] <= found[1], "{name}: {found:?}");
+        let [sixteen, eight, four, mixed] = found[..] else { unreachable!("four ways") };
+        assert!(sixteen < eight && eight < mixed && mixed <= four, "{name}: {found:?}");
     }
 }

@@ -36,9 +36,10 @@ pub struct ModelOptions {
     /// Threads to compute with (default: all that the machine runs at once); results do not depend on it
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = thread_count)]
     threads: Option<NonZeroUsize>,
-    /// Quantise the weights while opening the model, where they are floats: int8 (8.5 bits a weight), int4 (about 4.8)
-    /// or mixed (int4, but what costs most in 8 bits: about 5.5)
-    #[arg(long, value_name = "TYPE", value_parser = quant_parser())]
+    /// Quantise the weights while opening the model, where they are floats: int8 (8.5 bits a weight), int4 (about 4.8),
+    /// mixed (int4, but what costs most in 8 bits: about 5.5), or bf16 (16, and activations too are rounded to bf16: for
+    /// the machine's bf16 instructions)
+    #[arg(long, value_name = "TYPE", value_parser = quant_parser(Quant::ALL))]
     quant: Option<Quant>,
     /// After the first token, copy the weights of a packed file from its mapping, whose memory processes share, into huge
     /// pages of this one, which some machines read a few percent faster
@@ -58,9 +59,9 @@ fn thread_count(text: &str) -> Result<NonZeroUsize, String> {
     number.ok_or_else(|| format!("give a number from 1 to {MAX_THREADS}"))
 }
 
-/// Reads the name of a way to quantise.
-pub fn quant_parser() -> impl TypedValueParser<Value = Quant> {
-    PossibleValuesParser::new(Quant::ALL.map(Quant::name)).try_map(|name| name.parse::<Quant>())
+/// Reads the name of one of these ways to quantise.
+pub fn quant_parser<const N: usize>(ways: [Quant; N]) -> impl TypedValueParser<Value = Quant> {
+    PossibleValuesParser::new(ways.map(Quant::name)).try_map(|name| name.parse::<Quant>())
 }
 
 impl ModelOptions {

@@ -75,11 +75,6 @@ impl Way {
     }
 }
 
-/// Whether bf16 is multiplied faster than f32 here.
-pub fn is_faster(isa: Isa) -> bool {
-    matches!(Way::of(isa), Way::Pairs | Way::Tiles)
-}
-
 /// A weight matrix in panels.
 pub struct Panels {
     outputs: usize,

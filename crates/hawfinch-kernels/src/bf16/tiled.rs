@@ -1,5 +1,7 @@
 //! Tiles of bf16, by whatever [`Tiles`] multiplies them: 32 tokens × 32 outputs, one token likewise.
 
+use std::cell::RefCell;
+
 use super::tokens::{GROUP, Line};
 use super::{BLOCK_BYTES, DEPTH, HALF, Next, ROWS, Strip, Tokens};
 use crate::Isa;
@@ -21,29 +23,48 @@ struct Multiply<'a, 's> {
 impl Using for Multiply<'_, '_> {
     fn using<T: Tiles>(self, tiles: &T) {
         let Multiply { strip, x, sums } = self;
-        let groups = x.tokens().div_ceil(GROUP);
-        let mut totals = vec![[[Totals([[0.0; SIDE]; SIDE]); 2]; 2]; groups.div_ceil(2)];
-        for (panel, sums) in
-            strip.data.chunks_exact(strip.blocks * BLOCK_BYTES).zip(sums.chunks_exact_mut(x.tokens()))
-        {
-            totals.fill([[Totals([[0.0; SIDE]; SIDE]); 2]; 2]);
-            let w = panel.as_chunks::<64>().0.as_chunks::<2>().0.as_chunks::<SIDE>().0;
-            for from in (0..w.len()).step_by(DEPTH) {
-                let to = w.len().min(from + DEPTH);
-                let mut next = Next::new(&panel[to * BLOCK_BYTES..(w.len().min(to + DEPTH)) * BLOCK_BYTES]);
-                let share = next.lines.div_ceil(totals.len());
-                for (n, totals) in totals.iter_mut().enumerate() {
-                    next.fetch(share);
-                    // Where the second of two groups is none, the first stands in for it, for nothing.
-                    let run = |g: usize| &run(x.group(g.min(groups - 1)).lines)[from..to];
-                    tiles.bf16_beside(totals, [run(2 * n), run(2 * n + 1)], &w[from..to]);
-                }
+        TOTALS.with_borrow_mut(|totals| multiply(tiles, strip, x, sums, totals));
+    }
+}
+
+/// Sums of 32 tokens and 32 outputs.
+type Square = [[Totals; 2]; 2];
+const ZERO: Square = [[Totals([[0.0; SIDE]; SIDE]); 2]; 2];
+
+thread_local! {
+    /// Of one panel and all tokens, used by one after the other.
+    static TOTALS: RefCell<Vec<Square>> = RefCell::default();
+}
+
+fn multiply(
+    tiles: &impl Tiles,
+    strip: Strip<'_>,
+    x: &Tokens,
+    sums: &mut [[f32; ROWS]],
+    totals: &mut Vec<Square>,
+) {
+    let groups = x.tokens().div_ceil(GROUP);
+    for (panel, sums) in
+        strip.data.chunks_exact(strip.blocks * BLOCK_BYTES).zip(sums.chunks_exact_mut(x.tokens()))
+    {
+        totals.clear();
+        totals.resize(groups.div_ceil(2), ZERO);
+        let w = panel.as_chunks::<64>().0.as_chunks::<2>().0.as_chunks::<SIDE>().0;
+        for from in (0..w.len()).step_by(DEPTH) {
+            let to = w.len().min(from + DEPTH);
+            let mut next = Next::new(&panel[to * BLOCK_BYTES..(w.len().min(to + DEPTH)) * BLOCK_BYTES]);
+            let share = next.lines.div_ceil(totals.len());
+            for (n, totals) in totals.iter_mut().enumerate() {
+                next.fetch(share);
+                // Where the second of two groups is none, the first stands in for it, for nothing.
+                let run = |g: usize| &run(x.group(g.min(groups - 1)).lines)[from..to];
+                tiles.bf16_beside(totals, [run(2 * n), run(2 * n + 1)], &w[from..to]);
             }
-            for (t, sums) in sums.iter_mut().enumerate() {
-                let [first, second] = &totals[t / (2 * SIDE)][t / SIDE % 2];
-                sums[..SIDE].copy_from_slice(&first.0[t % SIDE]);
-                sums[SIDE..].copy_from_slice(&second.0[t % SIDE]);
-            }
+        }
+        for (t, sums) in sums.iter_mut().enumerate() {
+            let [first, second] = &totals[t / (2 * SIDE)][t / SIDE % 2];
+            sums[..SIDE].copy_from_slice(&first.0[t % SIDE]);
+            sums[SIDE..].copy_from_slice(&second.0[t % SIDE]);
         }
     }
 }

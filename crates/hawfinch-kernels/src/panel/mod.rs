@@ -35,7 +35,7 @@ mod tiled_strips;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use activations::{Activations, Group};
+pub use activations::{Activations, Group, Quantizing};
 
 use std::sync::Arc;
 

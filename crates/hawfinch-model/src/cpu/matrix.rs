@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use hawfinch_kernels::linear::columns::{self, Columns};
 use hawfinch_kernels::panel::sparse::{self, Sparse};
 use hawfinch_kernels::panel::{self, Activations, Panels};
-use hawfinch_kernels::{DType, Isa, Real, Store, Then, Work, block, linear, run_here};
+use hawfinch_kernels::{DType, Isa, Real, Store, Then, Work, bf16, block, linear, run_here};
 
 use super::Cpu;
 use crate::checkpoint::{Layout, StoredTensor};
@@ -34,6 +34,8 @@ enum Form {
     Panels(Panels),
     /// The same for inputs that are mostly zero.
     Sparse(Sparse),
+    /// In bf16, repacked for the kernels, which take activations in bf16.
+    Bf16(bf16::Panels),
 }
 
 /// Rows in whatever number format.
@@ -61,6 +63,7 @@ impl Matrix {
             Form::Columns(tiles) => tiles.bytes(),
             Form::Panels(panels) => panels.bytes(),
             Form::Sparse(strips) => strips.bytes(),
+            Form::Bf16(panels) => panels.bytes(),
         }
     }
 
@@ -72,23 +75,24 @@ impl Matrix {
         }
     }
 
-    /// Blocks that activations are quantised to, for products that do that.
-    fn blocks(&self) -> Option<usize> {
+    /// What activations are rounded to, for products that do that.
+    fn rounding(&self) -> Option<Rounding> {
         match &self.form {
             Form::Rows(_) | Form::Columns(_) => None,
-            Form::Panels(w) => Some(w.blocks()),
-            Form::Sparse(w) => Some(w.blocks()),
+            Form::Panels(w) => Some(Rounding::Blocks(w.blocks())),
+            Form::Sparse(w) => Some(Rounding::Blocks(w.blocks())),
+            Form::Bf16(_) => Some(Rounding::Bf16),
         }
     }
 
-    /// y = x Wᵀ as work, with activations already quantised where the form asks for it; `None` when there is nothing
+    /// y = x Wᵀ as work, with activations already rounded where the form asks for it; `None` when there is nothing
     /// to multiply.
     fn product<'a, F: Real>(
         &'a self,
         (isa, threads): (Isa, usize),
         (y, then): (&'a mut [F], Then<'a, F>),
         x: &'a [F],
-        a: Option<&'a Activations>,
+        a: Option<&'a Rounded>,
     ) -> Option<Product<'a, F>> {
         // Quantised weights are multiplied in f32 alone.
         let narrow = || match then {
@@ -96,14 +100,22 @@ impl Matrix {
             Then::ReluSquared => Then::ReluSquared,
             Then::Add(x) => Then::Add(only_f32(F::as_f32s(x))),
         };
-        match &self.form {
-            Form::Rows(w) => linear::product((isa, threads), y, x, self.view(w), then).map(Product::Rows),
-            Form::Columns(w) => columns::product(isa, y, x, w, then).map(Product::Columns),
-            Form::Panels(w) => {
-                panel::product(isa, only_f32(F::as_f32_slice(y)), w, a?, narrow()).map(Product::Panels)
+        match (&self.form, a) {
+            (Form::Rows(w), _) => {
+                linear::product((isa, threads), y, x, self.view(w), then).map(Product::Rows)
             }
-            Form::Sparse(w) => sparse::product(isa, threads, only_f32(F::as_f32_slice(y)), w, a?, narrow())
-                .map(Product::Sparse),
+            (Form::Columns(w), _) => columns::product(isa, y, x, w, then).map(Product::Columns),
+            (Form::Panels(w), Some(Rounded::Blocks(a))) => {
+                panel::product(isa, only_f32(F::as_f32_slice(y)), w, a, narrow()).map(Product::Panels)
+            }
+            (Form::Sparse(w), Some(Rounded::Blocks(a))) => {
+                let y = only_f32(F::as_f32_slice(y));
+                sparse::product(isa, threads, y, w, a, narrow()).map(Product::Sparse)
+            }
+            (Form::Bf16(w), Some(Rounded::Bf16(a))) => {
+                bf16::product(isa, only_f32(F::as_f32_slice(y)), w, a, narrow()).map(Product::Bf16)
+            }
+            _ => unreachable!("activations are rounded as the form asks for"),
         }
     }
 
@@ -124,6 +136,7 @@ impl Matrix {
             Form::Columns(tiles) => tiles.store(),
             Form::Panels(panels) => panels.store(),
             Form::Sparse(strips) => strips.store(),
+            Form::Bf16(panels) => panels.store(),
         }
     }
 }
@@ -166,6 +179,9 @@ impl<F: Real> Cpu<F> {
         let in_f32 = F::as_f32s(&[]).is_some();
         match (weight.layout, apply) {
             (Layout::Tiles, Apply::Right) => Columns::packed(dtype, data(), b, a, scale).map(Form::Columns),
+            (Layout::Panels, Apply::Linear | Apply::AfterRelu) if in_f32 && dtype == DType::BF16 => {
+                bf16::Panels::packed(data(), a, b, scale).map(Form::Bf16)
+            }
             (Layout::Panels, Apply::Linear | Apply::AfterRelu) if in_f32 => {
                 Panels::packed(dtype, data(), a, b, scale).map(Form::Panels)
             }
@@ -197,9 +213,9 @@ impl<F: Real> Cpu<F> {
             }
             return Form::Columns(Columns::pack(weight.dtype, &weight.data, outputs, inputs, weight.scale));
         }
-        if matches!(apply, Apply::Linear | Apply::AfterRelu)
-            && let Some(dtype) = self.quant.and_then(|q| q.block_type(name, weight.dtype, inputs))
-        {
+        let wish = self.quant.filter(|_| matches!(apply, Apply::Linear | Apply::AfterRelu));
+        let wish = wish.and_then(|q| q.block_type(name, weight.dtype, inputs));
+        if let Some(dtype) = wish.filter(|d| *d != weight.dtype) {
             (weight.dtype, weight.data) = (dtype, self.quantized(&weight, inputs, dtype).into());
         }
         // In f64 (checking) the blocks are decoded and activations keep their precision.
@@ -207,6 +223,8 @@ impl<F: Real> Cpu<F> {
         let (pool, bytes, dtype, scale) = (self.pool(), &weight.data, weight.dtype, weight.scale);
         let packed = if !packs {
             None
+        } else if wish == Some(DType::BF16) {
+            Some(Form::Bf16(bf16::Panels::pack(pool, bytes, outputs, inputs, scale)))
         } else if apply == Apply::AfterRelu && sparse::has(dtype) {
             Sparse::pack(pool, dtype, bytes, outputs, inputs, scale).map(Form::Sparse)
         } else {
@@ -242,13 +260,13 @@ impl<F: Real> Cpu<F> {
         if self.after_relu.is_on() {
             products.iter().filter(|(_, w)| w.after_relu).for_each(|(x, _)| self.after_relu.count(x));
         }
-        // Products that round activations to 8 bits first do that.
-        let mut scratch: [Option<Activations>; N] =
-            products.map(|(_, w)| w.blocks().map(|_| self.activations.take()));
+        // Products that round activations first do that.
+        let mut scratch: [Option<Rounded>; N] =
+            products.map(|(_, w)| w.rounding().map(|to| self.activations.take(to)));
         let mut rounded = scratch.iter_mut().zip(&products);
         let rounding = array::from_fn::<_, N, _>(|_| {
             let (a, (x, w)) = rounded.next()?;
-            Some(a.as_mut()?.of(isa, only_f32(F::as_f32s(x)), w.inputs, w.blocks()?))
+            Some(a.as_mut()?.of(isa, only_f32(F::as_f32s(x)), w))
         });
         if products.iter().map(|(x, _)| x.len()).sum::<usize>() <= ROUNDED_HERE {
             run_here(&rounding);
@@ -269,12 +287,12 @@ impl<F: Real> Cpu<F> {
     /// those whose order is learned: which there are differs from step to step.
     pub(super) fn multiply_each(&self, ys: Vec<&mut [F]>, products: &[(&[F], &Matrix)]) {
         let isa = self.isa();
-        let rooms = products.iter().map(|(_, w)| w.blocks().map(|_| self.activations.take()));
-        let mut scratch: Vec<Option<Activations>> = rooms.collect();
+        let rooms = products.iter().map(|(_, w)| w.rounding().map(|to| self.activations.take(to)));
+        let mut scratch: Vec<Option<Rounded>> = rooms.collect();
         let rounding = scratch
             .iter_mut()
             .zip(products)
-            .map(|(a, (x, w))| Some(a.as_mut()?.of(isa, only_f32(F::as_f32s(x)), w.inputs, w.blocks()?)));
+            .map(|(a, (x, w))| Some(a.as_mut()?.of(isa, only_f32(F::as_f32s(x)), w)));
         self.pool().run_all(&rounding.collect::<Vec<_>>());
         let operands = ys.into_iter().zip(products).zip(&scratch);
         let works = operands
@@ -303,6 +321,7 @@ enum Product<'a, F: Real> {
     Columns(columns::Product<'a, F>),
     Panels(panel::Product<'a>),
     Sparse(sparse::Product<'a>),
+    Bf16(bf16::Product<'a>),
 }
 
 impl<F: Real> Product<'_, F> {
@@ -312,6 +331,7 @@ impl<F: Real> Product<'_, F> {
             Product::Columns(p) => p,
             Product::Panels(p) => p,
             Product::Sparse(p) => p,
+            Product::Bf16(p) => p,
         }
     }
 }
@@ -329,17 +349,78 @@ impl<F: Real> Work for Product<'_, F> {
     }
 }
 
-/// Scratch for activations in 8 bits, used again and again.
+/// What a form rounds activations to.
+#[derive(Clone, Copy)]
+enum Rounding {
+    /// 8 bits, in so many blocks a row.
+    Blocks(usize),
+    Bf16,
+}
+
+/// Activations that are rounded.
+enum Rounded {
+    Blocks(Activations),
+    Bf16(bf16::Tokens),
+}
+
+impl Rounded {
+    /// `x` `[t, i]` as work to be done, for products with that weight.
+    fn of<'a>(&'a mut self, isa: Isa, x: &'a [f32], w: &Matrix) -> ToRound<'a> {
+        match (self, w.rounding()) {
+            (Rounded::Blocks(a), Some(Rounding::Blocks(n))) => ToRound::Blocks(a.of(isa, x, w.inputs, n)),
+            (Rounded::Bf16(a), Some(Rounding::Bf16)) => ToRound::Bf16(a.of(isa, x, w.inputs)),
+            _ => unreachable!("taken for that weight"),
+        }
+    }
+}
+
+/// Activations to be rounded.
+enum ToRound<'a> {
+    Blocks(panel::Quantizing<'a>),
+    Bf16(bf16::Rounding<'a>),
+}
+
+impl Work for ToRound<'_> {
+    fn chunks(&self) -> usize {
+        match self {
+            ToRound::Blocks(work) => work.chunks(),
+            ToRound::Bf16(work) => work.chunks(),
+        }
+    }
+    unsafe fn chunk(&self, n: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                ToRound::Blocks(work) => work.chunk(n),
+                ToRound::Bf16(work) => work.chunk(n),
+            }
+        }
+    }
+}
+
+/// Scratch for activations that are rounded, used again and again.
 #[derive(Default)]
-pub(super) struct Scratch(Mutex<Vec<Activations>>);
+pub(super) struct Scratch {
+    blocks: Mutex<Vec<Activations>>,
+    bf16: Mutex<Vec<bf16::Tokens>>,
+}
 
 impl Scratch {
-    fn take(&self) -> Activations {
-        self.0.lock().unwrap_or_else(|e| e.into_inner()).pop().unwrap_or_default()
+    fn take(&self, to: Rounding) -> Rounded {
+        fn last<T: Default>(of: &Mutex<Vec<T>>) -> T {
+            of.lock().unwrap_or_else(|e| e.into_inner()).pop().unwrap_or_default()
+        }
+        match to {
+            Rounding::Blocks(_) => Rounded::Blocks(last(&self.blocks)),
+            Rounding::Bf16 => Rounded::Bf16(last(&self.bf16)),
+        }
     }
 
-    fn give(&self, a: Activations) {
-        self.0.lock().unwrap_or_else(|e| e.into_inner()).push(a);
+    fn give(&self, a: Rounded) {
+        match a {
+            Rounded::Blocks(a) => self.blocks.lock().unwrap_or_else(|e| e.into_inner()).push(a),
+            Rounded::Bf16(a) => self.bf16.lock().unwrap_or_else(|e| e.into_inner()).push(a),
+        }
     }
 }
 

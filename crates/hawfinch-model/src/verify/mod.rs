@@ -226,6 +226,7 @@ pub fn against_model(model: &Model, quality: &crate::quantize::quality::Quality)
     let stored = stored.map(|t| t.dtype.bits()).fold(f64::MAX, f64::min);
     let on_load = match model.ops().quant() {
         None => f64::MAX,
+        Some(Quant::Bf16) => 16.0,
         Some(Quant::Int8) => 8.5,
         Some(_) => 4.5,
     };
@@ -246,7 +247,7 @@ pub fn against_model(model: &Model, quality: &crate::quantize::quality::Quality)
     report
 }
 
-/// Whether some products run on activations of 8 bits.
+/// Whether some products run on activations that are rounded.
 fn rounds_activations(model: &Model) -> bool {
     let in_panels = |t: &crate::StoredTensor| hawfinch_kernels::panel::Kind::of(t.dtype).is_some();
     model.ops().quant().is_some() || model.checkpoint().tensors.values().any(in_panels)

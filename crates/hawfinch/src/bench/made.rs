@@ -146,7 +146,7 @@ mod tests {
         let of = shapes::find("goose-0.1b").unwrap();
         let mut config = of.shape.config();
         (config.layers, config.vocab) = (2, 3000);
-        for quant in [None, Some(Quant::Int8), Some(Quant::Int4), Some(Quant::Mixed)] {
+        for quant in [None, Some(Quant::Bf16), Some(Quant::Int8), Some(Quant::Int4), Some(Quant::Mixed)] {
             let made = checkpoint(&of, &config, quant);
             let found = Config::infer(&made).unwrap();
             assert_eq!((found.layers, found.width, found.vocab), (2, 768, 3000));
@@ -154,7 +154,7 @@ mod tests {
             let types = ["blocks.1.att.key.weight", "head.weight", "emb.weight", "blocks.1.att.w1"];
             let types = types.map(|name| made.get(name).unwrap().dtype);
             let [block, head] = match quant {
-                None => [DType::BF16; 2],
+                None | Some(Quant::Bf16) => [DType::BF16; 2],
                 Some(Quant::Int8) => [DType::Q8_0; 2],
                 Some(Quant::Int4 | Quant::Mixed) => [DType::Q4_K, DType::Q8_0],
             };

@@ -48,7 +48,7 @@ pub struct Args {
     out: Option<PathBuf>,
     /// int8: all in 8 bits; int4: head and embedding in 8, all else in 4; mixed: each weight in 4 or 8
     /// bits, as measured
-    #[arg(long, value_name = "TYPE", default_value = "mixed", value_parser = quant_parser())]
+    #[arg(long, value_name = "TYPE", default_value = "mixed", value_parser = quant_parser(Quant::BLOCKS))]
     to: Quant,
     /// With mixed: mean bits of a weight, from 4.5 to 8.5 [default: 5]
     #[arg(long, value_name = "BITS", value_parser = number, conflicts_with = "kl")]
