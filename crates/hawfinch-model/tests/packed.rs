@@ -96,6 +96,63 @@ fn instruction_sets_read_the_same_file() {
     }
 }
 
+/// As `--quant bf16` lays them out, whatever floats they were; back again without loss.
+#[test]
+fn packed_for_activations_in_bf16() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, back) = (dir.path().join("m.packed.safetensors"), dir.path().join("m.safetensors"));
+    let tokens: Vec<u32> = (0..30).map(|n| n * 7 % 80).collect();
+    for version in VERSIONS {
+        for dtype in [DType::BF16, DType::F32] {
+            let source = synthetic::checkpoint(&config(version), dtype, 3);
+            save(&path, &source, SaveFormat::PackedBf16, None);
+            let packed = format::open(&path).unwrap();
+            let t = |name: &str| (packed.tensors[name].layout, packed.tensors[name].dtype);
+            assert_eq!(t("blocks.1.ffn.value.weight"), (Layout::Panels, DType::BF16));
+            assert_eq!(t("head.weight"), (Layout::Panels, DType::BF16));
+            assert_eq!(t("emb.weight"), (Layout::Rows, dtype));
+            let on_load = model(source.clone(), Cpu::new(2).quantizing(Some(Quant::Bf16)));
+            let want = logits(&on_load, &[&tokens]);
+            for isa in Isa::available().into_iter().filter(|isa| isa.has_tiles() == Isa::best().has_tiles()) {
+                let cpu = Cpu::with(Arc::new(Pool::new(1)), isa).in_background(Background::Copy);
+                let m = model(packed.clone(), cpu);
+                assert!(logits(&m, &[&tokens[..3], &tokens[3..]]) == want, "{version} {dtype} {isa}");
+                assert!(m.ops().checked().unwrap().is_some_and(|c| c.copied > 0));
+                assert!(against_itself(&m, 4, |_| ()).unwrap().passed(), "{version} {dtype}");
+            }
+            // Rows again: what was rounded stays so, everything else is as it was.
+            save(&back, &packed, SaveFormat::Safetensors, None);
+            let rows = format::open(&back).unwrap();
+            for (name, t) in &source.tensors {
+                let wide = t.to_f32();
+                let rounded = || wide.iter().map(|&v| half::bf16::from_f32(v).to_f32()).collect::<Vec<_>>();
+                let is_panel = packed.tensors[name].layout == Layout::Panels;
+                assert!(
+                    rows.tensors[name].to_f32() == if is_panel { rounded() } else { wide.clone() },
+                    "{name}"
+                );
+            }
+        }
+    }
+    // Blocks stay blocks.
+    let eight = dir.path().join("m.gguf");
+    save(
+        &eight,
+        &synthetic::checkpoint(&config(Version::V7), DType::BF16, 3),
+        SaveFormat::Gguf,
+        Some(DType::Q8_0),
+    );
+    save(&path, &format::open(&eight).unwrap(), SaveFormat::PackedBf16, None);
+    assert_eq!(format::open(&path).unwrap().tensors["head.weight"].dtype, DType::Q8_0);
+    let f32 = SaveOptions {
+        format: SaveFormat::PackedBf16,
+        dtype: Some(DType::F32),
+        vocabulary: None,
+        progress: None,
+    };
+    assert!(format::save(&path, &format::open(&eight).unwrap(), f32).is_err());
+}
+
 /// By the rules of `--quant`, but for the embedding, which loading leaves as it is.
 #[test]
 fn types_are_those_of_the_rules() {

@@ -166,25 +166,23 @@ impl Panels {
     }
 }
 
-/// Where pair `p` of row `r` lies in a block.
+/// Where pair `p` of row `r` lies in a block, or in all of a panel.
 const fn place(r: usize, p: usize) -> usize {
     4 * (p * ROWS + r)
 }
 
 fn put_row(row: &[u8], panel: &mut [u8], r: usize) {
-    for (block, numbers) in panel.chunks_exact_mut(BLOCK_BYTES).zip(row.chunks(2 * BLOCK)) {
-        for (p, pair) in numbers.chunks(4).enumerate() {
-            block[place(r, p)..][..pair.len()].copy_from_slice(pair);
-        }
-    }
+    let pairs = panel.as_chunks_mut::<4>().0.iter_mut().skip(r).step_by(ROWS);
+    let (whole, rest) = row.as_chunks::<4>();
+    let mut last = [0; 4];
+    last[..rest.len()].copy_from_slice(rest);
+    let last = (!rest.is_empty()).then_some(&last);
+    pairs.zip(whole.iter().chain(last)).for_each(|(to, pair)| *to = *pair);
 }
 
 fn get_row(row: &mut [u8], panel: &[u8], r: usize) {
-    for (block, numbers) in panel.chunks_exact(BLOCK_BYTES).zip(row.chunks_mut(2 * BLOCK)) {
-        for (p, pair) in numbers.chunks_mut(4).enumerate() {
-            pair.copy_from_slice(&block[place(r, p)..][..pair.len()]);
-        }
-    }
+    let pairs = panel.as_chunks::<4>().0.iter().skip(r).step_by(ROWS);
+    row.chunks_mut(4).zip(pairs).for_each(|(to, pair)| to.copy_from_slice(&pair[..to.len()]));
 }
 
 /// y = x Wᵀ.

@@ -26,6 +26,9 @@ pub enum SaveFormat {
     Gguf,
     /// Weights as the kernels want them, in a safetensors file ([`super::packed`]).
     Packed,
+    /// The same with linear weights that are floats in bf16, laid out for activations in bf16
+    /// ([`hawfinch_kernels::bf16`]).
+    PackedBf16,
 }
 
 impl SaveFormat {
@@ -42,12 +45,17 @@ impl SaveFormat {
         }
     }
 
+    fn is_packed(self) -> bool {
+        matches!(self, SaveFormat::Packed | SaveFormat::PackedBf16)
+    }
+
     /// Whether models can be written in this format with matrices of that number type.
     pub fn writes(self, dtype: DType) -> bool {
         match self {
             SaveFormat::Pth | SaveFormat::Safetensors => dtype.is_float(),
             SaveFormat::Gguf => dtype.is_float() || (dtype.is_quantized() && gguf_write::writable(dtype)),
             SaveFormat::Packed => dtype.is_float() || panel::Kind::of(dtype).is_some(),
+            SaveFormat::PackedBf16 => dtype == DType::BF16,
         }
     }
 }
@@ -86,7 +94,7 @@ pub fn save(path: &Path, ckpt: &Checkpoint, options: SaveOptions) -> Result<()> 
         && options.format != SaveFormat::Gguf
         && !options.format.writes(d)
     {
-        let files = if options.format == SaveFormat::Packed { "packed" } else { ".pth and .safetensors" };
+        let files = if options.format.is_packed() { "packed" } else { ".pth and .safetensors" };
         return Err(Error::Invalid(format!("{d} is not a number type of {files} files; GGUF has it")));
     }
     let unpacked;
@@ -100,15 +108,18 @@ pub fn save(path: &Path, ckpt: &Checkpoint, options: SaveOptions) -> Result<()> 
     };
     let config = Config::infer(ckpt).ok();
     // These are for running a model.
-    if let (Some(config), SaveFormat::Gguf | SaveFormat::Packed) = (&config, options.format) {
+    if let (Some(config), SaveFormat::Gguf | SaveFormat::Packed | SaveFormat::PackedBf16) =
+        (&config, options.format)
+    {
         config.version.needs_state(&ckpt.path)?;
     }
     let metadata = metadata_of(ckpt, config.as_ref(), |name, t| match options.format {
         SaveFormat::Gguf => gguf_write::matrix_type(options.dtype, name, t),
         SaveFormat::Packed => packed::matrix_type(options.dtype, name, t),
+        SaveFormat::PackedBf16 => packed::bf16_type(name, t),
         _ => target_dtype(t.dtype, options.dtype),
     });
-    if options.format == SaveFormat::Packed {
+    if options.format.is_packed() {
         return packed::save(path, ckpt, options, metadata);
     }
     if options.format == SaveFormat::Gguf {

@@ -249,7 +249,9 @@ pub fn against_model(model: &Model, quality: &crate::quantize::quality::Quality)
 
 /// Whether some products run on activations that are rounded.
 fn rounds_activations(model: &Model) -> bool {
-    let in_panels = |t: &crate::StoredTensor| hawfinch_kernels::panel::Kind::of(t.dtype).is_some();
+    let in_panels = |t: &crate::StoredTensor| {
+        hawfinch_kernels::panel::Kind::of(t.dtype).is_some() || t.layout == crate::checkpoint::Layout::Panels
+    };
     model.ops().quant().is_some() || model.checkpoint().tensors.values().any(in_panels)
 }
 

@@ -22,7 +22,8 @@ exponentiated. At equal number types .pth, .safetensors, .gguf and packed files 
 other without losing a bit.
 
 A packed file holds the weights as they are computed with: it is mapped, not loaded, and gives its
-first token at once. Only hawfinch reads it; docs/quantization.md says more.
+first token at once. Only hawfinch reads it; docs/quantization.md says more. With --to packed-bf16
+weights in floats are laid out as `--quant bf16` does: in bf16, for activations in bf16.
 
 Examples:
   hawfinch convert model.pth model.safetensors
@@ -60,6 +61,9 @@ enum Format {
     Safetensors,
     Gguf,
     Packed,
+    /// A packed file whose weights in floats are laid out in bf16 for activations in bf16, as --quant bf16 does
+    #[value(name = "packed-bf16")]
+    PackedBf16,
 }
 
 /// Converts.
@@ -69,6 +73,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Format::Safetensors => SaveFormat::Safetensors,
         Format::Gguf => SaveFormat::Gguf,
         Format::Packed => SaveFormat::Packed,
+        Format::PackedBf16 => SaveFormat::PackedBf16,
     });
     let to = ModelFile::new(&args.to, args.force, asked, args.dtype.as_deref(), ", or give --to FORMAT")?;
     let mut ckpt = open_checkpoint(&args.from)?;

@@ -6,8 +6,9 @@
 //! [`VERSION`] the version of the layout, [`TENSORS`] a JSON array of all tensors in official order (name, number type
 //! and logical shape, layout, scale, XXH64 of the bytes), [`SUM`] the XXH64 of all other metadata.
 //!
-//! How panels, strips and tiles lie is said in `hawfinch_kernels` ([`panel`](hawfinch_kernels::panel),
-//! [`sparse`](hawfinch_kernels::panel::sparse), [`columns`](hawfinch_kernels::linear::columns)); it is the same for
+//! How panels, strips and tiles lie is said in `hawfinch_kernels` ([`panel`](hawfinch_kernels::panel) and, of bf16,
+//! [`bf16`](hawfinch_kernels::bf16), [`sparse`](hawfinch_kernels::panel::sparse),
+//! [`columns`](hawfinch_kernels::linear::columns)); it is the same for
 //! every instruction set. Who changes it counts [`LAYOUT`] up.
 
 mod read;
@@ -23,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 pub(super) use read::unfold;
-pub(super) use write::{matrix_type, save};
+pub(super) use write::{bf16_type, matrix_type, save};
 
 /// Metadata: the version of the layout.
 pub const VERSION: &str = "hawfinch.packed";

@@ -6,14 +6,14 @@ use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use bytes::Bytes;
-use hawfinch_kernels::DType;
 use hawfinch_kernels::linear::columns::Columns;
 use hawfinch_kernels::panel::sparse::{self, Sparse};
 use hawfinch_kernels::panel::{self, Panels};
+use hawfinch_kernels::{DType, bf16};
 
 use super::super::encode::{Item, Make, Progress};
 use super::super::save::{Reshaped, official_order, official_shapes, replace_by_file};
-use super::super::{SaveOptions, gguf, safetensors};
+use super::super::{SaveFormat, SaveOptions, gguf, safetensors};
 use super::{ALIGNMENT, Entry, LAYOUT, SUM, TENSORS, VERSION, sum_of, xxh64};
 use crate::checkpoint::{Checkpoint, Layout, StoredTensor};
 use crate::config::Config;
@@ -43,16 +43,30 @@ pub(in crate::format) fn matrix_type(asked: Option<DType>, name: &str, t: &Store
     }
 }
 
+/// The type that a matrix takes where floats are laid out for activations in bf16.
+pub(in crate::format) fn bf16_type(name: &str, t: &StoredTensor) -> DType {
+    if t.dtype.is_float() && name != "emb.weight" { DType::BF16 } else { t.dtype }
+}
+
+/// What is asked for.
+#[derive(Clone, Copy)]
+struct Asked {
+    dtype: Option<DType>,
+    /// Linear weights that are floats are laid out for activations in bf16.
+    bf16: bool,
+}
+
 /// The type that a tensor of the model takes; matrices as [`matrix_type`] says.
 fn target_type(
     ckpt: &Checkpoint,
     config: &Config,
-    asked: Option<DType>,
+    Asked { dtype: asked, bf16 }: Asked,
     name: &str,
     t: &StoredTensor,
 ) -> DType {
     let own = gguf::original_type(ckpt, name).unwrap_or(t.dtype);
     match role(config, name) {
+        Some(Role::Matrix) if bf16 => bf16_type(name, t),
         Some(Role::Matrix) => matrix_type(asked, name, t),
         _ if own.is_float() => asked.filter(|d| d.is_float()).unwrap_or(own),
         // Blocks that run along the wrong axis have no order but as numbers.
@@ -89,9 +103,12 @@ pub(in crate::format) fn save(
 ) -> Result<()> {
     let config = Config::infer(ckpt)?;
     let reshaped = official_shapes(ckpt, Some(&config));
+    // For the others nothing more is asked for.
+    let bf16 = options.format == SaveFormat::PackedBf16;
+    let asked = Asked { dtype: options.dtype.filter(|_| !bf16), bf16 };
     let plans = official_order(ckpt, Some(&config))
         .into_iter()
-        .map(|(name, tensor)| plan(ckpt, &config, options.dtype, &reshaped, name, tensor))
+        .map(|(name, tensor)| plan(ckpt, &config, asked, &reshaped, name, tensor))
         .collect::<Result<Vec<_>>>()?;
     let ops = Cpu::<f32>::default();
     let sums = RefCell::new(vec![0u64; plans.len()]);
@@ -185,7 +202,7 @@ impl Plan<'_> {
 fn plan<'c>(
     ckpt: &Checkpoint,
     config: &Config,
-    asked: Option<DType>,
+    asked: Asked,
     reshaped: &'c Reshaped,
     name: String,
     tensor: &'c StoredTensor,
@@ -203,6 +220,7 @@ fn plan<'c>(
                     Layout::Strips { width: sparse::width_for(o) }
                 }
                 Some(_) => Layout::Panels,
+                None if dtype == DType::BF16 && asked.bf16 => Layout::Panels,
                 None => Layout::Rows,
             }
         }
@@ -238,6 +256,9 @@ fn make(ops: &Cpu, plan: &Plan) -> io::Result<Bytes> {
     let pool = ops.pool();
     let store = match made.layout {
         Layout::Rows => return Ok(rows),
+        Layout::Panels if made.dtype == DType::BF16 => {
+            Some(bf16::Panels::pack(pool, &rows, outputs, inputs, 1.0).store().clone())
+        }
         Layout::Panels => {
             Panels::pack(pool, made.dtype, &rows, outputs, inputs, 1.0).map(|w| w.store().clone())
         }
