@@ -9,7 +9,7 @@ use hawfinch_kernels::linear::columns::{self, Columns};
 use hawfinch_kernels::linear::{self, Matrix};
 use hawfinch_kernels::panel::{self, Activations, Panels};
 use hawfinch_kernels::tiles::{self, Runs};
-use hawfinch_kernels::{DType, Isa, Pool, block, peak};
+use hawfinch_kernels::{DType, Isa, Pool, bf16, block, peak};
 
 fn main() {
     let threads = std::env::args().nth(1).map_or(2, |n| n.parse().expect("a number of threads"));
@@ -53,6 +53,25 @@ fn main() {
                     100.0 * multiplied / fma,
                 );
             }
+        }
+        let mut row = Vec::new();
+        assert!(block::encode(DType::BF16, &weights, &mut row));
+        for t in [1usize, 4, 16, 128] {
+            let outputs = 2 * o / t.next_multiple_of(8).div_ceil(8);
+            let w = bf16::Panels::pack(&pool, &row.repeat(outputs), outputs, i, 1.0);
+            let x: Vec<f32> = (0..t * i).map(|n| (n % 13) as f32 - 6.0).collect();
+            let mut y = vec![0f32; t * outputs];
+            let mut scratch = bf16::Tokens::default();
+            let best = read_now();
+            let time = peak::fastest(budget, || bf16::linear(isa, &pool, &mut y, &x, &w, &mut scratch));
+            let (read, multiplied) = (w.bytes() as f64 / time, (t * outputs * i) as f64 / time);
+            println!(
+                "{isa} bf16 panels {t:4} tokens: {:6.1} GB/s {:3.0}%  {:6.1} G multiply-adds/s ({:.2} of f32's)",
+                read / 1e9,
+                100.0 * read / best,
+                multiplied / 1e9,
+                multiplied / fma,
+            );
         }
         for dtype in [DType::Q8_0, DType::Q4_0, DType::Q4_K, DType::Q6_K] {
             let mut row = Vec::new();
@@ -121,6 +140,10 @@ fn matrices(isa: Isa, pool: &Pool, fma: f64, budget: Duration) {
     let w = Matrix { dtype: DType::BF16, outputs: o, inputs: i, scale: 1.0, data: &data };
     let time = peak::fastest(budget, || linear::linear(isa, pool, &mut y, &x, w));
     say("bf16, activations in f32", time, peaks.map(|p| p[1]));
+    let panels = bf16::Panels::pack(pool, &data, o, i, 1.0);
+    let mut scratch = bf16::Tokens::default();
+    let time = peak::fastest(budget, || bf16::linear(isa, pool, &mut y, &x, &panels, &mut scratch));
+    say("bf16, activations in bf16", time, peaks.map(|p| p[1]));
     let Some([int8, bf16]) = peaks else { return };
     let w = Runs::weights_bf16(&data, i);
     for parts in [1, 3] {

@@ -57,7 +57,7 @@ impl AfterRelu {
 
 impl<F: Real> Cpu<F> {
     /// With so many threads (at least one) and the instruction set of `HAWFINCH_ISA`, or the fastest.
-    /// Results depend on neither.
+    /// Results depend on neither (with [`Quant::Bf16`] on whether there are tiles).
     pub fn new(threads: usize) -> Self {
         Self::with(Arc::new(Pool::new(threads)), Isa::chosen().unwrap_or_else(|_| Isa::best()))
     }
