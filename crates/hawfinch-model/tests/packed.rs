@@ -457,7 +457,7 @@ fn impossible_lists_are_refused() {
         file.extend(&bytes[header..]);
         format::read(&path, file.into()).unwrap_err().to_string()
     };
-    let newer = versioned("2");
-    assert!(newer.contains("packed in layout 2") && newer.contains("pack the model again"), "{newer}");
+    let newer = versioned("3");
+    assert!(newer.contains("packed in layout 3") && newer.contains("pack the model again"), "{newer}");
     assert!(versioned("0").contains("no version") && versioned("x").contains("no version"));
 }

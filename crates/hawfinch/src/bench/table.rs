@@ -85,7 +85,7 @@ pub fn text(r: &Report) -> String {
     }
     out.push_str(
         "\nMedians of rounds; each round measures what memory and processor can do at most right before the model:\n\
-         OF READ and OF PEAK are shares of that (PEAK: f32; products of small integers may pass it).\n",
+         OF READ and OF PEAK are shares of that (PEAK: f32; products of small integers and of bf16 may pass it).\n",
     );
     for w in &r.warnings {
         let _ = writeln!(out, "Note: {w}");

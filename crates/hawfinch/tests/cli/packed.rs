@@ -57,6 +57,37 @@ fn every_command_opens_it() {
     place.run(&["generate", files[0], "c", "--max-tokens", "3", "--state", "s.safetensors"]).ok();
 }
 
+/// `--quant bf16`, and the file that holds what it makes.
+#[test]
+fn weights_and_activations_in_bf16() {
+    let place = Place::new();
+    place.model("m.safetensors", &SIZES);
+    place.run(&["convert", "m.safetensors", "b.packed.safetensors", "--to", "packed-bf16"]).ok();
+    let args = ["generate", "m.safetensors", "ab", "--max-tokens", "12", "--seed", "7", "--json"];
+    let on_load = place.run(&[&args[..], &["--quant", "bf16"]].concat()).ok();
+    assert!(!on_load.err.contains("warning"), "{}", on_load.err);
+    let packed = [&["generate", "b.packed.safetensors"], &args[2..]].concat();
+    assert_eq!(place.run(&packed).ok().json()["text"], on_load.json()["text"]);
+    assert_ne!(logits(&place, "b.packed.safetensors"), logits(&place, "m.safetensors"));
+    let said = place.run(&["inspect", "b.packed.safetensors", "--tensors", "--json"]).ok().json();
+    let t = said["tensors"].as_array().unwrap().iter().find(|t| t["name"] == "head.weight").unwrap();
+    assert_eq!((&t["dtype"], &t["layout"]), (&"bf16".into(), &"panels".into()));
+    place.run(&["verify", "b.packed.safetensors", "--tokens", "4"]).ok();
+    place.run(&["verify", "b.packed.safetensors", "--against", "m.safetensors"]).ok();
+    place.run(&["bench", "--shape", "goose-0.1b", "--quant", "bf16", "--quick", "--json"]).ok();
+    // Back to rows without loss.
+    place.run(&["convert", "b.packed.safetensors", "back.safetensors"]).ok();
+    assert_eq!(logits(&place, "back.safetensors"), logits(&place, "m.safetensors"));
+    // A program that does not know this layout yet must say so.
+    let text = String::from_utf8_lossy(&place.read("b.packed.safetensors")[8..200_000]).into_owned();
+    assert!(text.contains("\"hawfinch.packed\":\"2\""));
+    place
+        .run(&["convert", "m.safetensors", "x.packed.safetensors", "--to", "packed-bf16", "--dtype", "f32"])
+        .fails(2, &["`f32` is no number type that is written into this format", "bf16"]);
+    let refused = place.run(&["quantize", "m.safetensors", "--to", "bf16"]);
+    assert!(refused.err.contains("[possible values: int8, int4, mixed]"), "{}", refused.err);
+}
+
 #[test]
 fn quantize_writes_it() {
     let place = Place::new();

@@ -9,7 +9,8 @@
 //! How panels, strips and tiles lie is said in `hawfinch_kernels` ([`panel`](hawfinch_kernels::panel) and, of bf16,
 //! [`bf16`](hawfinch_kernels::bf16), [`sparse`](hawfinch_kernels::panel::sparse),
 //! [`columns`](hawfinch_kernels::linear::columns)); it is the same for
-//! every instruction set. Who changes it counts [`LAYOUT`] up.
+//! every instruction set. Who changes it counts [`LAYOUT`] up. Files with panels of bf16 say the next version
+//! ([`LAYOUT_BF16`]): these came later, and a program that does not know them says so.
 
 mod read;
 mod write;
@@ -34,6 +35,8 @@ pub const TENSORS: &str = "hawfinch.packed.tensors";
 pub const SUM: &str = "hawfinch.packed.sum";
 /// The layout that is written and read.
 pub const LAYOUT: u64 = 1;
+/// The same where some panels are of bf16.
+pub const LAYOUT_BF16: u64 = 2;
 /// Where tensors of bytes begin.
 const ALIGNMENT: usize = 64;
 /// Tensors up to this size are checked when the file is opened, larger ones later.

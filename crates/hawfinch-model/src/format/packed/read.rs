@@ -8,7 +8,8 @@ use bytes::Bytes;
 use hawfinch_kernels::DType;
 
 use super::{
-    ALIGNMENT, CHECKED_AT_ONCE, Entry, LAYOUT, Packed, SUM, TENSORS, VERSION, is_ours_alone, sum_of,
+    ALIGNMENT, CHECKED_AT_ONCE, Entry, LAYOUT, LAYOUT_BF16, Packed, SUM, TENSORS, VERSION, is_ours_alone,
+    sum_of,
 };
 use crate::checkpoint::{Checkpoint, FileFormat, Layout, StoredTensor};
 use crate::{Error, Result};
@@ -64,12 +65,12 @@ pub(in crate::format) fn unfold(mut ckpt: Checkpoint, file: &Bytes) -> Result<Ch
 fn list(path: &Path, metadata: &BTreeMap<String, String>) -> Result<Vec<Entry>> {
     let version = metadata.get(VERSION).map_or("", String::as_str);
     match version.parse::<u64>() {
-        Ok(LAYOUT) => {}
-        Ok(newer) if newer > LAYOUT => {
+        Ok(LAYOUT | LAYOUT_BF16) => {}
+        Ok(newer) if newer > LAYOUT_BF16 => {
             return Err(Error::unsupported(
                 path,
                 format!(
-                    "its weights are packed in layout {newer}, and this hawfinch knows layout {LAYOUT}: pack the model \
+                    "its weights are packed in layout {newer}, and this hawfinch knows layouts up to {LAYOUT_BF16}: pack the model \
                      again with `hawfinch convert` or `hawfinch quantize`, or use a newer hawfinch"
                 ),
             ));

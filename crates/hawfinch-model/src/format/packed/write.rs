@@ -14,7 +14,7 @@ use hawfinch_kernels::{DType, bf16};
 use super::super::encode::{Item, Make, Progress};
 use super::super::save::{Reshaped, official_order, official_shapes, replace_by_file};
 use super::super::{SaveFormat, SaveOptions, gguf, safetensors};
-use super::{ALIGNMENT, Entry, LAYOUT, SUM, TENSORS, VERSION, sum_of, xxh64};
+use super::{ALIGNMENT, Entry, LAYOUT, LAYOUT_BF16, SUM, TENSORS, VERSION, sum_of, xxh64};
 use crate::checkpoint::{Checkpoint, Layout, StoredTensor};
 use crate::config::Config;
 use crate::names::{self, Role};
@@ -152,7 +152,9 @@ pub(in crate::format) fn save(
     let mut order: Vec<(&Plan, &Item)> = plans.iter().zip(&items).collect();
     order.sort_by_key(|(plan, item)| (plan.plain, std::cmp::Reverse(item.dtype.block_bytes())));
     let order: Vec<&Item> = order.into_iter().map(|(_, item)| item).collect();
-    metadata.insert(VERSION.into(), LAYOUT.to_string());
+    let is_bf16 = |p: &Plan| p.made.layout == Layout::Panels && p.made.dtype == DType::BF16;
+    let version = if plans.iter().any(is_bf16) { LAYOUT_BF16 } else { LAYOUT };
+    metadata.insert(VERSION.into(), version.to_string());
     let mut header = || -> io::Result<Vec<u8>> {
         let sums = sums.borrow();
         let entries: Vec<Entry> = plans.iter().zip(&*sums).map(|(plan, sum)| plan.entry(*sum)).collect();
