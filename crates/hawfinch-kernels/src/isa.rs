@@ -154,6 +154,11 @@ impl Isa {
         false
     }
 
+    /// Whether they multiply faster than those for numbers: Intel's processors take as long for one as for two of those.
+    pub(crate) fn prefers_pairs(self) -> bool {
+        self.has_pairs() && is_amd()
+    }
+
     /// This one with portable code in place of AMX's tiles. For tests: the loops around tiles run on every machine.
     pub const fn with_emulated_tiles(self) -> Isa {
         Isa { tiles: TileCode::Emulated, ..self }

@@ -87,12 +87,17 @@ impl StoredTensor {
         let (rows, cols) = self.stored_rows_cols()?;
         match (self.layout, &self.shape[..]) {
             (Layout::Rows, _) | (Layout::Tiles, [.., _, _]) => {}
-            (Layout::Panels, &[o, i]) if self.dtype == DType::BF16 => return bf16::bytes_for(o, i),
+            (Layout::Panels, &[o, i]) if self.is_bf16_panels() => return bf16::bytes_for(o, i),
             (Layout::Panels, &[o, i]) => return panel::bytes_for(self.dtype, o, i),
             (Layout::Strips { width }, &[o, i]) => return sparse::bytes_for(self.dtype, o, i, width),
             _ => return None,
         }
         self.dtype.bytes_for(cols)?.checked_mul(rows)
+    }
+
+    /// Whether it lies in [`bf16::Panels`], for activations in bf16.
+    pub fn is_bf16_panels(&self) -> bool {
+        self.layout == Layout::Panels && self.dtype == DType::BF16
     }
 
     /// Numbers in the tensor (1 for a scalar).
@@ -131,7 +136,7 @@ impl StoredTensor {
         let (dtype, scale) = (self.dtype, self.scale);
         let lent = |data: Bytes| Arc::new(Store::lent(data));
         let rows = match (self.layout, &self.shape[..]) {
-            (Layout::Panels, &[o, i]) if dtype == DType::BF16 => {
+            (Layout::Panels, &[o, i]) if self.is_bf16_panels() => {
                 let panels = bf16::Panels::packed(lent(self.data.clone()), o, i, scale);
                 panels.expect("checked when read").unpack()
             }
@@ -212,11 +217,14 @@ impl StoredTensor {
         StoredTensor::new(dtype, self.shape.clone(), data.into())
     }
 
-    /// Entry `z` of the first axis, without copying.
+    /// Entry `z` of the first axis, without copying but of two packed axes.
     ///
     /// # Panics
-    /// When there is no such entry, or the first axis is one of two that are swapped or packed.
+    /// When there is no such entry, or the first axis is one of two that are swapped.
     pub fn index(&self, z: usize) -> StoredTensor {
+        if self.layout != Layout::Rows && self.shape.len() <= 2 {
+            return self.unpacked().index(z);
+        }
         let in_order = !self.transposed && self.layout == Layout::Rows;
         assert!(
             in_order || self.shape.len() > 2,
@@ -235,12 +243,15 @@ impl StoredTensor {
         }
     }
 
-    /// The same bytes under another shape of as many numbers.
+    /// The same bytes (packed: those of its rows) under another shape of as many numbers.
     ///
     /// # Panics
     /// When the numbers of numbers differ.
     pub fn reshaped(&self, shape: Vec<usize>) -> StoredTensor {
         assert_eq!(shape.iter().product::<usize>(), self.len());
+        if self.layout != Layout::Rows {
+            return StoredTensor { shape, ..self.unpacked() };
+        }
         StoredTensor { shape, ..self.clone() }
     }
 
@@ -396,6 +407,14 @@ impl Checkpoint {
             *tensor = tensor.unpacked();
         }
         ckpt
+    }
+
+    /// With matrices that lie in panels of bf16 in rows again: such a model is computed with activations as they are.
+    pub fn with_floats_in_rows(mut self) -> Checkpoint {
+        for tensor in self.tensors.values_mut().filter(|t| t.is_bf16_panels()) {
+            *tensor = tensor.unpacked();
+        }
+        self
     }
 
     /// Numbers in all tensors.

@@ -1,4 +1,4 @@
-//! Which block type a weight is quantised to: by rule while a model is opened, by measurement for a file.
+//! Which type a weight is quantised to: by rule while a model is opened, by measurement for a file.
 
 pub mod choose;
 pub mod quality;
@@ -49,7 +49,7 @@ impl Quant {
     }
 
     /// The type for a weight with rows of `inputs` numbers stored as `from`, or `None` when it stays as it is.
-    pub fn block_type(self, name: &str, from: DType, inputs: usize) -> Option<DType> {
+    pub fn type_for(self, name: &str, from: DType, inputs: usize) -> Option<DType> {
         // The embedding is quantised in files alone; narrow it costs as much as the head.
         let is_end = matches!(name, "head.weight" | "emb.weight");
         let is_sensitive =
@@ -80,7 +80,7 @@ pub struct Unquantized {
 pub fn unquantized(quant: Quant, checkpoint: &Checkpoint, config: &Config) -> Unquantized {
     let mut out = Unquantized::default();
     for (name, t) in checkpoint.tensors.iter().filter(|(name, _)| is_linear(name, config)) {
-        let stays = t.shape.last().is_none_or(|i| quant.block_type(name, t.dtype, *i).is_none());
+        let stays = t.shape.last().is_none_or(|i| quant.type_for(name, t.dtype, *i).is_none());
         out.linear += 1;
         out.blocks += usize::from(stays && t.dtype.is_quantized());
         out.odd_rows += usize::from(stays && !t.dtype.is_quantized());
@@ -100,7 +100,7 @@ pub fn held_bytes(quant: Quant, checkpoint: &Checkpoint, config: &Config) -> u64
     for (name, t) in &checkpoint.tensors {
         let to = match t.shape[..] {
             [o, i] if is_linear(name, config) => {
-                quant.block_type(name, t.dtype, i).and_then(|to| to.bytes_for(i)?.checked_mul(o))
+                quant.type_for(name, t.dtype, i).and_then(|to| to.bytes_for(i)?.checked_mul(o))
             }
             _ => None,
         };
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn what_becomes_what() {
-        let of = |q: Quant, name: &str, from, inputs| q.block_type(name, from, inputs);
+        let of = |q: Quant, name: &str, from, inputs| q.type_for(name, from, inputs);
         assert_eq!(of(Quant::Int8, "blocks.0.att.key.weight", DType::BF16, 2048), Some(DType::Q8_0));
         assert_eq!(of(Quant::Int4, "blocks.0.att.key.weight", DType::BF16, 2048), Some(DType::Q4_K));
         assert_eq!(of(Quant::Int4, "blocks.0.att.key.weight", DType::F32, 96), Some(DType::Q4_0));

@@ -113,13 +113,32 @@ fn packed_for_activations_in_bf16() {
             assert_eq!(t("emb.weight"), (Layout::Rows, dtype));
             let on_load = model(source.clone(), Cpu::new(2).quantizing(Some(Quant::Bf16)));
             let want = logits(&on_load, &[&tokens]);
-            for isa in Isa::available().into_iter().filter(|isa| isa.has_tiles() == Isa::best().has_tiles()) {
+            let tiles = on_load.ops().isa().has_tiles();
+            for isa in Isa::available().into_iter().filter(|isa| isa.has_tiles() == tiles) {
                 let cpu = Cpu::with(Arc::new(Pool::new(1)), isa).in_background(Background::Copy);
                 let m = model(packed.clone(), cpu);
                 assert!(logits(&m, &[&tokens[..3], &tokens[3..]]) == want, "{version} {dtype} {isa}");
                 assert!(m.ops().checked().unwrap().is_some_and(|c| c.copied > 0));
                 assert!(against_itself(&m, 4, |_| ()).unwrap().passed(), "{version} {dtype}");
             }
+            // Other types that are asked for, and other files of it.
+            let again = dir.path().join("again.packed.safetensors");
+            save(&again, &packed, SaveFormat::Packed, None);
+            assert_eq!(format::open(&again).unwrap().tensors["head.weight"].layout, Layout::Panels);
+            let rows = in_rows(&packed);
+            for quant in [Quant::Int8, Quant::Int4] {
+                let of = |ckpt: &Checkpoint| model(ckpt.clone(), Cpu::new(2).quantizing(Some(quant)));
+                assert!(
+                    logits(&of(&packed), &[&tokens]) == logits(&of(&rows), &[&tokens]),
+                    "{version} {quant}"
+                );
+            }
+            save(&again, &packed, SaveFormat::Packed, Some(DType::Q8_0));
+            let [eight, of_rows] = [format::open(&again).unwrap(), {
+                save(&again, &rows, SaveFormat::Packed, Some(DType::Q8_0));
+                format::open(&again).unwrap()
+            }];
+            assert!(eight.tensors["head.weight"].data == of_rows.tensors["head.weight"].data, "{version}");
             // Rows again: what was rounded stays so, everything else is as it was.
             save(&back, &packed, SaveFormat::Safetensors, None);
             let rows = format::open(&back).unwrap();
@@ -134,6 +153,23 @@ fn packed_for_activations_in_bf16() {
             }
         }
     }
+    // Rows that are no whole blocks of 32, outputs no whole panels. What fills them up must be zero.
+    let odd = Shape { version: Version::V7, layers: 2, width: 40, vocab: 33, head_size: 8 }.config();
+    save(&path, &synthetic::checkpoint(&odd, DType::F16, 3), SaveFormat::PackedBf16, Some(DType::BF16));
+    assert_eq!(format::open(&path).unwrap().tensors["emb.weight"].dtype, DType::BF16);
+    let source = synthetic::checkpoint(&odd, DType::BF16, 3);
+    save(&path, &source, SaveFormat::PackedBf16, None);
+    let packed = format::open(&path).unwrap();
+    let on_load = model(source, Cpu::new(2).quantizing(Some(Quant::Bf16)));
+    assert!(logits(&model(packed.clone(), Cpu::new(2)), &[&[1, 2, 32]]) == logits(&on_load, &[&[1, 2, 32]]));
+    let bytes = std::fs::read(&path).unwrap();
+    let head = &packed.tensors["head.weight"].data;
+    let at = bytes.windows(head.len()).position(|w| w == &head[..]).unwrap();
+    let mut damaged = bytes.clone();
+    // The last pair of the first panel's second block, which ends after eight numbers.
+    damaged[at + 2 * 2048 - 1] = 0x7F;
+    let error = format::read(&path, damaged.into()).unwrap_err().to_string();
+    assert!(error.contains("head.weight") && error.contains("filled up with zeros"), "{error}");
     // Blocks stay blocks.
     let eight = dir.path().join("m.gguf");
     save(

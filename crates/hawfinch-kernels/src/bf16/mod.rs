@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use crate::buffer::Buffer;
 use crate::output::Out;
-use crate::{Isa, Level, Pool, Store, Then, Work, isa, prefetch};
+use crate::{Isa, Level, Pool, Store, Then, Work, prefetch};
 
 /// Outputs of a panel.
 pub const ROWS: usize = 32;
@@ -64,8 +64,7 @@ impl Way {
     fn of(isa: Isa) -> Way {
         if isa.has_tiles() {
             Way::Tiles
-        } else if isa.has_pairs() && isa::is_amd() {
-            // Intel's processors take as long for an instruction for pairs as for two for numbers.
+        } else if isa.prefers_pairs() {
             Way::Pairs
         } else if isa.level() == Level::Scalar {
             Way::Scalar
@@ -86,6 +85,23 @@ pub struct Panels {
 /// Bytes of `[outputs, inputs]` in panels; `None` on overflow.
 pub fn bytes_for(outputs: usize, inputs: usize) -> Option<usize> {
     outputs.div_ceil(ROWS).checked_mul(inputs.div_ceil(BLOCK).checked_mul(BLOCK_BYTES)?)
+}
+
+/// Whether what fills up the last block of inputs, which products multiply too, is zero. `panels`: as many bytes as
+/// [`bytes_for`] says.
+pub fn is_filled_with_zeros(panels: &[u8], inputs: usize) -> bool {
+    let blocks = inputs.div_ceil(BLOCK);
+    if inputs.is_multiple_of(BLOCK) {
+        return true;
+    }
+    let of_last = inputs % BLOCK;
+    panels.chunks_exact(blocks * BLOCK_BYTES).all(|panel| {
+        let last = panel[(blocks - 1) * BLOCK_BYTES..].as_chunks::<4>().0;
+        let (pair, after) = last[of_last / 2 * ROWS..].split_at(ROWS);
+        let half_used = of_last % 2 == 1;
+        pair.iter().all(|p| p[2..] == [0; 2] && (half_used || p[..2] == [0; 2]))
+            && after.iter().all(|p| *p == [0; 4])
+    })
 }
 
 impl Panels {

@@ -129,6 +129,43 @@ fn packed_and_unpacked() {
     }
 }
 
+/// Lent bytes that begin anywhere and are more than enough; activations in room that was used before, for more tokens and
+/// another way.
+#[test]
+fn lent_bytes_and_used_room() {
+    let pool = Pool::new(1);
+    let (o, i, t) = (40, 100, 5);
+    let (x, own) = (values(t * i, 3), Panels::pack(&pool, &rows(o, i, 4), o, i, 1.0));
+    let mut bytes = vec![7; 3];
+    bytes.extend(&own.store().bytes()[..own.bytes()]);
+    bytes.extend([9; 5]);
+    struct Later(Vec<u8>);
+    impl AsRef<[u8]> for Later {
+        fn as_ref(&self) -> &[u8] {
+            &self.0[3..]
+        }
+    }
+    let lent = Store::lent(Later(bytes));
+    let lent = Panels::packed(Arc::new(lent), o, i, 1.0).unwrap();
+    let mut a = Tokens::default();
+    for (isa, way) in ways().into_iter().chain(ways().into_iter().rev()) {
+        pool.run_all(&[a.of_way(isa, way, &values(37 * 300, 8), 300)]);
+        pool.run_all(&[a.of_way(isa, way, &x, i)]);
+        let mut y = vec![f32::NAN; t * o];
+        pool.run_all(&[product_by(way, isa, &mut y, &lent, &a, Then::Nothing)]);
+        assert_eq!(y, run(isa, way, &pool, &x, &own), "{isa} {way:?}");
+    }
+    // What fills up the last block is looked for.
+    let bytes = own.store().bytes()[..own.bytes()].to_vec();
+    assert!(is_filled_with_zeros(&bytes, i));
+    for (k, pair) in [(100, 50), (101, 50), (127, 63)] {
+        let mut bytes = bytes.clone();
+        bytes[pair / 16 * BLOCK_BYTES + place(39 % ROWS, pair % 16) + k % 2 * 2] = 1;
+        assert!(!is_filled_with_zeros(&bytes, i), "{k}");
+        assert!(is_filled_with_zeros(&bytes, k + 1), "{k}");
+    }
+}
+
 /// NaN and infinity show; what becomes of a number is its own output's affair.
 #[test]
 fn damage_shows() {

@@ -186,7 +186,7 @@ fn row_body(x: &[f32], t: usize, places: usize, paired: bool, lines: &mut [Line]
     }
 }
 
-/// The bits of the nearest bf16, in the high half.
+/// The bits of the nearest bf16, in the high half: as `half` rounds, in steps that compile to wide registers.
 #[inline(always)]
 fn rounded(x: f32) -> u32 {
     let bits = x.to_bits();

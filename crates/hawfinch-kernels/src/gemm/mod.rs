@@ -31,7 +31,7 @@ mod x86;
 pub use view::View;
 
 use self::drive::{LIMITS, Limits};
-use crate::isa::{self, Isa, Level};
+use crate::isa::{Isa, Level};
 use crate::{Pool, Real};
 
 /// How exactly products are computed.
@@ -123,8 +123,7 @@ impl Way {
         let rounded = precision == Precision::Bf16;
         if rounded && isa.has_tiles() {
             Way::Tiles
-        } else if rounded && isa.has_pairs() && isa::is_amd() {
-            // Intel's processors take as long for an instruction for pairs as for two for numbers.
+        } else if rounded && isa.prefers_pairs() {
             Way::Pairs
         } else if isa.level() == Level::Scalar {
             Way::Scalar { rounded }

@@ -11,6 +11,7 @@ use hawfinch_kernels::{DType, Isa, Real, Store, Then, Work, bf16, block, linear,
 use super::Cpu;
 use crate::checkpoint::{Layout, StoredTensor};
 use crate::ops::Apply;
+use crate::quantize::Quant;
 use crate::{Error, Result};
 
 /// Activations that are rounded on the calling thread: some microseconds.
@@ -76,12 +77,12 @@ impl Matrix {
     }
 
     /// What activations are rounded to, for products that do that.
-    fn rounding(&self) -> Option<Rounding> {
+    fn rounding(&self) -> Option<RoundTo> {
         match &self.form {
             Form::Rows(_) | Form::Columns(_) => None,
-            Form::Panels(w) => Some(Rounding::Blocks(w.blocks())),
-            Form::Sparse(w) => Some(Rounding::Blocks(w.blocks())),
-            Form::Bf16(_) => Some(Rounding::Bf16),
+            Form::Panels(w) => Some(RoundTo::Blocks(w.blocks())),
+            Form::Sparse(w) => Some(RoundTo::Blocks(w.blocks())),
+            Form::Bf16(_) => Some(RoundTo::Bf16),
         }
     }
 
@@ -159,7 +160,7 @@ impl<F: Real> Cpu<F> {
         }
         debug_assert!(weight.dtype != DType::Bool);
         let (outputs, inputs) = if apply == Apply::Right { (b, a) } else { (a, b) };
-        let form = match self.as_packed(weight, apply) {
+        let form = match self.as_packed(name, weight, apply) {
             Some(form) => form,
             None => self.form(name, weight.unpacked(), apply, outputs, inputs),
         };
@@ -172,14 +173,16 @@ impl<F: Real> Cpu<F> {
     }
 
     /// A weight that lies as the kernels want it for that use, as it lies.
-    fn as_packed(&self, weight: &StoredTensor, apply: Apply) -> Option<Form> {
+    fn as_packed(&self, name: &str, weight: &StoredTensor, apply: Apply) -> Option<Form> {
         let [a, b] = weight.shape[..] else { return None };
         let (dtype, scale) = (weight.dtype, weight.scale);
         let data = || Arc::new(Store::lent(weight.data.clone()));
         let in_f32 = F::as_f32s(&[]).is_some();
         match (weight.layout, apply) {
             (Layout::Tiles, Apply::Right) => Columns::packed(dtype, data(), b, a, scale).map(Form::Columns),
-            (Layout::Panels, Apply::Linear | Apply::AfterRelu) if in_f32 && dtype == DType::BF16 => {
+            (Layout::Panels, Apply::Linear | Apply::AfterRelu) if in_f32 && weight.is_bf16_panels() => {
+                let stays = |q: Quant| q.type_for(name, dtype, b).is_none_or(|d| d == DType::BF16);
+                self.quant.is_none_or(stays).then_some(())?;
                 bf16::Panels::packed(data(), a, b, scale).map(Form::Bf16)
             }
             (Layout::Panels, Apply::Linear | Apply::AfterRelu) if in_f32 => {
@@ -214,7 +217,7 @@ impl<F: Real> Cpu<F> {
             return Form::Columns(Columns::pack(weight.dtype, &weight.data, outputs, inputs, weight.scale));
         }
         let wish = self.quant.filter(|_| matches!(apply, Apply::Linear | Apply::AfterRelu));
-        let wish = wish.and_then(|q| q.block_type(name, weight.dtype, inputs));
+        let wish = wish.and_then(|q| q.type_for(name, weight.dtype, inputs));
         if let Some(dtype) = wish.filter(|d| *d != weight.dtype) {
             (weight.dtype, weight.data) = (dtype, self.quantized(&weight, inputs, dtype).into());
         }
@@ -351,7 +354,7 @@ impl<F: Real> Work for Product<'_, F> {
 
 /// What a form rounds activations to.
 #[derive(Clone, Copy)]
-enum Rounding {
+enum RoundTo {
     /// 8 bits, in so many blocks a row.
     Blocks(usize),
     Bf16,
@@ -367,8 +370,8 @@ impl Rounded {
     /// `x` `[t, i]` as work to be done, for products with that weight.
     fn of<'a>(&'a mut self, isa: Isa, x: &'a [f32], w: &Matrix) -> ToRound<'a> {
         match (self, w.rounding()) {
-            (Rounded::Blocks(a), Some(Rounding::Blocks(n))) => ToRound::Blocks(a.of(isa, x, w.inputs, n)),
-            (Rounded::Bf16(a), Some(Rounding::Bf16)) => ToRound::Bf16(a.of(isa, x, w.inputs)),
+            (Rounded::Blocks(a), Some(RoundTo::Blocks(n))) => ToRound::Blocks(a.of(isa, x, w.inputs, n)),
+            (Rounded::Bf16(a), Some(RoundTo::Bf16)) => ToRound::Bf16(a.of(isa, x, w.inputs)),
             _ => unreachable!("taken for that weight"),
         }
     }
@@ -406,13 +409,13 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    fn take(&self, to: Rounding) -> Rounded {
+    fn take(&self, to: RoundTo) -> Rounded {
         fn last<T: Default>(of: &Mutex<Vec<T>>) -> T {
             of.lock().unwrap_or_else(|e| e.into_inner()).pop().unwrap_or_default()
         }
         match to {
-            Rounding::Blocks(_) => Rounded::Blocks(last(&self.blocks)),
-            Rounding::Bf16 => Rounded::Bf16(last(&self.bf16)),
+            RoundTo::Blocks(_) => Rounded::Blocks(last(&self.blocks)),
+            RoundTo::Bf16 => Rounded::Bf16(last(&self.bf16)),
         }
     }
 

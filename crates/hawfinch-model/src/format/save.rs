@@ -94,8 +94,11 @@ pub fn save(path: &Path, ckpt: &Checkpoint, options: SaveOptions) -> Result<()> 
         && options.format != SaveFormat::Gguf
         && !options.format.writes(d)
     {
-        let files = if options.format.is_packed() { "packed" } else { ".pth and .safetensors" };
-        return Err(Error::Invalid(format!("{d} is not a number type of {files} files; GGUF has it")));
+        return Err(Error::Invalid(match options.format {
+            SaveFormat::PackedBf16 => format!("weights for activations in bf16 are bf16, not {d}"),
+            SaveFormat::Packed => format!("{d} is not a number type of packed files; GGUF has it"),
+            _ => format!("{d} is not a number type of .pth and .safetensors files; GGUF has it"),
+        }));
     }
     let unpacked;
     let ckpt = if let Some(packed) = &ckpt.packed {

@@ -27,6 +27,7 @@ pub fn wide(inputs: usize) -> Option<DType> {
 /// When the blocks do not divide a row, or it is no float weight.
 pub fn encoded(ops: &Cpu, name: &str, weight: &StoredTensor, dtype: DType) -> Result<StoredTensor> {
     check(name, weight)?;
+    let weight = &weight.unpacked();
     if weight.transposed || weight.scale != 1.0 {
         return Ok(weight.converted(dtype).expect("whole blocks of a type that is written"));
     }

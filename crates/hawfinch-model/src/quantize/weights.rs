@@ -33,7 +33,7 @@ impl Weight {
 
     /// Its block type by the rule of `quant`.
     pub fn by_rule(&self, quant: Quant) -> DType {
-        quant.block_type(&self.name, DType::F32, self.shape[1]).unwrap_or(self.wide)
+        quant.type_for(&self.name, DType::F32, self.shape[1]).unwrap_or(self.wide)
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use crate::checkpoint::Checkpoint;
 use crate::ops::Ops;
+use crate::quantize::Quant;
 use crate::{Cpu, Error, Model, Result, Rows, Sequence, State, log_sum_exp};
 
 /// One thing that was checked.
@@ -188,12 +189,16 @@ fn divisions_agree(
     let few = &ids[..ids.len().min(8)];
     let (exact, _) = run(&wide, few, &[], wide.new_state())?;
     let got = &whole[..exact.len()];
-    if rounds_activations(model) {
+    if let Some(to) = rounded_activations(model) {
+        let to = match to {
+            Activations::Bytes => "8 bits",
+            Activations::Bf16 => "bf16",
+        };
         report.add(
-            "logits: activations of 8 bits against f64",
+            format!("logits: activations of {to} against f64"),
             divergence(&exact, got, model.config().vocab),
             ROUNDED_KL,
-            "mean KL in nats; the weights of this model are multiplied with activations of 8 bits",
+            format!("mean KL in nats; the weights of this model are multiplied with activations of {to}"),
         );
         return Ok(());
     }
@@ -207,9 +212,9 @@ fn divisions_agree(
     Ok(())
 }
 
-/// What rounding activations to 8 bits may change at most: mean KL in nats of the next token's distribution. It finds
+/// What rounding activations to 8 bits or bf16 may change at most: mean KL in nats of the next token's distribution. It finds
 /// wrong arithmetic, which costs whole nats, and is no mark of quality: on random ids, as here, trained models of 64
-/// channels reach 9e-4 with 8-bit and 0.025 with 4-bit weights.
+/// channels reach 9e-4 with 8-bit and 0.025 with 4-bit weights, those of random weights more.
 const ROUNDED_KL: f64 = 0.1;
 
 /// Largest mean KL of a model to the one it was made from, in nats, by the bits of its narrowest weights. Trained
@@ -221,7 +226,6 @@ const KL_OF_4_BITS: f64 = 0.25;
 
 /// The report of a model compared with the one it was made from. What is allowed depends on the types of its weights.
 pub fn against_model(model: &Model, quality: &crate::quantize::quality::Quality) -> Report {
-    use crate::quantize::Quant;
     let stored = model.checkpoint().tensors.values().filter(|t| t.dtype.is_quantized());
     let stored = stored.map(|t| t.dtype.bits()).fold(f64::MAX, f64::min);
     let on_load = match model.ops().quant() {
@@ -247,12 +251,25 @@ pub fn against_model(model: &Model, quality: &crate::quantize::quality::Quality)
     report
 }
 
-/// Whether some products run on activations that are rounded.
-fn rounds_activations(model: &Model) -> bool {
-    let in_panels = |t: &crate::StoredTensor| {
-        hawfinch_kernels::panel::Kind::of(t.dtype).is_some() || t.layout == crate::checkpoint::Layout::Panels
-    };
-    model.ops().quant().is_some() || model.checkpoint().tensors.values().any(in_panels)
+/// What some products round activations to, the coarser first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Activations {
+    Bytes,
+    Bf16,
+}
+
+/// To what some products of a model round their activations at the coarsest.
+fn rounded_activations(model: &Model) -> Option<Activations> {
+    let on_load = model.ops().quant().map(|quant| match quant {
+        Quant::Bf16 => Activations::Bf16,
+        _ => Activations::Bytes,
+    });
+    let stored = model.checkpoint().tensors.values().filter_map(|t| {
+        let in_blocks = hawfinch_kernels::panel::Kind::of(t.dtype).is_some();
+        let bf16 = || t.is_bf16_panels().then_some(Activations::Bf16);
+        in_blocks.then_some(Activations::Bytes).or_else(bf16)
+    });
+    stored.chain(on_load).min()
 }
 
 /// Mean over the rows of KL(p‖q) in nats, of logits `[rows, vocab]`; NaN when the lengths differ.

@@ -85,7 +85,7 @@ impl Kind {
         let (low, high) = synthetic::range(config, p);
         let linear = p.role == Role::Matrix && name != "emb.weight";
         let inputs = config.shape(p).last().copied().unwrap_or(1);
-        let dtype = quant.filter(|_| linear).and_then(|q| q.block_type(name, DType::BF16, inputs));
+        let dtype = quant.filter(|_| linear).and_then(|q| q.type_for(name, DType::BF16, inputs));
         Kind { range: [low.to_bits(), high.to_bits()], dtype: dtype.unwrap_or(DType::BF16) }
     }
 }

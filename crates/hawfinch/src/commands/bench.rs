@@ -251,7 +251,7 @@ fn make(args: &Args, shape: &Published, sequences: usize) -> anyhow::Result<Chec
     let config = shape.shape.config();
     let quant = args.options.quant();
     let repacked = quant.map_or(0, |q| {
-        let other = q.block_type("blocks", DType::BF16, config.width);
+        let other = q.type_for("blocks", DType::BF16, config.width);
         other.map_or(0, |d| memory::weight_bytes(&config, d))
     });
     args.options.check_memory(&Need::of(&config, made::held(&config, quant) + repacked, sequences))?;
@@ -264,6 +264,9 @@ fn busy(load: Option<[f64; 3]>) -> Option<String> {
     Some(format!("the machine was busy before this began (load {now:.2}): speeds are what others leave"))
 }
 
+/// What bench calls weights whose activations are rounded to bf16, too.
+const BF16: &str = "bf16 with activations in bf16";
+
 fn describe(model: &Model, opened: &Opened, args: &Args, state_bytes: u64) -> ModelReport {
     let (config, checkpoint) = (model.config(), model.checkpoint());
     let name = match (&args.shape, &args.model) {
@@ -273,7 +276,8 @@ fn describe(model: &Model, opened: &Opened, args: &Args, state_bytes: u64) -> Mo
     let types: BTreeSet<&str> = names::all_params(config.version, config.layers)
         .iter()
         .filter(|(name, p)| p.role == Role::Matrix && name != "emb.weight")
-        .filter_map(|(name, _)| Some(checkpoint.get(name)?.dtype.name()))
+        .filter_map(|(name, _)| checkpoint.get(name))
+        .map(|t| if t.is_bf16_panels() { BF16 } else { t.dtype.name() })
         .collect();
     let types = types.into_iter().collect::<Vec<_>>().join(" and ");
     ModelReport {
@@ -284,7 +288,10 @@ fn describe(model: &Model, opened: &Opened, args: &Args, state_bytes: u64) -> Mo
         width: config.width,
         vocab: config.vocab,
         parameters: config.parameters(true),
-        weights: args.options.quant().map_or(types, |q| q.name().to_owned()),
+        weights: match args.options.quant() {
+            Some(hawfinch_model::Quant::Bf16) => BF16.to_owned(),
+            quant => quant.map_or(types, |q| q.name().to_owned()),
+        },
         weight_bytes_per_token: model.weight_bytes(true),
         multiply_adds_per_token: model.multiply_adds(true),
         state_bytes,

@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         return Err(usage("there is nothing to merge: give --lora or --state"));
     }
     let to = ModelFile::new(&args.out, args.force, None, args.dtype.as_deref(), "")?;
-    let mut base = open_checkpoint(&args.model)?;
+    let mut base = open_checkpoint(&args.model)?.with_floats_in_rows();
     let loras = args.loras.iter().map(|s| Lora::from_spec(s)).collect::<Result<Vec<_>, _>>()?;
     let files = args.loras.iter().map(|s| PathBuf::from(s.rsplit_once(":alpha=").map_or(&**s, |(f, _)| f)));
     output::not_over(&args.out, base.files.iter().cloned().chain(files).chain(args.state.clone()))?;

@@ -100,7 +100,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         )));
     }
     let to = args.out.as_deref().map(|out| file(out, args.force)).transpose()?;
-    let mut ckpt = open_checkpoint(&args.model)?;
+    // Measured is what blocks cost beside activations in full.
+    let mut ckpt = open_checkpoint(&args.model)?.with_floats_in_rows();
     if let Some(out) = &args.out {
         output::not_over(out, ckpt.files.iter().chain(&args.texts))?;
         can_be_written(&ckpt)?;

@@ -75,6 +75,13 @@ fn weights_and_activations_in_bf16() {
     place.run(&["verify", "b.packed.safetensors", "--tokens", "4"]).ok();
     place.run(&["verify", "b.packed.safetensors", "--against", "m.safetensors"]).ok();
     place.run(&["bench", "--shape", "goose-0.1b", "--quant", "bf16", "--quick", "--json"]).ok();
+    // Blocks are made of its numbers, as of those of the model it was made from.
+    let args = ["--tokens", "64", "--to", "int8", "-o", "q.gguf", "-f"];
+    let [of_packed, of_rows] = ["b.packed.safetensors", "m.safetensors"].map(|file| {
+        place.run(&[&["quantize", file][..], &args].concat()).ok();
+        logits(&place, "q.gguf")
+    });
+    assert_eq!(of_packed, of_rows);
     // Back to rows without loss.
     place.run(&["convert", "b.packed.safetensors", "back.safetensors"]).ok();
     assert_eq!(logits(&place, "back.safetensors"), logits(&place, "m.safetensors"));

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hawfinch_kernels::DType;
+use hawfinch_kernels::{DType, bf16};
 
 use super::{
     ALIGNMENT, CHECKED_AT_ONCE, Entry, LAYOUT, LAYOUT_BF16, Packed, SUM, TENSORS, VERSION, is_ours_alone,
@@ -137,5 +137,8 @@ fn logical(
         return Err("does not begin at a multiple of 64 bytes");
     }
     tensor.data.truncate(exact);
+    if tensor.is_bf16_panels() && !bf16::is_filled_with_zeros(&tensor.data, tensor.shape[1]) {
+        return Err("is not filled up with zeros");
+    }
     Ok(tensor)
 }

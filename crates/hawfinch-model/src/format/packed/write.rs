@@ -66,7 +66,7 @@ fn target_type(
 ) -> DType {
     let own = gguf::original_type(ckpt, name).unwrap_or(t.dtype);
     match role(config, name) {
-        Some(Role::Matrix) if bf16 => bf16_type(name, t),
+        Some(Role::Matrix) if bf16 && name != "emb.weight" => bf16_type(name, t),
         Some(Role::Matrix) => matrix_type(asked, name, t),
         _ if own.is_float() => asked.filter(|d| d.is_float()).unwrap_or(own),
         // Blocks that run along the wrong axis have no order but as numbers.
@@ -103,9 +103,9 @@ pub(in crate::format) fn save(
 ) -> Result<()> {
     let config = Config::infer(ckpt)?;
     let reshaped = official_shapes(ckpt, Some(&config));
-    // For the others nothing more is asked for.
-    let bf16 = options.format == SaveFormat::PackedBf16;
-    let asked = Asked { dtype: options.dtype.filter(|_| !bf16), bf16 };
+    // A model that was packed so stays so, unless it is to have another type.
+    let was = || options.dtype.is_none() && ckpt.tensors.values().any(StoredTensor::is_bf16_panels);
+    let asked = Asked { dtype: options.dtype, bf16: options.format == SaveFormat::PackedBf16 || was() };
     let plans = official_order(ckpt, Some(&config))
         .into_iter()
         .map(|(name, tensor)| plan(ckpt, &config, asked, &reshaped, name, tensor))
