@@ -2,8 +2,8 @@
 //! the machine has the instructions. `HAWFINCH_ISA` forces one.
 //!
 //! All of them compute the same bits: integer sums are exact, floating-point sums have one order, written
-//! down by the scalar version, and every multiply-add is fused everywhere. (But products of [`crate::bf16`] by tiles,
-//! and of [`crate::gemm`] in bf16, which training uses.)
+//! down by the scalar version, and every multiply-add is fused everywhere. (But products of [`crate::bf16`] by tiles, or with
+//! numbers below 2^-126, and those of [`crate::gemm`] in bf16, which training uses.)
 
 use std::fmt;
 use std::sync::OnceLock;
