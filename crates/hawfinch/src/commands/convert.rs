@@ -35,7 +35,7 @@ pub struct Args {
     from: PathBuf,
     /// The file to write: .pth, .safetensors, .gguf or .packed.safetensors
     to: PathBuf,
-    /// Format to write [default: by the extension]
+    /// Format to write (packed-bf16: below) [default: by the extension]
     #[arg(long = "to", value_name = "FORMAT", id = "format")]
     format: Option<Format>,
     /// Number type of the weights: f32, f16, bf16, in GGUF and packed files q8_0, q6_k, q4_0, q4_k, in GGUF some more
@@ -61,7 +61,7 @@ enum Format {
     Safetensors,
     Gguf,
     Packed,
-    /// A packed file whose weights in floats are laid out in bf16 for activations in bf16, as --quant bf16 does
+    // (Words for clap here would put every option's help on lines of its own.)
     #[value(name = "packed-bf16")]
     PackedBf16,
 }
