@@ -11,8 +11,6 @@
 //! other tokens nor on threads, and on the instruction set only where there are tiles. Numbers below 2^-126 may count as
 //! zero.
 
-#[cfg(target_arch = "x86_64")]
-mod pairs;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -289,7 +287,7 @@ impl Product<'_> {
             Way::Tiles => tiled::strip(self.isa, strip, self.a, sums),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: an Isa exists only where the machine has the instructions; it has those for pairs.
-            Way::Pairs => unsafe { pairs::strip(strip, self.a, sums) },
+            Way::Pairs => unsafe { wide::strip_of_pairs(strip, self.a, sums) },
             #[cfg(not(target_arch = "x86_64"))]
             Way::Pairs => unreachable!("pairs are AVX-512's"),
             Way::Numbers => wide::strip(self.isa, strip, self.a, sums),

@@ -1,5 +1,5 @@
-//! Numbers of f32 in registers, for AVX2, AVX-512 and NEON: both numbers of a pair are widened, and multiplied one after
-//! the other.
+//! Loops over panels in registers. Numbers of f32, for AVX2, AVX-512 and NEON: both numbers of a pair are widened, and
+//! multiplied one after the other. Pairs, by AVX512-BF16: one instruction for both.
 
 #[cfg(target_arch = "aarch64")]
 use std::arch::aarch64::*;
@@ -29,10 +29,23 @@ pub fn strip(isa: Isa, strip: Strip<'_>, x: &Tokens, sums: &mut [[f32; ROWS]]) {
     }
 }
 
-/// Defines the loops for one register width. `$first` and `$second` give a register of the first or second numbers of pairs.
+/// The same by AVX512-BF16.
+///
+/// # Safety
+/// The machine has the instructions.
+#[cfg(target_arch = "x86_64")]
+pub unsafe fn strip_of_pairs(strip: Strip<'_>, x: &Tokens, sums: &mut [[f32; ROWS]]) {
+    // SAFETY: the caller's promise.
+    unsafe { pairs::strip(strip, x, sums) }
+}
+
+/// Defines the loops for one register width. `$load` gives a register of pairs of as many outputs as it holds sums,
+/// `$multiply` adds their products with a token's pair, of which `$lines` lines hold a block. With one token `$streams` panels are
+/// read at a time.
 macro_rules! width {
-    ($name:ident, $features:literal, $reg:ty, $per:literal, $zero:path, $loadu:path, $storeu:path, $set1:path, $fma:path,
-     $first:path, $second:path, halves: $halves:literal, tokens: $most:literal, $($tokens:literal)*) => {
+    ($name:ident, $features:literal, $reg:ty, $per:literal, $zero:path, $loadu:path, $storeu:path,
+     $load:path, $multiply:path, lines: $lines:literal, streams: $streams:literal, halves: $halves:literal,
+     tokens: $most:literal, $($tokens:literal)*) => {
         mod $name {
             use super::*;
 
@@ -45,7 +58,7 @@ macro_rules! width {
             pub unsafe fn strip(strip: Strip<'_>, x: &Tokens, sums: &mut [[f32; ROWS]]) {
                 let Strip { width, blocks, data } = strip;
                 let panel_bytes = blocks * BLOCK_BYTES;
-                if x.tokens() == 1 && width == 2 {
+                if $streams == 2 && x.tokens() == 1 && width == 2 {
                     let (w, x) = (data.as_ptr(), x.group(0).lines.as_ptr());
                     // SAFETY: two panels, a token and their sums are there.
                     return unsafe {
@@ -62,14 +75,14 @@ macro_rules! width {
                         let mut next = Next::new(&rest[..rest.len().min(depth * BLOCK_BYTES)]);
                         let share = next.lines.div_ceil(tiles * count * (2 / $halves));
                         for group in x.groups() {
-                            let lines = &group.lines[2 * from * group.width..][..2 * count * group.width];
+                            let lines = &group.lines[$lines * from * group.width..][..$lines * count * group.width];
                             for (n, sums) in sums[group.first..][..group.width].chunks_mut($most).enumerate() {
                                 for half in (0..2).step_by($halves) {
                                     let next = (&mut next, share);
                                     // SAFETY: so many blocks of so many tokens are there, and half of a panel from its
                                     // middle.
                                     unsafe {
-                                        let (w, x) = (w.as_ptr().add(half * 64), lines.as_ptr().add(2 * n * $most));
+                                        let (w, x) = (w.as_ptr().add(half * 64), lines.as_ptr().add($lines * n * $most));
                                         let to = sums.as_mut_ptr().cast::<f32>().add(half * HALF).cast();
                                         match sums.len() {
                                             $($tokens => {
@@ -119,7 +132,7 @@ macro_rules! width {
                     }
                     for b in 0..blocks {
                         next.fetch(share);
-                        let (w, x) = (w.add(b * BLOCK_BYTES), x.add(2 * b * width).cast::<f32>());
+                        let (w, x) = (w.add(b * BLOCK_BYTES), x.add($lines * b * width).cast::<u32>());
                         for p in 0..HALF {
                             for s in 0..S {
                                 for h in 0..H {
@@ -129,12 +142,10 @@ macro_rules! width {
                                     }
                                     for n in 0..N {
                                         let w = w.add(n * 4 * $per);
-                                        let (first, second) = ($first(w), $second(w));
+                                        let w = $load(w);
                                         for t in 0..T {
-                                            let x = x.add(2 * (t * HALF + p));
                                             let sum = &mut acc[t][s][h][n];
-                                            *sum = $fma(second, $set1(*x.add(1)), *sum);
-                                            *sum = $fma(first, $set1(*x), *sum);
+                                            *sum = $multiply(w, x.add($lines * (t * HALF + p)), *sum);
                                         }
                                     }
                                 }
@@ -159,106 +170,120 @@ macro_rules! width {
 
 #[cfg(target_arch = "x86_64")]
 width!(
-    avx512,
-    "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma",
-    __m512,
-    16,
-    _mm512_setzero_ps,
-    _mm512_loadu_ps,
-    _mm512_storeu_ps,
-    _mm512_set1_ps,
-    _mm512_fmadd_ps,
-    first512,
-    second512,
-    halves: 2,
-    tokens: 8,
-    1 2 3 4 5 6 7 8
+    pairs, "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16", __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps,
+    load_pairs, multiply_pairs, lines: 1, streams: 1, halves: 2, tokens: 8, 1 2 3 4 5 6 7 8
 );
 #[cfg(target_arch = "x86_64")]
 width!(
-    avx2,
-    "avx2,fma",
-    __m256,
-    8,
-    _mm256_setzero_ps,
-    _mm256_loadu_ps,
-    _mm256_storeu_ps,
-    _mm256_set1_ps,
-    _mm256_fmadd_ps,
-    first256,
-    second256,
-    halves: 1,
-    tokens: 4,
-    1 2 3 4
+    avx512, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma", __m512, 16, _mm512_setzero_ps, _mm512_loadu_ps, _mm512_storeu_ps,
+    load512, multiply512, lines: 2, streams: 2, halves: 2, tokens: 8, 1 2 3 4 5 6 7 8
+);
+#[cfg(target_arch = "x86_64")]
+width!(
+    avx2, "avx2,fma", __m256, 8, _mm256_setzero_ps, _mm256_loadu_ps, _mm256_storeu_ps, load256, multiply256, lines: 2,
+    streams: 2, halves: 1, tokens: 4, 1 2 3 4
 );
 #[cfg(target_arch = "aarch64")]
-width!(neon, "neon", float32x4_t, 4, zero128, vld1q_f32, vst1q_f32, vdupq_n_f32, fma128, first128, second128,
-    halves: 1, tokens: 4, 1 2 3 4);
+width!(
+    neon, "neon", float32x4_t, 4, zero128, vld1q_f32, vst1q_f32, load128, multiply128, lines: 2, streams: 2, halves: 1,
+    tokens: 4, 1 2 3 4
+);
 
+/// Pairs of sixteen outputs.
+///
+/// # Safety
+/// They lie there.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn first512(w: *const u8) -> __m512 {
-    // SAFETY: 64 bytes, the callers' promise.
-    let words = unsafe { _mm512_loadu_si512(w.cast()) };
-    _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+unsafe fn load_pairs(w: *const u8) -> __m512bh {
+    // SAFETY: the caller's promise; any bits are bf16.
+    unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(w.cast())) }
+}
+
+/// Their products with a token's pair, added.
+///
+/// # Safety
+/// `x` is a pair.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn multiply_pairs(w: __m512bh, x: *const u32, sum: __m512) -> __m512 {
+    // SAFETY: the caller's promise; any bits are bf16.
+    let x = unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32((*x).cast_signed())) };
+    _mm512_dpbf16_ps(sum, w, x)
+}
+
+/// Defines, for one width of numbers, what loads pairs and widens both numbers, and what multiplies them with a token's, the
+/// second first.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! numbers {
+    ($load:ident, $multiply:ident, $features:literal, $reg:ty, $first:expr, $second:expr, $fma:expr) => {
+        /// # Safety
+        /// A register of pairs lies there.
+        #[inline]
+        #[target_feature(enable = $features)]
+        unsafe fn $load(w: *const u8) -> [$reg; 2] {
+            // SAFETY: the caller's promise.
+            unsafe { [$first(w), $second(w)] }
+        }
+
+        /// # Safety
+        /// `x` is two numbers of f32.
+        #[inline]
+        #[target_feature(enable = $features)]
+        unsafe fn $multiply([first, second]: [$reg; 2], x: *const u32, sum: $reg) -> $reg {
+            // Each read alone, so that it is broadcast from memory.
+            // SAFETY: the caller's promise.
+            let [a, b] = unsafe { [*x.cast::<f32>(), *x.cast::<f32>().add(1)] };
+            $fma(first, a, $fma(second, b, sum))
+        }
+    };
 }
 
 #[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx512f")]
-unsafe fn second512(w: *const u8) -> __m512 {
-    // SAFETY: as above.
-    let words = unsafe { _mm512_loadu_si512(w.cast()) };
-    _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(0xFFFF_0000u32.cast_signed())))
-}
-
+numbers!(
+    load512,
+    multiply512,
+    "avx512f",
+    __m512,
+    |w: *const u8| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(w.cast()))),
+    |w: *const u8| {
+        let high = _mm512_set1_epi32(0xFFFF_0000u32.cast_signed());
+        _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(w.cast()), high))
+    },
+    |w, x, sum| _mm512_fmadd_ps(w, _mm512_set1_ps(x), sum)
+);
 #[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn first256(w: *const u8) -> __m256 {
-    // SAFETY: 32 bytes, the callers' promise.
-    let words = unsafe { _mm256_loadu_si256(w.cast()) };
-    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline]
-#[target_feature(enable = "avx2")]
-unsafe fn second256(w: *const u8) -> __m256 {
-    // SAFETY: as above.
-    let words = unsafe { _mm256_loadu_si256(w.cast()) };
-    _mm256_castsi256_ps(_mm256_and_si256(words, _mm256_set1_epi32(0xFFFF_0000u32.cast_signed())))
-}
+numbers!(
+    load256,
+    multiply256,
+    "avx2,fma",
+    __m256,
+    |w: *const u8| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_loadu_si256(w.cast()))),
+    |w: *const u8| {
+        let high = _mm256_set1_epi32(0xFFFF_0000u32.cast_signed());
+        _mm256_castsi256_ps(_mm256_and_si256(_mm256_loadu_si256(w.cast()), high))
+    },
+    |w, x, sum| _mm256_fmadd_ps(w, _mm256_set1_ps(x), sum)
+);
+#[cfg(target_arch = "aarch64")]
+numbers!(
+    load128,
+    multiply128,
+    "neon",
+    float32x4_t,
+    |w: *const u8| vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_u8(vld1q_u8(w)))),
+    |w: *const u8| {
+        let words = vreinterpretq_u32_u8(vld1q_u8(w));
+        vreinterpretq_f32_u32(vandq_u32(words, vdupq_n_u32(0xFFFF_0000)))
+    },
+    |w, x, sum| vfmaq_n_f32(sum, w, x)
+);
 
 #[cfg(target_arch = "aarch64")]
 #[inline]
 #[target_feature(enable = "neon")]
 fn zero128() -> float32x4_t {
     vdupq_n_f32(0.0)
-}
-
-#[cfg(target_arch = "aarch64")]
-#[inline]
-#[target_feature(enable = "neon")]
-fn fma128(a: float32x4_t, b: float32x4_t, sum: float32x4_t) -> float32x4_t {
-    vfmaq_f32(sum, a, b)
-}
-
-#[cfg(target_arch = "aarch64")]
-#[inline]
-#[target_feature(enable = "neon")]
-unsafe fn first128(w: *const u8) -> float32x4_t {
-    // SAFETY: 16 bytes, the callers' promise.
-    let words = unsafe { vreinterpretq_u32_u8(vld1q_u8(w)) };
-    vreinterpretq_f32_u32(vshlq_n_u32::<16>(words))
-}
-
-#[cfg(target_arch = "aarch64")]
-#[inline]
-#[target_feature(enable = "neon")]
-unsafe fn second128(w: *const u8) -> float32x4_t {
-    // SAFETY: as above.
-    let words = unsafe { vreinterpretq_u32_u8(vld1q_u8(w)) };
-    vreinterpretq_f32_u32(vandq_u32(words, vdupq_n_u32(0xFFFF_0000)))
 }
